@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Train on a Slurm cluster: one process for each GPU, which find each other through Slurm. Set the numbers to the cluster's.
+# Usage: sbatch launch/slurm.sh CONFIG WORKDIR [--config.key=value ...]     WORKDIR on a file system that all nodes share
+# 5 minutes before its time is up the job gets SIGTERM, saves and ends; the same command again continues.
+#SBATCH --job-name=pfcn
+#SBATCH --nodes=2
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
+set -euo pipefail
+usage="usage: sbatch launch/slurm.sh CONFIG WORKDIR [--config.key=value ...]"
+config="${1:?$usage}" workdir="${2:?$usage}"
+cd "${SLURM_SUBMIT_DIR:-.}"
+srun python -m pfcn_jax.main --distributed --config "$config" --workdir "$workdir" "${@:3}"

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Train on a TPU VM: makes it, installs the committed state of this checkout on it, trains. The same command again continues.
+# Usage: launch/tpu_vm.sh NAME ZONE TYPE SHARE CONFIG RUN [--config.key=value ...]     needs gcloud with a project
+#   as   launch/tpu_vm.sh pfcn us-east5-b v6e-8 10.0.0.2:/share configs/panoptic_fcn_r50.py r50 --config.data.root=share/coco
+# SHARE is a file server (NFS, as Filestore), there as the folder share/: data and runs outlive the machine; RUN is a folder
+# on it. RUNTIME in the environment is the software version that goes with TYPE. The training outlives the connection.
+set -euo pipefail
+usage="usage: launch/tpu_vm.sh NAME ZONE TYPE SHARE CONFIG RUN [--config.key=value ...]"
+name="${1:?$usage}" zone="${2:?$usage}" type="${3:?$usage}" share="${4:?$usage}" config="${5:?$usage}" run="${6:?$usage}"
+cd "$(dirname "$0")/.."
+tpu() { gcloud compute tpus tpu-vm "$@" --zone="$zone"; }
+tpu describe "$name" > /dev/null 2>&1 ||
+  tpu create "$name" --accelerator-type="$type" --version="${RUNTIME:-v2-alpha-tpuv6e}"
+packed="$(mktemp -d)/pfcn.tar"
+git archive --output="$packed" HEAD
+tpu scp "$packed" "$name:pfcn.tar" --worker=all
+flags="$(printf '%q ' --config "$config" --workdir "share/$run" "${@:7}")"
+tpu ssh "$name" --worker=all --command="set -eu
+mkdir -p pfcn/share && tar -xf pfcn.tar -C pfcn && cd pfcn
+sudo apt-get install -qy nfs-common > /dev/null
+mountpoint -q share || sudo mount -t nfs $share share
+python3 -m pip install -q --user uv
+python3 -m uv venv -q --allow-existing --python=3.12 .venv
+python3 -m uv pip install -q --python=.venv -r requirements.txt 'jax[tpu]==0.10.2'
+nohup .venv/bin/python -m pfcn_jax.main $flags > train.log 2>&1 &
+tail -n +1 --pid=\$! -F train.log
+wait \$!"

@@ -1,0 +1,78 @@
+"""The id codec of COCO-panoptic PNGs (id = R + 256 G + 65536 B, 8-bit RGB), a leaf module that any room may use."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+from jaxtyping import Int, Integer, UInt8
+from PIL import Image
+
+from pfcn_jax.errors import UserError
+
+MAX_ID = (1 << 24) - 1
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def rgb_to_id(rgb: UInt8[np.ndarray, "*size 3"]) -> Int[np.ndarray, "*size"]:
+    """The int32 ids of a picture's colours: R + 256 G + 65536 B."""
+    rgb = np.asarray(rgb)
+    if rgb.dtype != np.uint8 or rgb.ndim < 1 or rgb.shape[-1] != 3:
+        raise ValueError(f"rgb_to_id: expected uint8 [..., 3], got {rgb.dtype} {list(rgb.shape)}")
+    ids = rgb[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids <<= 8
+        ids |= rgb[..., channel]
+    return ids
+
+
+def id_to_rgb(ids: Integer[np.ndarray, "*size"]) -> UInt8[np.ndarray, "*size 3"]:
+    """The colours of ids in 0..2^24 - 1; any other id is a ValueError."""
+    ids = np.asarray(ids)
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"id_to_rgb: expected integer ids, got {ids.dtype}")
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) > MAX_ID):
+        raise ValueError(f"id_to_rgb: ids {int(ids.min())}..{int(ids.max())} do not fit 0..{MAX_ID}")
+    rgb = np.empty((*ids.shape, 3), np.uint8)
+    for channel, shift in enumerate((0, 8, 16)):
+        rgb[..., channel] = (ids >> shift) & 255
+    return rgb
+
+
+def read_id_png(path: str | os.PathLike[str]) -> Int[np.ndarray, "H W"]:
+    """The id map int32 `[H, W]` in a PNG.
+
+    Raises:
+      FileNotFoundError: no such file.
+      UserError: not a PNG, damaged or cut short, or not 8-bit RGB (a palette, grey, alpha or 16-bit picture would be
+        read as other ids without a word). The message names the file.
+    """
+    data = pathlib.Path(path).read_bytes()
+    if not data.startswith(_SIGNATURE) or len(data) < 33 or data[12:16] != b"IHDR":
+        raise UserError(f"{path}: not a PNG file")
+    depth, color = data[24], data[25]
+    if (depth, color) != (8, 2):
+        kind = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGB + alpha"}.get(
+            color, f"colour type {color}"
+        )
+        raise UserError(f"{path}: a PNG of ids must be 8-bit RGB, this is {depth}-bit {kind}")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            rgb = np.asarray(image)
+    except _DECODE_ERRORS as error:
+        raise UserError(f"{path}: broken PNG: {error}") from error
+    return rgb_to_id(rgb)
+
+
+def write_id_png(path: str | os.PathLike[str], ids: Integer[np.ndarray, "H W"]) -> None:
+    """Writes an id map `[H, W]` with ids in 0..2^24 - 1 (0 = void) as an 8-bit RGB PNG; the folder must exist."""
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or ids.size == 0:
+        raise ValueError(f"{path}: an id map has shape [H, W] with H, W > 0, got {list(ids.shape)}")
+    Image.fromarray(id_to_rgb(ids)).save(path, format="PNG")

@@ -1,0 +1,1 @@
+"""numpy only: files -> Example -> Batch."""

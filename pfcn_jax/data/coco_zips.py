@@ -1,0 +1,68 @@
+"""COCO's zip files as they are downloaded, read in place: nothing is unpacked to disk.
+
+<root>/<split>.zip                                pictures, as <split>/*.jpg
+<root>/panoptic_annotations_*.zip                 annotations/panoptic_<split>.json and, as a zip inside,
+                                                  annotations/panoptic_<split>.zip with panoptic_<split>/*.png
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import zipfile
+
+from pfcn_jax.data.coco import PanopticFiles, parse_index
+from pfcn_jax.data.sources import DataError
+
+
+class CocoZips(PanopticFiles):
+    """A split inside COCO's zip files. Meant to be read once, in order, by one process (preparing other formats)."""
+
+    def __init__(self, root: str | os.PathLike[str], split: str):
+        """Opens the zips; the zip of panoptic PNGs is held in memory (COCO train: 800 MB).
+
+        Raises:
+          DataError: a zip or the JSON in it is missing or broken.
+        """
+        base = pathlib.Path(root)
+        self.split = split
+        self.pictures = _open_zip(base / f"{split}.zip")
+        candidates = sorted(base.glob("panoptic_annotations*.zip"))
+        if not candidates:
+            raise DataError(
+                f"{base}: no panoptic_annotations*.zip (found {', '.join(sorted(p.name for p in base.glob('*.zip')))})"
+            )
+        inner = f"annotations/panoptic_{split}"
+        for candidate in candidates:
+            with _open_zip(candidate) as annotations:
+                if f"{inner}.json" not in annotations.namelist():
+                    continue
+                self.index = parse_index(annotations.read(f"{inner}.json"), f"{candidate}:{inner}.json")
+                if f"{inner}.zip" not in annotations.namelist():
+                    raise DataError(f"{candidate}: has {inner}.json but no {inner}.zip")
+                self.labels = zipfile.ZipFile(io.BytesIO(annotations.read(f"{inner}.zip")))
+                return
+        raise DataError(f"{base}: no {inner}.json in {', '.join(candidate.name for candidate in candidates)}")
+
+    def picture_name(self, index: int) -> str:
+        return f"{self.split}/{self.index.file_names[index]}"
+
+    def label_name(self, index: int) -> str:
+        return f"panoptic_{self.split}/{self.index.label_names[index]}"
+
+    def read(self, name: str) -> bytes:
+        archive = self.labels if name.startswith("panoptic_") else self.pictures
+        try:
+            return archive.read(name)
+        except zipfile.BadZipFile as error:
+            raise OSError(str(error)) from error
+
+
+def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{path}: broken zip ({error})") from error

@@ -1,0 +1,144 @@
+"""Bytes of a JPEG or PNG -> arrays, and the checks that a decoder leaves out.
+
+OpenCV decodes 8-bit colour and grey pictures, bit-equal to Pillow and faster; anything else (CMYK, palettes, alpha)
+and anything suspicious goes through Pillow, which is stricter: OpenCV returns the upper half of a truncated JPEG
+without a word. Data sets are read with EXIF orientation ignored on purpose: COCO's labels belong to the pixels as they
+are stored. People's own photos are turned upright (`upright=True`).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+
+import cv2
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from pfcn_jax.codec import MAX_ID, rgb_to_id
+from pfcn_jax.data.sources import DataError
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_RGB_8BIT = (8, 2)  # bit depth and colour type in a PNG's header
+_GREY, _PALETTE = 0, 3  # colour types
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture file as RGB; grey, CMYK and palette pictures are converted, alpha is dropped.
+
+    Args:
+      upright: turn the picture as its EXIF orientation says.
+
+    Raises:
+      DataError: not a picture, truncated or damaged, or of more than 8 bits a channel; names `name`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:  # reads the header only
+            mode, kind = picture.mode, picture.format
+            orientation = read_orientation(picture) if upright else 1
+            if mode in ("RGB", "L") and _is_complete(data, kind):
+                decoded = cv2.imdecode(
+                    np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+                )
+                if decoded is not None and decoded.shape[:2] == (picture.height, picture.width):
+                    return turn(decoded, orientation)
+            if mode.startswith(("I", "F")):
+                raise DataError(
+                    f"{name}: a picture of mode {mode} (more than 8 bits a channel); convert it to 8 bits",
+                    kind="picture-format",
+                )
+            return turn(np.array(picture.convert("RGB")), orientation)
+    except DataError:
+        raise
+    except _BROKEN as error:
+        raise DataError(f"{name}: broken picture ({error})", kind="picture-unreadable") from error
+
+
+def read_orientation(picture: Image.Image) -> int:
+    """The EXIF orientation 1..8; 1, as it is stored, if there is none or it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged EXIF data say nothing about the picture
+            value = picture.getexif().get(_ORIENTATION, 1)
+    except (*_BROKEN, struct.error, KeyError, TypeError):
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def turn(image: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """The picture upright; `orientation` as in EXIF: 2, 4 mirrored, 3 upside down, 5..8 on their side."""
+    if orientation == 1:
+        return image
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def decode_ids(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
+    """A COCO-panoptic PNG as segment ids, R + 256 G + 65536 B.
+
+    Raises:
+      DataError: not an 8-bit RGB PNG (any other kind would be read as other ids), truncated or damaged; names `name`.
+    """
+    if not data.startswith(_PNG_SIGNATURE) or len(data) < 26:
+        raise DataError(f"{name}: not a PNG file", kind="label-unreadable")
+    if (data[24], data[25]) != _RGB_8BIT:
+        raise DataError(
+            f"{name}: a panoptic PNG must be 8-bit RGB, this has bit depth {data[24]}, colour type {data[25]}",
+            kind="label-format",
+        )
+    if _is_complete(data, "PNG"):
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if decoded is not None:
+            with_alpha = cv2.cvtColor(decoded, cv2.COLOR_RGB2RGBA)  # four bytes a pixel, read as one number
+            ids = with_alpha.view("<i4")[:, :, 0]
+            ids &= MAX_ID  # the alpha is 255 everywhere
+            return ids
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            return rgb_to_id(np.asarray(picture))
+    except _BROKEN as error:
+        raise DataError(f"{name}: broken PNG ({error})", kind="label-unreadable") from error
+
+
+def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
+    """A PNG with one value a pixel as int32: grey of 8 or 16 bits, or the indices of a palette.
+
+    Raises:
+      DataError: not such a PNG, truncated or damaged; names `name`.
+    """
+    if not data.startswith(_PNG_SIGNATURE) or len(data) < 26:
+        raise DataError(f"{name}: not a PNG file", kind="label-unreadable")
+    depth, color = data[24], data[25]
+    if color not in (_GREY, _PALETTE):
+        raise DataError(
+            f"{name}: expected a PNG of one value a pixel (grey or palette), this has bit depth {depth}, colour type "
+            f"{color}",
+            kind="label-format",
+        )
+    if color == _GREY and depth >= 8 and _is_complete(data, "PNG"):
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if decoded is not None:
+            return decoded.astype(np.int32)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            return np.asarray(picture).astype(np.int32)
+    except _BROKEN as error:
+        raise DataError(f"{name}: broken PNG ({error})", kind="label-unreadable") from error
+
+
+def _is_complete(data: bytes, kind: str | None) -> bool:
+    """Whether the file has its end marker; a few bytes of padding may follow it."""
+    if kind == "JPEG":
+        return data.rfind(b"\xff\xd9", max(0, len(data) - 64)) >= 0
+    if kind == "PNG":
+        return data.rfind(b"IEND", max(0, len(data) - 64)) >= 0
+    return False

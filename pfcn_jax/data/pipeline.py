@@ -1,0 +1,308 @@
+"""Example -> Batch: loading, shuffling, canvases, sharding over hosts, worker processes and a resumable position.
+
+`BatchPlan` says which pictures form batch t; `BatchLoader` turns t into arrays, reading only this host's rows; Grain
+runs the loader in threads or worker processes. Everything random is drawn from (seed, batch, row), so the batches do
+not depend on the number of hosts, workers or threads, and the position is a single number.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Int, UInt8
+
+from pfcn_jax.data.augment import Recipe
+from pfcn_jax.data.buffers import BufferPool, keep_freed_memory
+from pfcn_jax.data.plan import FILLER, BatchPlan, Size
+from pfcn_jax.data.sources import DataError, Example, Source
+from pfcn_jax.data.transforms import Canvas, Sample, copy_padded, limit_segments, to_sample
+from pfcn_jax.types import Batch, SegmentTable
+
+Arrays = dict[str, np.ndarray]
+_SHARED_BYTES = 1 << 16
+
+
+def empty_arrays(
+    rows: int, canvas: Size, max_segments: int, memory: UInt8[np.ndarray, " bytes"] | None = None
+) -> Arrays:
+    """A batch of filler pictures: black, void, size 1 x 1, image id -1, not valid.
+
+    Args:
+      memory: at least `canvas_bytes` to lay the canvases in. It is not cleared: every row must then be filled by
+        `place` or by `place_filler`.
+    """
+    height, width = canvas
+    map_bytes = rows * height * width * 4
+    if memory is None:
+        memory = np.zeros(canvas_bytes(rows, canvas), np.uint8)
+    return {
+        "segment_map": memory[:map_bytes].view(np.int32).reshape(rows, height, width),
+        "image": memory[map_bytes : canvas_bytes(rows, canvas)].reshape(rows, height, width, 3),
+        "class_id": np.zeros((rows, max_segments), np.int32),
+        "is_thing": np.zeros((rows, max_segments), bool),
+        "is_crowd": np.zeros((rows, max_segments), bool),
+        "box": np.zeros((rows, max_segments, 4), np.float32),
+        "segment_valid": np.zeros((rows, max_segments), bool),
+        "size": np.ones((rows, 2), np.int32),
+        "original_size": np.ones((rows, 2), np.int32),
+        "image_id": np.full(rows, FILLER, np.int32),
+        "valid": np.zeros(rows, bool),
+        "dropped_segments": np.zeros(rows, np.int32),
+    }
+
+
+def canvas_bytes(rows: int, canvas: Size) -> int:
+    """Memory of the pictures and segment maps of a batch."""
+    return rows * canvas[0] * canvas[1] * 7
+
+
+def place(arrays: Arrays, row: int, sample: Sample, image_id: int, is_thing: Bool[np.ndarray, " classes"]) -> None:
+    """Writes a sample into row `row`: picture and map top-left on the canvas, segments into the first slots.
+
+    More segments than slots: the largest ones stay and the others are counted in `dropped_segments`.
+    """
+    sample, dropped = limit_segments(sample, arrays["class_id"].shape[1])
+    count = len(sample.class_id)
+    copy_padded(arrays["image"][row], sample.image)
+    copy_padded(arrays["segment_map"][row], sample.segment_map)
+    arrays["class_id"][row, :count] = sample.class_id
+    arrays["is_thing"][row, :count] = is_thing[sample.class_id]
+    arrays["is_crowd"][row, :count] = sample.is_crowd
+    arrays["box"][row, :count] = sample.box
+    arrays["segment_valid"][row, :count] = True
+    arrays["size"][row] = sample.size
+    arrays["original_size"][row] = sample.original_size
+    arrays["image_id"][row] = image_id
+    arrays["valid"][row] = True
+    arrays["dropped_segments"][row] = dropped
+
+
+def place_filler(arrays: Arrays, row: int) -> None:
+    """Makes row `row` black and void."""
+    arrays["image"][row] = 0
+    arrays["segment_map"][row] = 0
+
+
+def to_batch(arrays: Mapping[str, Any]) -> Batch:
+    """The struct that travels to the device (still NumPy arrays)."""
+    table = SegmentTable(
+        class_id=arrays["class_id"],
+        is_thing=arrays["is_thing"],
+        is_crowd=arrays["is_crowd"],
+        box=arrays["box"],
+        valid=arrays["segment_valid"],
+    )
+    names = ("image", "segment_map", "size", "original_size", "image_id", "valid", "dropped_segments")
+    return Batch(segments=table, **{name: arrays[name] for name in names})
+
+
+class BatchLoader:
+    """Batch number -> the arrays of this host's rows. Picklable; may be called from several threads."""
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: Recipe,
+        plan: BatchPlan,
+        *,
+        max_segments: int,
+        rows: slice,
+        max_broken: int = 0,
+    ):
+        self.source, self.recipe, self.plan = source, recipe, plan
+        self.max_segments, self.rows, self.max_broken = max_segments, rows, max_broken
+        self._is_thing = np.array(source.classes.is_thing, bool)
+        self._broken: set[int] = set()
+        own_rows = rows.stop - rows.start
+        self._memory = BufferPool(max(canvas_bytes(own_rows, canvas) for canvas in plan.canvases))
+        self._lock = threading.Lock()
+        keep_freed_memory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+        keep_freed_memory()
+        cv2.setNumThreads(1)  # this is a worker process: Grain runs several loaders, OpenCV should not multiply them
+
+    def __call__(self, number: int) -> Arrays:
+        planned = self.plan[int(number)]
+        examples = planned.examples[self.rows]
+        arrays = empty_arrays(len(examples), planned.canvas, self.max_segments, self._memory.take())
+        for row, index in enumerate(examples.tolist()):
+            if index == FILLER:
+                place_filler(arrays, row)
+                continue
+            example, index = self._read(index)
+            key = [self.plan.seed, 3, planned.number, self.rows.start + row]
+            canvas = Canvas(arrays["image"][row], arrays["segment_map"][row])
+            sample = self.recipe(to_sample(example, canvas), np.random.Generator(np.random.PCG64(key)))
+            place(arrays, row, sample, index, self._is_thing)
+        return arrays
+
+    def _read(self, index: int) -> tuple[Example, int]:
+        """Example `index`, or, where broken ones are tolerated, the next of the same canvas that can be read."""
+        while True:
+            try:
+                return self.source[index], index
+            except DataError as error:
+                with self._lock:
+                    self._broken.add(index)
+                    broken = len(self._broken)
+                if self.max_broken == 0:
+                    raise
+                if broken > self.max_broken:
+                    raise DataError(f"more than {self.max_broken} broken examples, the last: {error}") from error
+                warnings.warn(f"skipped a broken example: {error}", RuntimeWarning, stacklevel=2)
+                group = self.plan.groups[int(self.plan.canvas_of[index])]
+                index = int(group[(np.searchsorted(group, index) + 1) % len(group)])
+
+
+class Pipeline:
+    """Batches of a source. Iterate over it; every iterator starts at batch 0 unless its state is set.
+
+    Attributes:
+      plan: the `BatchPlan`; `plan.epoch_of(t)` is the epoch of batch t, `plan.num_batches` the length of an evaluation.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: Recipe,
+        *,
+        batch_size: int,
+        canvases: Sequence[Size],
+        max_segments: int,
+        shuffle: bool,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        workers: int = 0,
+        threads: int = 2,
+        buffered_batches: int = 4,
+        max_broken: int = 0,
+    ):
+        """Plans the batches; nothing is read yet.
+
+        Args:
+          source: the dataset.
+          recipe: what happens to each picture (`augment`).
+          batch_size: over all hosts; a multiple of `process_count`.
+          canvases: the (height, width) that batches may have; each costs one compilation.
+          max_segments: slots of the segment table; of more segments the largest stay.
+          shuffle: True for training (infinite, a new order each epoch), False for one pass in order.
+          seed: of order and augmentation.
+          process_index, process_count: this host among all; host p gets rows p B/P .. (p + 1) B/P - 1 of each batch.
+          workers: processes that load; 0 loads in this process, in `threads` threads.
+          threads: in this process, or in each worker.
+          buffered_batches: how many batches are loaded ahead (by each worker).
+          max_broken: training only: this many unreadable examples (in each process that loads) are skipped with a
+            warning, each replaced by its neighbour; one more is an error. 0: the first one is.
+
+        Raises:
+          DataError: a picture fits on no canvas.
+          ValueError: numbers that do not go together.
+        """
+        if batch_size % process_count or not 0 <= process_index < process_count:
+            raise ValueError(f"batch size {batch_size} on process {process_index} of {process_count} does not divide")
+        if max_segments < 1:
+            raise ValueError(f"max_segments {max_segments}: at least 1")
+        if max_broken and not shuffle:
+            raise ValueError("an evaluation cannot skip broken examples: its result would not be comparable")
+        self.plan = BatchPlan(
+            source.sizes(), recipe.largest_size, canvases=canvases, batch_size=batch_size, shuffle=shuffle, seed=seed
+        )
+        rows = batch_size // process_count
+        own = slice(process_index * rows, (process_index + 1) * rows)
+        self.loader = BatchLoader(source, recipe, self.plan, max_segments=max_segments, rows=own, max_broken=max_broken)
+        self.workers, self.threads, self.buffered_batches = workers, threads, buffered_batches
+
+    def __len__(self) -> int:
+        """Batches of one pass; a training pipeline has no length."""
+        if self.plan.shuffle:
+            raise TypeError("a training pipeline is infinite")
+        return self.plan.num_batches
+
+    def __iter__(self) -> BatchIterator:
+        return BatchIterator(self)
+
+    def arrays_from(self, start: int) -> Iterator[Arrays]:
+        """Grain's iterator over the batches start, start + 1, ..."""
+        stop = sys.maxsize if self.plan.shuffle else self.plan.num_batches
+        threads = max(self.threads, 1)
+        buffered = max(self.buffered_batches, threads)
+        dataset = grain.MapDataset.range(start, stop).map(self.loader)
+        iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain hands the flags to its workers; a library call has parsed none
+            # The canvases travel in shared memory; the small arrays are cheaper in the message itself.
+            sharing = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+            iterable = grain.experimental.WithOptionsIterDataset(iterable, sharing)
+            options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1)
+            iterable = iterable.mp_prefetch(options)
+        return iter(iterable)
+
+
+class BatchIterator(Iterator[Batch]):
+    """Batches in order, with a position that can be saved: `set_state(get_state())` continues with the same batches,
+    on any number of hosts, workers and threads."""
+
+    def __init__(self, pipeline: Pipeline):
+        self.pipeline = pipeline
+        self._next = 0
+        self._arrays: Any = None
+
+    def __next__(self) -> Batch:
+        if self._arrays is None:
+            if not self.pipeline.plan.shuffle and self._next >= self.pipeline.plan.num_batches:
+                raise StopIteration
+            self._arrays = self.pipeline.arrays_from(self._next)
+        batch = to_batch(next(self._arrays))
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The position: small and JSON-able."""
+        return {"batch": self._next, "plan": self.pipeline.plan.fingerprint()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Moves to a saved position.
+
+        Raises:
+          ValueError: the state belongs to other data, canvases, batch size or seed: its number means another batch.
+        """
+        if state["plan"] != self.pipeline.plan.fingerprint():
+            raise ValueError(
+                "the saved position belongs to another plan: the pictures, the canvases, the batch size or the seed "
+                "have changed; start the data anew, or restore the settings"
+            )
+        self.close()
+        self._next = int(state["batch"])
+
+    def close(self) -> None:
+        """Ends threads and worker processes; the next batch starts them again."""
+        if self._arrays is not None and hasattr(self._arrays, "close"):
+            self._arrays.close()
+        self._arrays = None
+
+    def __enter__(self) -> BatchIterator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def count_dropped(batch: Batch) -> Int[np.ndarray, ""]:
+    """Segments of a batch that found no slot."""
+    return np.sum(np.asarray(batch.dropped_segments))

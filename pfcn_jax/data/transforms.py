@@ -1,0 +1,343 @@
+"""Resize, flip, crop and pad: picture, segment map and boxes together.
+
+Every function takes a `Sample` and returns a new one. The picture path is the original implementation's to the bit:
+the size rule with its rounding, Pillow's antialiased bilinear resize of the 8-bit picture, Pillow's nearest for
+labels, and boxes that are scaled (not measured again) when the picture is resized. Only a crop measures boxes anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int32, UInt8
+from PIL import Image
+
+from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
+from pfcn_jax.data.sources import Example
+
+Size = tuple[int, int]  # (height, width)
+RESIZE_METHODS = ("pillow", "opencv")
+
+
+_WINDOW_COST = 8  # Pillow's time for a pixel of a window in OpenCV's for a pixel of the whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A rectangle inside a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def bottom(self) -> int:
+        return self.top + self.height
+
+    @property
+    def right(self) -> int:
+        return self.left + self.width
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """Memory for a picture and its map."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    segment_map: Int32[np.ndarray, "H W"]
+
+    def corner(self, size: Size) -> tuple[UInt8[np.ndarray, "h w 3"] | None, Int32[np.ndarray, "h w"] | None]:
+        """The part at the top left, where a picture of `size` belongs; None if it does not fit."""
+        height, width = size
+        if height > self.image.shape[0] or width > self.image.shape[1]:
+            return None, None
+        return self.image[:height, :width], self.segment_map[:height, :width]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """An example on its way to the canvas. Rows may have lost all their pixels (`drop_empty` removes them) unless
+    `complete` says that none has: whoever takes pixels away sets it to False. `canvas` is memory that the first
+    `resize` may write to, so that its result is where it belongs already."""
+
+    image: UInt8[np.ndarray, "h w 3"]  # RGB
+    segment_map: Int[np.ndarray, "h w"]  # 0 = void, i = row i - 1
+    class_id: Int[np.ndarray, " n"]
+    is_crowd: Bool[np.ndarray, " n"]
+    box: Float[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels, exclusive ends
+    original_size: Size
+    complete: bool = False
+    canvas: Canvas | None = None
+
+    @property
+    def size(self) -> Size:
+        height, width = self.segment_map.shape
+        return height, width
+
+
+def to_sample(example: Example, canvas: Canvas | None = None) -> Sample:
+    """An example with the tight boxes of its segments, on its way to `canvas`."""
+    height, width = example.segment_map.shape
+    box = example.box
+    if box is None:
+        box = tight_boxes(find_runs(example.segment_map), len(example.class_id))
+    return Sample(
+        image=example.image,
+        segment_map=example.segment_map,
+        class_id=example.class_id,
+        is_crowd=example.is_crowd,
+        box=box,
+        original_size=(height, width),
+        complete=True,
+        canvas=canvas,
+    )
+
+
+def resized_size(size: Size, short_side: int, max_long_side: int) -> Size:
+    """The size rule: the short side becomes `short_side` unless the long one would exceed `max_long_side`.
+
+    Both sides are rounded half up; the long side is limited before rounding, as the original does.
+    """
+    height, width = size
+    scale = short_side / min(height, width)
+    new_height, new_width = (
+        (float(short_side), scale * width) if height < width else (scale * height, float(short_side))
+    )
+    longest = max(new_height, new_width)
+    if longest > max_long_side:
+        shrink = max_long_side / longest
+        new_height, new_width = new_height * shrink, new_width * shrink
+    return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
+
+
+@functools.lru_cache(maxsize=1024)
+def nearest_index(in_length: int, out_length: int) -> Int[np.ndarray, " out_length"]:
+    """Which input Pillow's nearest resize reads for each output along one axis.
+
+    Pillow adds the step to the position once per pixel in float64; the same sum here keeps the same rounding.
+    """
+    step = in_length / out_length
+    position = np.full(out_length, step)
+    position[0] = step * 0.5
+    return np.minimum(np.add.accumulate(position).astype(np.intp), in_length - 1)
+
+
+def resize_image(
+    image: UInt8[np.ndarray, "h w 3"],
+    size: Size,
+    *,
+    method: str = "pillow",
+    window: Window | None = None,
+    out: UInt8[np.ndarray, "H W 3"] | None = None,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The 8-bit picture at `size`, or a window of it.
+
+    Args:
+      method: `pillow` is exact. `opencv` is several times faster where nothing shrinks and differs there by at most
+        one grey level; where a side shrinks it is the same as `pillow` (OpenCV has no such antialiasing).
+      window: with `opencv`, a small window of a large result is computed alone, within one grey level, too.
+      out: memory that the result may be written to, without a window.
+    """
+    if method not in RESIZE_METHODS:
+        raise ValueError(f"unknown resize method {method!r}; known: {', '.join(RESIZE_METHODS)}")
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image if window is None else image[window.slices]
+    if method == "opencv" and window is not None and window.height * window.width * _WINDOW_COST < height * width:
+        # Pillow rounds the corners of the window to float32: not exact, so never for `pillow`.
+        down, right = image.shape[0] / height, image.shape[1] / width
+        corners = (window.left * right, window.top * down, window.right * right, window.bottom * down)
+        box = tuple(min(corner, side) for corner, side in zip(corners, (image.shape[1], image.shape[0]) * 2))
+        picture = Image.fromarray(image).resize((window.width, window.height), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(picture)
+    if method == "opencv" and height >= image.shape[0] and width >= image.shape[1]:
+        resized = cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+    else:
+        # Columns first, then rows: Pillow 13 chooses the order by the sizes and rounds in between, earlier ones do not.
+        wide = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
+        resized = np.asarray(wide.resize((width, height), Image.Resampling.BILINEAR))
+    return resized if window is None else resized[window.slices]
+
+
+@functools.lru_cache(maxsize=4096)
+def _opencv_reads_the_same(in_length: int, out_length: int) -> bool:
+    """Whether OpenCV's exact nearest neighbour reads along one axis what `nearest_index` says."""
+    line = np.arange(in_length, dtype=np.int32)[None, :]
+    read = cv2.resize(line, (out_length, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0]
+    return bool((read == nearest_index(in_length, out_length)).all())
+
+
+def resize_labels(
+    labels: Int[np.ndarray, "h w"],
+    size: Size,
+    *,
+    window: Window | None = None,
+    out: Int32[np.ndarray, "H W"] | None = None,
+) -> Int[np.ndarray, "H W"]:
+    """A label map at `size` by nearest neighbour, equal to Pillow's, or a window of it.
+
+    Args:
+      out: memory that the result may be written to, without a window.
+    """
+    (height, width), (new_height, new_width) = labels.shape, size
+    if (height, width) == (new_height, new_width):
+        return labels if window is None else labels[window.slices]
+    if (
+        window is None
+        and labels.dtype == np.int32
+        and _opencv_reads_the_same(height, new_height)
+        and _opencv_reads_the_same(width, new_width)
+    ):
+        return cv2.resize(labels, (new_width, new_height), dst=out, interpolation=cv2.INTER_NEAREST_EXACT)
+    rows, columns = nearest_index(height, new_height), nearest_index(width, new_width)
+    if window is not None:
+        rows, columns = rows[window.slices[0]], columns[window.slices[1]]
+    return labels.take(columns, axis=1).take(rows, axis=0)
+
+
+def resize(sample: Sample, size: Size, *, method: str = "pillow") -> Sample:
+    """The sample at `size`; boxes are scaled by the two ratios."""
+    image_memory, map_memory = (None, None) if sample.canvas is None else sample.canvas.corner(size)
+    return dataclasses.replace(
+        sample,
+        image=resize_image(sample.image, size, method=method, out=image_memory),
+        segment_map=resize_labels(sample.segment_map, size, out=map_memory),
+        box=_scaled_boxes(sample, size),
+        canvas=None,  # a second resize must not write where it reads
+        # Enlarging repeats rows and columns, but loses none.
+        complete=sample.complete and size[0] >= sample.size[0] and size[1] >= sample.size[1],
+    )
+
+
+def _scaled_boxes(sample: Sample, size: Size) -> Float[np.ndarray, "n 4"]:
+    ratio = np.array([size[1] / sample.size[1], size[0] / sample.size[0]] * 2)
+    return sample.box * ratio[None, :]
+
+
+def flip(sample: Sample) -> Sample:
+    """Left and right exchanged; picture and map are views (`copy_into` copies such views fast)."""
+    width = sample.size[1]
+    x0, y0, x1, y1 = sample.box.T
+    return dataclasses.replace(
+        sample,
+        image=sample.image[:, ::-1],
+        segment_map=sample.segment_map[:, ::-1],
+        box=np.stack([width - x1, y0, width - x0, y1], axis=1),
+    )
+
+
+def copy_into(target: np.ndarray, values: np.ndarray) -> None:
+    """`target[...] = values` for `[h, w, ...]`, also if `values` is (a mirrored view of) `target` itself. NumPy is slow
+    where columns run backwards, as after `flip`."""
+    if values.strides[1] < 0 and values.dtype == target.dtype:
+        cv2.flip(values[:, ::-1], 1, dst=target)
+    elif not _is_same_memory(target, values):
+        target[...] = values
+
+
+def _is_same_memory(one: np.ndarray, other: np.ndarray) -> bool:
+    mine, theirs = one.__array_interface__, other.__array_interface__
+    return all(mine[key] == theirs[key] for key in ("data", "shape", "typestr", "strides"))
+
+
+def copy_padded(canvas: np.ndarray, values: np.ndarray) -> None:
+    """Fills a canvas `[H, W, ...]`: `values` `[h, w, ...]` top-left, zeros elsewhere."""
+    height, width = values.shape[:2]
+    copy_into(canvas[:height, :width], values)
+    canvas[:height, width:] = 0
+    canvas[height:] = 0
+
+
+def crop(sample: Sample, top: int, left: int, size: Size) -> Sample:
+    """The window of `size` whose corner is (top, left), clipped to the picture; boxes are measured in the window."""
+    height, width = sample.size
+    rows = slice(max(top, 0), min(top + size[0], height))
+    columns = slice(max(left, 0), min(left + size[1], width))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        raise ValueError(f"window at ({top}, {left}) of size {size} is outside the picture of size {sample.size}")
+    return _cut(sample, sample.image[rows, columns], sample.segment_map[rows, columns])
+
+
+def _cut(sample: Sample, image: np.ndarray, segment_map: np.ndarray) -> Sample:
+    box = tight_boxes(find_runs(segment_map), len(sample.class_id))
+    return dataclasses.replace(sample, image=image, segment_map=segment_map, box=box, complete=False)
+
+
+def random_window(
+    sample: Sample,
+    resized: Size,
+    size: Size,
+    rng: np.random.Generator,
+    *,
+    is_thing: Bool[np.ndarray, " classes"] | None = None,
+) -> Window:
+    """A window of `size` (or less, where the picture is smaller) anywhere in the sample as it will be once `resized`.
+
+    With `is_thing` (by class id), the window contains the box center of an instance drawn at random, if there is one:
+    the rule of the paper's Cityscapes and Mapillary Vistas runs.
+    """
+    limit = np.maximum(np.array(resized) - np.array(size), 0)
+    low, high = np.zeros(2, np.int64), limit
+    if is_thing is not None:
+        box = _scaled_boxes(sample, resized)
+        instances = np.flatnonzero(is_thing[sample.class_id] & ~sample.is_crowd & (box[:, 2] > box[:, 0]))
+        if instances.size:
+            x0, y0, x1, y1 = box[rng.choice(instances)]
+            center = np.array([(y0 + y1) / 2, (x0 + x1) / 2])
+            low = np.clip(np.floor(center).astype(np.int64) - np.array(size) + 1, 0, limit)
+            high = np.clip(np.floor(center).astype(np.int64), 0, limit)
+    top, left = (int(rng.integers(low[axis], high[axis] + 1)) for axis in (0, 1))
+    return Window(top, left, min(size[0], resized[0]), min(size[1], resized[1]))
+
+
+def resize_and_crop(sample: Sample, size: Size, window: Window, *, method: str = "pillow") -> Sample:
+    """`crop` of `resize`, without making labels that nobody will see; boxes are measured in the window."""
+    image = resize_image(sample.image, size, method=method, window=window)
+    return _cut(sample, image, resize_labels(sample.segment_map, size, window=window))
+
+
+def drop_empty(sample: Sample) -> Sample:
+    """Without the rows that have no pixels left; the others keep their order."""
+    if sample.complete:
+        return sample
+    rows = len(sample.class_id)
+    return _keep_rows(sample, count_pixels(find_runs(sample.segment_map), rows) > 0)
+
+
+def limit_segments(sample: Sample, max_segments: int) -> tuple[Sample, int]:
+    """`drop_empty`, then at most the `max_segments` largest rows (in their order), and how many were dropped for it.
+
+    The pixels of a dropped row become void. Equal areas: the earlier row stays.
+    """
+    if sample.complete and len(sample.class_id) <= max_segments:
+        return sample, 0
+    area = count_pixels(find_runs(sample.segment_map), len(sample.class_id))
+    keep = area > 0
+    surplus = max(int(keep.sum()) - max_segments, 0)
+    if surplus:
+        keep = np.zeros_like(keep)
+        keep[np.argsort(-area, kind="stable")[:max_segments]] = True
+    return _keep_rows(sample, keep), surplus
+
+
+def _keep_rows(sample: Sample, keep: Bool[np.ndarray, " n"]) -> Sample:
+    if keep.all():
+        return dataclasses.replace(sample, complete=True)
+    new_value = np.zeros(len(keep) + 1, sample.segment_map.dtype)
+    new_value[1:][keep] = np.arange(1, int(keep.sum()) + 1)
+    return dataclasses.replace(
+        sample,
+        segment_map=new_value[sample.segment_map],
+        class_id=sample.class_id[keep],
+        is_crowd=sample.is_crowd[keep],
+        box=sample.box[keep],
+        complete=True,
+    )

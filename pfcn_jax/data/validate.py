@@ -1,0 +1,202 @@
+"""Does a data set do for training? Checks of one example and of a whole split, each kind of damage with a name."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from pfcn_jax.data.coco import PanopticFiles
+from pfcn_jax.data.lint import Declared
+from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
+from pfcn_jax.data.sources import DataError, Example, Source
+from pfcn_jax.data.transforms import Size, nearest_index
+
+ERROR, WARNING = "error", "warning"  # an error stops training or teaches wrong things
+KINDS: dict[str, tuple[str, str]] = {
+    "json-missing": (ERROR, "the panoptic JSON is not there"),
+    "json-broken": (ERROR, "a JSON cannot be parsed"),
+    "json-part-missing": (ERROR, "the JSON lacks categories, images or annotations"),
+    "category-invalid": (ERROR, "a category without id, name or isthing, or twice"),
+    "entry-incomplete": (ERROR, "an entry of the JSON lacks a key"),
+    "image-repeated": (ERROR, "an image id appears twice"),
+    "annotation-without-image": (ERROR, "an annotation belongs to no image"),
+    "category-unknown": (ERROR, "a segment has a category that is not declared"),
+    "segment-id-invalid": (ERROR, "a segment id is 0 or too large for three bytes"),
+    "segment-id-repeated": (ERROR, "a segment id appears twice in one image"),
+    "picture-missing": (ERROR, "a picture file is not there"),
+    "picture-unreadable": (ERROR, "a picture is damaged or cut short"),
+    "picture-format": (ERROR, "a picture has more than 8 bits a channel"),
+    "picture-size": (ERROR, "a picture has another size than the JSON says"),
+    "label-missing": (ERROR, "a label file is not there"),
+    "label-unreadable": (ERROR, "a label file is damaged or no PNG"),
+    "label-format": (ERROR, "a label PNG has another format than its layout asks for"),
+    "label-size": (ERROR, "labels have another size than their picture"),
+    "label-value": (ERROR, "labels hold a value that stands for no class"),
+    "id-unlisted": (ERROR, "segment ids are painted but not in the JSON"),
+    "id-unpainted": (ERROR, "segment ids are in the JSON but have no pixels"),
+    "no-canvas": (ERROR, "a picture fits on none of the configured canvases"),
+    "no-thing": (ERROR, "none of the classes is a thing; the method needs one"),
+    "splits-differ": (ERROR, "the splits have different classes"),
+    "unusable": (ERROR, "something else that stops training"),
+    "area-differs": (WARNING, "an area in the JSON is not that of the pixels"),
+    "box-differs": (WARNING, "a box in the JSON is not that of the pixels"),
+    "image-without-annotation": (WARNING, "an image has no labels; it is left out"),
+    "picture-repeated": (WARNING, "one picture stands under several image ids, or twice in a split"),
+    "picture-in-both-splits": (WARNING, "the same picture is learnt from and scored"),
+    "file-unlisted": (WARNING, "files that no JSON mentions; they are not read"),
+    "stuff-repeated": (WARNING, "a stuff class has several segments in one image; usual is one"),
+    "stuff-crowd": (WARNING, "a stuff segment is marked as a crowd"),
+    "nothing-labelled": (WARNING, "a picture without any segment"),
+    "too-many-segments": (WARNING, "more segments than data.max_segments; the smallest are dropped"),
+    "too-many-positives": (WARNING, "more (instance, level) pairs than targets.max_positives; some may not be learnt"),
+    "too-many-instances": (WARNING, "more instances than inference.max_things can find"),
+    "segment-vanishes": (WARNING, "an instance too small for 1/4 of the training size; it is not learnt"),
+    "class-empty": (WARNING, "a class without any segment in this split"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    kind: str
+    message: str
+    split: str
+
+    @property
+    def severity(self) -> str:
+        return KINDS[self.kind][0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What training will do with the pictures of a split."""
+
+    smallest: Callable[[Size], Size]  # size of a picture -> its smallest training size
+    largest: Callable[[Size], Size]  # ... and its largest, before a crop
+    on_canvas: Callable[[Size], Size]  # ... and what must fit on a canvas
+    canvases: tuple[Size, ...]
+    max_segments: int
+    max_positives: int
+    max_things: int
+    level_ranges: tuple[tuple[float, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleReport:
+    """What is in one example."""
+
+    size: Size
+    digest: bytes  # of the decoded picture
+    class_id: Int[np.ndarray, " n"]
+    is_crowd: Bool[np.ndarray, " n"]
+    area: Int[np.ndarray, " n"]
+    vanishing: Bool[np.ndarray, " n"]  # instances without a pixel at 1/4 of the smallest training size
+    instances: int
+    positives: int  # (instance, level) pairs at the largest training size
+
+
+def check_example(
+    source: Source, index: int, limits: Limits, split: str, declared: Declared | None = None
+) -> tuple[ExampleReport | None, list[Finding]]:
+    """Reads an example and says what is in it and what is wrong with it; without a report it cannot be read."""
+    findings: list[Finding] = []
+    info = source.info(index)
+    name = f"{info.file_name} (image {info.image_id})"
+    try:
+        example = source[index]
+    except DataError as error:
+        damaged = declared is not None and info.image_id in declared.damaged
+        # What the JSON lost is already reported; that its pixels are now unknown says nothing new.
+        return None, [] if damaged and error.kind == "id-unlisted" else [Finding(error.kind, str(error), split)]
+    runs = find_runs(example.segment_map)
+    area = count_pixels(runs, len(example.class_id))
+    box = tight_boxes(runs, len(example.class_id))
+    instance = np.array(source.classes.is_thing, bool)[example.class_id] & ~example.is_crowd
+    size = (example.image.shape[0], example.image.shape[1])
+    report = ExampleReport(
+        size=size,
+        digest=hashlib.blake2b(example.image.tobytes(), digest_size=16).digest(),
+        class_id=example.class_id,
+        is_crowd=example.is_crowd,
+        area=area,
+        vanishing=instance & ~visible_rows(example, limits.smallest(size)),
+        instances=int(instance.sum()),
+        positives=count_pairs(box[instance], size, limits.largest(size), limits.level_ranges),
+    )
+    if declared is not None and isinstance(source, PanopticFiles):
+        findings += _compare(source, index, declared, area, box, name, split)
+    counts = {
+        "too-many-segments": (len(area), limits.max_segments),
+        "too-many-positives": (report.positives, limits.max_positives),
+        "too-many-instances": (report.instances, limits.max_things),
+    }
+    findings += [Finding(kind, f"{name}: {n} > {most}", split) for kind, (n, most) in counts.items() if n > most]
+    if not len(area):
+        findings.append(Finding("nothing-labelled", name, split))
+    if report.vanishing.any():
+        smallest = int(area[report.vanishing].max())
+        findings.append(
+            Finding("segment-vanishes", f"{name}: {int(report.vanishing.sum())}, of up to {smallest} pixels", split)
+        )
+    return report, findings
+
+
+def _compare(
+    source: PanopticFiles, index: int, declared: Declared, area: np.ndarray, box: np.ndarray, name: str, split: str
+) -> list[Finding]:
+    """Areas and boxes as the JSON declares them against the pixels."""
+    rows = slice(source.index.offset[index], source.index.offset[index + 1])
+    ids, listed, listed_box = source.index.segment_id[rows], declared.area[rows], declared.box[rows]
+    measured = np.concatenate([box[:, :2], box[:, 2:] - box[:, :2]], axis=1).astype(np.int64)
+    wrong_area = (listed >= 0) & (listed != area)
+    wrong_box = (listed_box[:, 2] >= 0) & (listed_box != measured).any(axis=1)
+    findings = []
+    for kind, wrong, said, found in (
+        ("area-differs", wrong_area, listed, area),
+        ("box-differs", wrong_box, listed_box, measured),
+    ):
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            example = f"segment {ids[first]}: JSON {said[first].tolist()}, pixels {found[first].tolist()}"
+            findings.append(Finding(kind, f"{name}: {int(wrong.sum())} segments, as {example}", split))
+    return findings
+
+
+def visible_rows(example: Example, size: Size) -> Bool[np.ndarray, " n"]:
+    """Which rows have a pixel in the mask at 1/4 of `size` (paper section 3.2: bilinear from the resized labels)."""
+    height, width = example.segment_map.shape
+    rows = nearest_index(height, size[0])[quarter_reads(size[0])]
+    columns = nearest_index(width, size[1])[quarter_reads(size[1])]
+    sampled = example.segment_map[rows][:, columns]
+    return np.bincount(sampled.reshape(-1), minlength=len(example.class_id) + 1)[1:] > 0
+
+
+def quarter_reads(length: int) -> Int[np.ndarray, " n"]:
+    """The positions along one axis that a bilinear resize to int(length / 4 + 0.5) reads."""
+    quarter = max(int(length / 4 + 0.5), 1)
+    position = np.maximum((np.arange(quarter) + 0.5) * (length / quarter) - 0.5, 0.0)
+    low = np.minimum(position.astype(np.int64), length - 1)
+    return np.union1d(low, np.minimum(low + 1, length - 1)[position > low])
+
+
+def count_pairs(box: np.ndarray, size: Size, resized: Size, level_ranges: Sequence[tuple[float, float]]) -> int:
+    """(instance, level) pairs of boxes in a picture of `size` that is resized."""
+    ratio = (resized[0] / size[0]) * (resized[1] / size[1])
+    area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) * ratio
+    bounds = np.array(level_ranges, np.float64) ** 2
+    return int(((area[:, None] >= bounds[None, :, 0]) & (area[:, None] <= bounds[None, :, 1])).sum())
+
+
+def check_canvases(source: Source, limits: Limits, split: str) -> list[Finding]:
+    """Pictures that fit on no canvas, one finding a size."""
+    findings = []
+    sizes, counts = np.unique(source.sizes(), axis=0, return_counts=True)
+    for (height, width), count in zip(sizes.tolist(), counts.tolist()):
+        needed = limits.on_canvas((height, width))
+        if not any(needed[0] <= canvas[0] and needed[1] <= canvas[1] for canvas in limits.canvases):
+            text = f"{count} pictures of {height} x {width} (height x width) become {needed[0]} x {needed[1]}"
+            findings.append(Finding("no-canvas", text, split))
+    return findings

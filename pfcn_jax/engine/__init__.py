@@ -1,0 +1,1 @@
+"""The only composer: configuration, steps and the programs behind each verb."""

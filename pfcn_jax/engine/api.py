@@ -1,0 +1,105 @@
+"""The Python API: a trained model that is called with a picture, whatever the picture comes as."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from pfcn_jax.data.decode import decode_picture, read_orientation, turn
+from pfcn_jax.engine.config import Config, from_dict
+from pfcn_jax.engine.loading import LoadedModel, load_checkpoint
+from pfcn_jax.engine.predictor import Predictor
+from pfcn_jax.engine.result import Result, make_result
+from pfcn_jax.errors import UserError
+
+
+class Model:
+    """A trained network with its classes. Call it with a picture; the first call with a new size class compiles."""
+
+    def __init__(self, loaded: LoadedModel, config: Config):
+        self.path, self.classes, self.config = loaded.path, loaded.classes, config
+        self._predictor = Predictor(loaded, config)
+
+    def __call__(self, image: Any, *, upright: bool = True) -> Result:
+        """Segments one picture.
+
+        Args:
+          image: the path of a picture file; a PIL picture; or a uint8 array, RGB `[h, w, 3]`, RGBA `[h, w, 4]` (alpha
+            is dropped) or grey `[h, w]`.
+          upright: turn files and PIL pictures as their EXIF orientation says.
+
+        Raises:
+          UserError: what is given is no such picture; the message says what it is. (A ValueError.)
+        """
+        array, name = read_image(image, upright=upright)
+        return make_result(array, self._predictor(array).panoptic, self.classes, name=name)
+
+    def __repr__(self) -> str:
+        things, stuff = self.classes.num_things, self.classes.num_stuff
+        return f"<Model {self.config.name} from {self.path}: {things} things, {stuff} stuff classes>"
+
+
+def load_for_use(path: str | os.PathLike[str], **settings: Any) -> Model:
+    """See `pfcn_jax.load`."""
+    loaded = load_checkpoint(pathlib.Path(path))
+    tree = dataclasses.asdict(loaded.config)
+    tree["inference"].update(settings)
+    return Model(loaded, from_dict(tree))
+
+
+def read_image(image: Any, *, upright: bool = True) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
+    """Anything that is a picture as RGB, and a name for it.
+
+    Raises:
+      UserError: it is none, or not of 8 bits a channel.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _read_file(pathlib.Path(image), upright), pathlib.Path(image).stem
+    if isinstance(image, Image.Image):
+        name = pathlib.Path(str(getattr(image, "filename", "") or "picture")).stem
+        return _from_pillow(image, upright), name
+    if isinstance(image, np.ndarray) or hasattr(image, "__array__"):
+        return _from_array(np.asarray(image)), "picture"
+    raise UserError(f"a picture is a path, a PIL picture or a uint8 array; got {type(image).__name__}")
+
+
+def _read_file(path: pathlib.Path, upright: bool) -> np.ndarray:
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; call the model with one picture, or use `predict` for many")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    return decode_picture(data, str(path), upright=upright)
+
+
+def _from_pillow(image: Image.Image, upright: bool) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"a PIL picture of mode {image.mode} (more than 8 bits a channel); convert it to 8 bits")
+    if 0 in image.size:
+        raise UserError(f"a PIL picture of {image.width}x{image.height} pixels has nothing to segment")
+    try:
+        array = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # opened lazily: a broken file shows here
+        raise UserError(f"{getattr(image, 'filename', '') or 'PIL picture'}: broken picture ({error})") from error
+    return turn(array, read_orientation(image) if upright else 1)
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    shape = list(array.shape)
+    if array.dtype != np.uint8:
+        hint = "; bring it to 0..255 and use .astype(np.uint8)" if array.dtype.kind in "fiu" else ""
+        raise UserError(f"an array of {array.dtype} {shape} is no picture: expected uint8 of 0..255{hint}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or array.size == 0:
+        raise UserError(f"an array of shape {shape} is no picture: expected [h, w, 3] (RGB), [h, w, 4] or [h, w]")
+    return np.ascontiguousarray(array[:, :, :3])

@@ -1,0 +1,1 @@
+"""The `benchmark` verb: what the programs cost on this machine, against what the machine can do."""

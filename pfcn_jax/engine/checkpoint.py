@@ -1,0 +1,202 @@
+"""Checkpoints with Orbax: what a run needs to go on, and what a model needs to be used anywhere.
+
+A checkpoint `<workdir>/checkpoints/<step>` has three items: `model` (parameters and frozen statistics), `training`
+(optimiser state, step, and the raw parameters if `model` has averaged ones; absent in converted models) and `meta`
+(JSON: the whole config, the classes, the position in the data). Orbax writes into a temporary folder and renames it
+when complete: it exists whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from pfcn_jax.errors import UserError
+
+PyTree = Any
+FORMAT = 1
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be found, read or fitted; the message names the path and the way out."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: the latest n and the best by PQ are kept."""
+
+    def __init__(self, workdir: pathlib.Path, *, keep_latest: int, keep_best: int):
+        policies: list[Any] = [preservation_policy.LatestN(keep_latest)]
+        if keep_best:
+            policies.append(
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: metrics["PQ"], n=keep_best, keep_checkpoints_without_metrics=False
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            enable_async_checkpointing=True,
+        )
+        self.directory = workdir.absolute() / "checkpoints"
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("model", "training", "meta"))
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(
+        self, step: int, *, model: PyTree, training: PyTree, meta: Mapping[str, Any], pq: float | None = None
+    ) -> None:
+        """Starts writing a checkpoint in the background; a step that is already there is left alone."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(model),
+                training=ocp.args.StandardSave(training),
+                meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
+            ),
+            metrics=None if pq is None else {"PQ": pq},
+        )
+
+    def restore(self, step: int, *, model: PyTree, training: PyTree) -> tuple[PyTree, PyTree, dict[str, Any]]:
+        """Reads a checkpoint of this run into the given abstract trees (shapes, dtypes, shardings)."""
+        _check_fit(self.directory / str(step), model)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(model),
+                training=ocp.args.StandardRestore(training),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored["model"], restored["training"], restored["meta"]
+
+    def wait(self) -> None:
+        """Returns when every started checkpoint is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def save_model(directory: pathlib.Path, *, model: PyTree, meta: Mapping[str, Any]) -> pathlib.Path:
+    """Writes a model without training state (what `convert` makes); returns the path of the checkpoint.
+
+    Raises:
+      CheckpointError: if the directory already holds a checkpoint.
+    """
+    target = directory.absolute() / "checkpoints" / "0"
+    if target.exists():
+        raise CheckpointError(f"{target}: exists already; choose another output directory")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(model), meta=ocp.args.JsonSave({"format": FORMAT, **meta})
+        )
+        checkpointer.save(target, args=items)
+    return target
+
+
+def find_checkpoint(path: pathlib.Path, *, best: bool = False) -> pathlib.Path:
+    """The checkpoint that `path` means: itself, or the latest (or best) one of a run's working directory."""
+    path = path.absolute()
+    if (path / "meta").is_dir() and (path / "model").is_dir():
+        return path
+    for parent in (path / "checkpoints", path):
+        steps = sorted((int(entry.name), entry) for entry in parent.glob("*") if entry.name.isdigit())
+        if steps:
+            return _best_of([entry for _, entry in steps]) if best else steps[-1][1]
+    raise CheckpointError(f"{path}: no checkpoint here; expected a working directory of `train` or `convert`")
+
+
+def load_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """The JSON item of a checkpoint: config, classes, position."""
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            meta = checkpointer.restore(checkpoint, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint}: its 'meta' cannot be read ({error})") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"{checkpoint}: not a checkpoint of this version (format {FORMAT})")
+    return meta
+
+
+def load_model(checkpoint: pathlib.Path, abstract: PyTree) -> PyTree:
+    """The parameters of a checkpoint on the default device.
+
+    Raises:
+      CheckpointError: if names or shapes differ from `abstract` (the config and the checkpoint do not fit).
+    """
+    _check_fit(checkpoint, abstract)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            items = ocp.args.Composite(model=ocp.args.StandardRestore(target))
+            return checkpointer.restore(checkpoint, args=items)["model"]
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint}: cannot read its parameters, a file may be damaged ({error})") from error
+
+
+def load_stored(checkpoint: pathlib.Path) -> PyTree:
+    """The model item of a checkpoint as it is stored, whatever model it is for; NumPy arrays."""
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            items = ocp.args.Composite(model=ocp.args.PyTreeRestore(restore_args=_as_numpy(checkpoint)))
+            return checkpointer.restore(checkpoint, args=items)["model"]
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint}: cannot read its parameters, a file may be damaged ({error})") from error
+
+
+def _as_numpy(checkpoint: pathlib.Path) -> PyTree:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        stored = checkpointer.metadata(checkpoint / "model").item_metadata
+    tree = getattr(stored, "tree", stored)
+    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+
+
+def _check_fit(checkpoint: pathlib.Path, abstract: PyTree) -> None:
+    """Compares names and shapes of the stored model with what the config makes; all differences in one error."""
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            stored = checkpointer.metadata(checkpoint / "model").item_metadata
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint}: no readable model item ({error})") from error
+    theirs = _shapes(getattr(stored, "tree", stored))
+    ours = _shapes(abstract)
+    lines = [f"only in the checkpoint: {name} {theirs[name]}" for name in sorted(theirs.keys() - ours.keys())]
+    lines += [f"only in the config's model: {name} {ours[name]}" for name in sorted(ours.keys() - theirs.keys())]
+    lines += [
+        f"{name}: {theirs[name]} in the checkpoint, {ours[name]} by the config"
+        for name in sorted(ours.keys() & theirs.keys())
+        if ours[name] != theirs[name]
+    ]
+    if lines:
+        more = f"\n  ... and {len(lines) - 10} more" if len(lines) > 10 else ""
+        listing = "\n  ".join(lines[:10])
+        raise CheckpointError(f"{checkpoint}: config and checkpoint do not fit:\n  {listing}{more}")
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    names = ("/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path) for path, _ in flat)
+    return {name: tuple(np.shape(leaf) if np.isscalar(leaf) else leaf.shape) for name, (_, leaf) in zip(names, flat)}
+
+
+def _best_of(checkpoints: list[pathlib.Path]) -> pathlib.Path:
+    """The checkpoint with the highest recorded PQ; the latest if none has one."""
+    best, best_pq = checkpoints[-1], -1.0
+    for checkpoint in checkpoints:
+        metrics = checkpoint / "metrics" / "metrics"
+        if metrics.is_file():
+            pq = float(json.loads(metrics.read_text()).get("PQ", -1.0))
+            if pq >= best_pq:
+                best, best_pq = checkpoint, pq
+    return best

@@ -1,0 +1,119 @@
+"""`convert`: weights of the original, detectron2, torchvision or timm -> a checkpoint with its config; and back.
+
+convert --input model_final.pth --output runs/converted            the original's model, or an ImageNet backbone
+convert --checkpoint runs/mine --output model.pth                  a state dict that the original loads, strictly
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from pfcn_jax.data.classes import ClassTable, coco_classes
+from pfcn_jax.engine.checkpoint import save_model
+from pfcn_jax.engine.config import Config, from_command_line, to_json
+from pfcn_jax.engine.loading import BACKBONE, WHOLE_MODEL, load_checkpoint
+from pfcn_jax.errors import UserError
+from pfcn_jax.interop.convert import Converted, from_params, to_params
+from pfcn_jax.interop.names import ModelFacts
+from pfcn_jax.interop.reader import read_tensors
+from pfcn_jax.interop.writer import write_state_dict
+from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.models.resnet import BACKBONES
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", help="a .pth, .pkl or .safetensors file")
+    source.add_argument("--checkpoint", help="a checkpoint of ours, to write in the original's format")
+    parser.add_argument("--output", required=True, help="a new folder; with --checkpoint: the .pth file to write")
+    parser.add_argument("--classes", help="a COCO-panoptic JSON whose `categories` the model was trained on")
+    parser.add_argument(
+        "--torchvision",
+        action="store_true",
+        default=None,
+        help="a backbone under detectron2's names was made from torchvision's weights (RGB, stride in the 3x3)",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    output = pathlib.Path(args.output)
+    if args.checkpoint:
+        count = to_original(pathlib.Path(args.checkpoint), output)
+        print(f"{output}: {count} tensors under the original's names")
+        return 0
+    try:
+        converted = to_params(read_tensors(args.input), torchvision_weights=args.torchvision)
+    except UserError as error:
+        raise UserError(f"{args.input}: {error}".replace(f"{args.input}: {args.input}: ", f"{args.input}: ")) from error
+    config = converted_config(from_command_line(args.config_argv, Config()), converted)
+    classes = None if converted.is_backbone else read_classes(converted.facts, args.classes)
+    path = save_model(
+        output,
+        model=converted.variables,
+        meta={
+            "kind": BACKBONE if converted.is_backbone else WHOLE_MODEL,
+            "config": json.loads(to_json(config)),
+            "classes": classes.to_json() if classes else None,
+            "converted_from": converted.source,
+        },
+    )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(converted.variables))
+    kind = "a backbone" if converted.is_backbone else "a whole model"
+    print(f"{path}: {kind} ({converted.source}), {parameters:,} numbers")
+    print(f"  {config.model.backbone}, stride in the {'1x1' if config.model.stride_in_1x1 else '3x3'} convolution,")
+    print(f"  {config.model.pixel_order.upper()}, mean {config.model.pixel_mean}, std {config.model.pixel_std}")
+    if converted.is_backbone:
+        print(f"start from it with --config.train.init_from={output} (and these settings under config.model)")
+    return 0
+
+
+def converted_config(config: Config, converted: Converted) -> Config:
+    """The config with everything that the weights say about their model."""
+    known = {field.name for field in dataclasses.fields(config.model)}
+    options = {name: value for name, value in converted.model_options().items() if name in known}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
+
+
+def read_classes(facts: ModelFacts, path: str | None) -> ClassTable:
+    """The classes of converted weights: from a JSON file, or COCO's if there are as many.
+
+    Raises:
+      UserError: if the numbers of classes do not fit.
+    """
+    wanted = (facts.num_things, facts.num_stuff)
+    if path:
+        try:
+            classes = ClassTable.from_coco(json.loads(pathlib.Path(path).read_text())["categories"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: no COCO-panoptic JSON with `categories` ({error})") from error
+    elif wanted == (80, 53):
+        classes = coco_classes()
+    else:
+        raise UserError(f"weights of {wanted[0]} things and {wanted[1]} stuff classes: name them with --classes JSON")
+    if (classes.num_things, classes.num_stuff) != wanted:
+        theirs = (classes.num_things, classes.num_stuff)
+        raise UserError(f"{path}: {theirs} things and stuff classes, but the weights are for {wanted}")
+    return classes
+
+
+def model_facts(model: PanopticFCN) -> ModelFacts:
+    """What the converter needs to know of a network."""
+    names = {field.name for field in dataclasses.fields(ModelFacts)} - {"depth"}
+    facts: dict[str, Any] = {name: getattr(model, name) for name in names}
+    return ModelFacts(depth=BACKBONES[model.backbone], **facts)
+
+
+def to_original(checkpoint: pathlib.Path, output: pathlib.Path) -> int:
+    """Writes a checkpoint as a `.pth` with the original's names; returns the number of tensors."""
+    loaded = load_checkpoint(checkpoint)
+    state_dict = from_params(jax.tree.map(np.asarray, loaded.variables), model_facts(loaded.model))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_state_dict(output, state_dict)
+    return len(state_dict)

@@ -1,0 +1,320 @@
+"""`evaluate`: PQ, AP and mIoU of a checkpoint over a data set, or PQ of anybody's panoptic predictions."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.sources import Example, Source
+from pfcn_jax.engine import distributed
+from pfcn_jax.engine.config import Config
+from pfcn_jax.engine.html_report import ReportCollector
+from pfcn_jax.engine.inputs import eval_pipeline, open_evaluation, output_shape
+from pfcn_jax.engine.loading import load_with_config
+from pfcn_jax.engine.prefetch import DevicePrefetch
+from pfcn_jax.engine.report import format_table, write_json
+from pfcn_jax.engine.state import data_mesh, put_batch, replicated
+from pfcn_jax.engine.steps import predict_step
+from pfcn_jax.engine.telemetry import ProgressDisplay
+from pfcn_jax.errors import UserError
+from pfcn_jax.metrics.ap import APResult, InstanceRecords, ap_result, encode_packed_masks
+from pfcn_jax.metrics.miou import SemanticCounts, SemanticResult, semantic_counts, semantic_map, semantic_result
+from pfcn_jax.metrics.panoptic_files import pq_of_files
+from pfcn_jax.metrics.pq import PQCounts, PQResult, pq_counts, pq_result
+from pfcn_jax.metrics.transport import pack, unpack
+from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.types import Batch
+
+PyTree = Any
+OnPicture = Callable[[Example, Prediction], None]
+_SCORING_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation finds. AP and mIoU are None if they were not asked for."""
+
+    pq: PQResult
+    ap: APResult | None
+    semantic: SemanticResult | None
+    pictures: int
+    seconds: float
+
+    def to_dict(self, classes: ClassTable) -> dict[str, Any]:
+        result: dict[str, Any] = self.pq.to_dict(classes.category_ids)
+        if self.ap is not None:
+            result["AP"] = self.ap.to_dict()
+        if self.semantic is not None:
+            result["mIoU"] = self.semantic.mIoU
+        return {**result, "pictures": self.pictures, "seconds": round(self.seconds, 3)}
+
+
+@dataclasses.dataclass
+class Scores:
+    """Running sums over pictures; exact over hosts. Pictures may be added by several threads."""
+
+    pq: PQCounts
+    semantic: SemanticCounts
+    instances: InstanceRecords
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    @classmethod
+    def zeros(cls, classes: ClassTable, thing_regions: int = 1) -> Scores:
+        """Nothing counted yet; the first `thing_regions` of the semantic classes are things' (1: any thing)."""
+        return cls(
+            PQCounts.zeros(len(classes)),
+            SemanticCounts.zeros(thing_regions + classes.num_stuff),
+            InstanceRecords(classes.num_things),
+        )
+
+    def add(self, example: Example, prediction: Any, image_id: int, classes: ClassTable, detailed: bool) -> None:
+        """Counts one picture: a `Prediction` cropped to its original size, with NumPy arrays."""
+        panoptic = prediction.panoptic
+        truth = example.segment_map
+        counts = pq_counts(
+            truth, example.class_id, example.is_crowd, panoptic.segment_map, panoptic.class_id, len(classes)
+        )
+        with self.lock:
+            self.pq += counts
+        if not detailed:
+            return
+        regions = self.semantic.num_classes
+        first_stuff = regions - classes.num_stuff
+        thing = np.minimum(example.class_id, first_stuff - 1)
+        stuff = example.class_id - classes.num_things + first_stuff
+        channel = np.where(example.class_id < classes.num_things, thing, stuff)
+        pixels = semantic_counts(semantic_map(truth, channel), prediction.semantic_map, regions)
+        with self.lock:
+            self.semantic += pixels
+        things = prediction.things
+        kept = np.flatnonzero(things.valid)
+        masks = encode_packed_masks(prediction.thing_masks[kept], truth.shape[1])
+        self.instances.add(
+            image_id, truth, example.class_id, example.is_crowd, masks, things.class_id[kept], things.score[kept]
+        )
+
+    def over_hosts(self) -> Scores:
+        """The sums over all processes, exactly."""
+        if jax.process_count() == 1:
+            return self
+        total = Scores(
+            PQCounts.zeros(self.pq.num_classes),
+            SemanticCounts.zeros(self.semantic.num_classes),
+            InstanceRecords(self.instances.num_things),
+        )
+        for name in ("pq", "semantic", "instances"):
+            part = getattr(self, name)
+            for arrays in _all_gather(part.to_arrays()):
+                setattr(total, name, getattr(total, name) + type(part).from_arrays(arrays))
+        return total
+
+
+def evaluate_model(
+    variables: PyTree,
+    model: PanopticFCN,
+    source: Source,
+    config: Config,
+    mesh: Mesh,
+    *,
+    detailed: bool = True,
+    on_picture: OnPicture | None = None,
+    show_progress: bool = True,
+) -> EvaluationResult:
+    """Predicts every picture of a source and scores it at its original size.
+
+    Args:
+      detailed: also AP and mIoU.
+      on_picture: called with each example and its prediction (cropped, NumPy), on the host that read it.
+    """
+    begin = time.monotonic()
+    variables = jax.device_put(variables, replicated(mesh))  # a loaded checkpoint lies on one device
+    pipeline = eval_pipeline(config, source)
+    step = jax.jit(
+        functools.partial(
+            predict_step,
+            model=model,
+            config=config.inference,
+            tta=config.tta,
+            mesh=mesh,
+            with_thing_masks=detailed,
+            with_semantic_map=detailed,
+        ),
+        static_argnames="output_shape",
+    )
+    sizes = source.sizes()
+    shape_of = {
+        canvas: output_shape(sizes[pipeline.plan.canvas_of == index])
+        for index, canvas in enumerate(pipeline.plan.canvases)
+    }
+    scores, done = Scores.zeros(source.classes, model.thing_regions), 0
+    display = ProgressDisplay(len(source), label="evaluate") if show_progress else None
+
+    def predict(batch: Batch) -> tuple[Batch, Prediction]:
+        canvas = (batch.image.shape[1], batch.image.shape[2])
+        arrays = put_batch((batch.image, batch.size, batch.original_size), mesh)
+        return batch, step(variables, *arrays, output_shape=shape_of[canvas])
+
+    def score(predicted: Prediction, row: int, index: int) -> tuple[Example, Prediction]:
+        example = source[index]
+        prediction = crop_prediction(local_row(predicted, row), example.segment_map.shape)
+        scores.add(example, prediction, index, source.classes, detailed)
+        return example, prediction
+
+    # The device predicts while the host scores: the thread of the prefetch starts the next batch's program.
+    with (
+        iter(pipeline) as loaded,
+        DevicePrefetch(loaded, predict, depth=1) as batches,
+        concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _SCORING_THREADS)) as threads,
+    ):
+        for batch, predicted in batches:
+            rows = np.flatnonzero(batch.valid).tolist()
+            scored = [threads.submit(score, predicted, row, int(batch.image_id[row])) for row in rows]
+            for future in scored:
+                example, prediction = future.result()
+                if on_picture is not None:
+                    on_picture(example, prediction)
+            done += len(rows)
+            if display:
+                display.update(done, f"{done / (time.monotonic() - begin):.1f} images/s")
+    if display:
+        display.close()
+    total = scores.over_hosts()
+    return EvaluationResult(
+        pq=pq_result(total.pq, source.classes.is_thing),
+        ap=ap_result(total.instances) if detailed and source.classes.num_things else None,
+        semantic=semantic_result(total.semantic) if detailed else None,
+        pictures=len(source),
+        seconds=time.monotonic() - begin,
+    )
+
+
+def local_row(tree: PyTree, row: int) -> PyTree:
+    """Row `row` of this process' part of batched arrays, as NumPy; only that row is copied from its device."""
+
+    def pick(leaf: jax.Array) -> np.ndarray:
+        shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        rows = shards[0].data.shape[0]
+        return np.asarray(shards[row // rows].data[row % rows])
+
+    return jax.tree.map(pick, tree)
+
+
+def crop_prediction(prediction: Prediction, size: Any) -> Prediction:
+    """One picture's prediction without the padding of the output canvas.
+
+    Raises:
+      UserError: the picture is larger than the output canvas, so that the program has cut its result off.
+    """
+    height, width = int(size[0]), int(size[1])
+    canvas = prediction.panoptic.segment_map.shape
+    if height > canvas[0] or width > canvas[1]:
+        raise UserError(
+            f"a picture of {height} x {width} pixels (height x width) does not fit into the output canvas of "
+            f"{canvas[0]} x {canvas[1]}: its segments would be cut off; use an output_shape that holds it"
+        )
+    panoptic = dataclasses.replace(prediction.panoptic, segment_map=prediction.panoptic.segment_map[:height, :width])
+    masks, semantic = prediction.thing_masks, prediction.semantic_map
+    return dataclasses.replace(
+        prediction,
+        panoptic=panoptic,
+        thing_masks=None if masks is None else masks[:, :height],
+        semantic_map=None if semantic is None else semantic[:height, :width],
+    )
+
+
+def _all_gather(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The arrays of every process, in order; as bytes, since their lengths differ."""
+    data = pack(arrays)
+    lengths = multihost_utils.process_allgather(np.array([data.size], np.int32)).reshape(-1)
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
+    return [unpack(row[:length]) for row, length in zip(rows, lengths)]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", help="a checkpoint or a working directory of `train` or `convert`")
+    parser.add_argument("--split", help="the split to score (default: data.eval_split of the config)")
+    parser.add_argument("--output", help="write the result as JSON to this file")
+    parser.add_argument(
+        "--report", metavar="DIR", help="write report.html (classes, sizes, confusions, worst pictures)"
+    )
+    distributed.add_flags(parser)
+    files = parser.add_argument_group("scoring of files: COCO-panoptic JSON and folder of PNGs")
+    for flag in ("--gt-json", "--gt-dir", "--pred-json", "--pred-dir"):
+        files.add_argument(flag)
+
+
+def main(args: argparse.Namespace) -> int:
+    given = [args.gt_json, args.gt_dir, args.pred_json, args.pred_dir]
+    if any(given):
+        if not all(given):
+            raise UserError("scoring of files needs --gt-json, --gt-dir, --pred-json and --pred-dir together")
+        if args.report:
+            raise UserError("--report draws pictures, which scoring of files does not read; it needs --checkpoint")
+        result, categories = pq_of_files(*given)
+        print(format_table(result, categories.names))
+        if args.output:
+            write_json(args.output, result.to_dict(categories.ids))
+        return 0
+    if not args.checkpoint:
+        raise UserError("nothing to evaluate: give --checkpoint, or the four flags of files (see --help)")
+    distributed.join(args)
+    loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
+    config = loaded.config
+    source = open_evaluation(config.data, config.data.eval_examples, split=args.split or "")
+    mesh = data_mesh()
+    if args.report and jax.process_count() > 1:
+        raise UserError("--report sees the pictures of its own process only: run it in a single process")
+    collector = ReportCollector(loaded.classes) if args.report else None
+    evaluation = evaluate_model(loaded.variables, loaded.model, source, config, mesh, on_picture=collector)
+    if jax.process_index() != 0:
+        return 0
+    print(format_table(evaluation.pq, loaded.classes.names), *_detail_lines(evaluation), sep="\n")
+    if collector:
+        page = collector.write(
+            pathlib.Path(args.report),
+            evaluation.pq,
+            title=f"{config.name}: panoptic quality",
+            subtitle=f"{loaded.path} on {config.data.source}, {len(source)} pictures",
+            others=_detail_figures(evaluation),
+        )
+        print(f"report: {page}")
+    if args.output:
+        write_json(args.output, evaluation.to_dict(loaded.classes))
+    return 0
+
+
+def _detail_figures(evaluation: EvaluationResult) -> dict[str, float | None]:
+    """AP and mIoU, for the report."""
+    figures: dict[str, float | None] = {}
+    if evaluation.ap is not None:
+        figures |= {key: value for key, value in evaluation.ap.to_dict().items() if key in ("AP", "AP50")}
+    if evaluation.semantic is not None:
+        figures["mIoU"] = evaluation.semantic.mIoU
+    return figures
+
+
+def _detail_lines(evaluation: EvaluationResult) -> list[str]:
+    lines = []
+    if evaluation.ap is not None:
+        lines.append("AP: " + json.dumps({key: round(value, 2) for key, value in evaluation.ap.to_dict().items()}))
+    if evaluation.semantic is not None:
+        lines.append(f"mIoU: {evaluation.semantic.mIoU:.2f}")
+    return lines

@@ -1,0 +1,123 @@
+"""From a config to sources and pipelines: the only place where data settings become data objects."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Int32
+
+from pfcn_jax.data.augment import LargeScaleJitter, Recipe, ResizeShortSide
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.pipeline import Pipeline
+from pfcn_jax.data.sources import CachedExamples, DataError, FirstExamples, Source, list_splits, open_source
+from pfcn_jax.engine.config import Config, DataConfig
+
+
+def open_split(config: DataConfig, split: str, examples: int) -> Source:
+    """A split of the configured data set; `examples` > 0 takes only its first ones."""
+    options = {"size": config.scene_size} if config.source == "scenes" else {}
+    root = "" if config.source == "scenes" else config.root
+    source = open_source(config.source, root, split, **options)
+    if examples:
+        source = FirstExamples(source, examples)
+    return CachedExamples(source) if config.cache else source
+
+
+def open_training(config: DataConfig) -> Source:
+    """The split to learn from: the configured one, or the one in the data directory that is named `train...`."""
+    return open_split(config, config.train_split or find_split(config, "train"), config.train_examples)
+
+
+def open_evaluation(config: DataConfig, examples: int, *, split: str = "") -> Source:
+    """The split to score: the given one, the configured one, or the one in the data directory named `val...`."""
+    return open_split(config, split or config.eval_split or find_split(config, "val"), examples)
+
+
+def find_split(config: DataConfig, kind: str) -> str:
+    """The one split whose name starts with `kind`; a data set with a single split is used for both."""
+    splits = list_splits(config.source, config.root)
+    found = [split for split in splits if split.startswith(kind)]
+    if len(found) == 1:
+        return found[0]
+    key = {"train": "train_split", "val": "eval_split"}[kind]
+    if not found and len(splits) == 1 and not (kind == "train" and splits[0].startswith(("val", "test"))):
+        print(
+            f"{config.root}: '{splits[0]}' is the only split: it is learnt from and scored; that says nothing about "
+            f"new pictures (set data.{key} otherwise)",
+            file=sys.stderr,
+        )
+        return splits[0]
+    what = f"{len(found)} splits start with {kind!r}" if found else f"no split starts with {kind!r}"
+    raise DataError(f"{config.root}: {what} (there are {', '.join(splits)}); set --config.data.{key}=NAME")
+
+
+def training_recipe(config: DataConfig, classes: ClassTable) -> Recipe:
+    """What training does to a picture: the original's choice of short sides, or large-scale jitter."""
+    window = config.crop if config.crop != (0, 0) else None
+    instances = classes.is_thing if config.crop_with_instance else None
+    if config.jitter != (0.0, 0.0) and window is not None:
+        return LargeScaleJitter(
+            canvas=window,
+            scale_range=config.jitter,
+            flip=config.flip,
+            crop_classes=instances,
+            resize_method=config.train_resize,
+        )
+    return ResizeShortSide(
+        short_sides=config.short_sides,
+        max_long_side=config.max_long_side,
+        flip=config.flip,
+        crop_size=window,
+        crop_classes=instances,
+        resize_method=config.train_resize,
+    )
+
+
+def evaluation_recipe(config: DataConfig) -> Recipe:
+    """What evaluation does to a picture."""
+    return ResizeShortSide(short_sides=(config.eval_short_side,), max_long_side=config.eval_max_long_side)
+
+
+def train_pipeline(config: Config, source: Source) -> Pipeline:
+    """Endless shuffled batches; this process reads its own rows only."""
+    data = config.data
+    recipe = training_recipe(data, source.classes)
+    return Pipeline(
+        source,
+        recipe,
+        batch_size=config.train.batch_size,
+        canvases=data.canvases,
+        max_segments=data.max_segments,
+        shuffle=True,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data.workers,
+    )
+
+
+def eval_pipeline(config: Config, source: Source) -> Pipeline:
+    """Every picture once; the last batch of each canvas is filled up. The batch is `train.eval_batch_size` rounded up
+    to a multiple of the devices: a result does not depend on it."""
+    data, devices = config.data, jax.device_count()
+    return Pipeline(
+        source,
+        evaluation_recipe(data),
+        batch_size=-(-config.train.eval_batch_size // devices) * devices,
+        canvases=data.eval_canvases,
+        max_segments=data.max_segments,
+        shuffle=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data.workers,
+    )
+
+
+def output_shape(sizes: Int32[np.ndarray, "n 2"] | Sequence[tuple[int, int]], multiple: int = 32) -> tuple[int, int]:
+    """A static canvas that holds pictures of these original sizes."""
+    largest = np.max(np.asarray(sizes).reshape(-1, 2), axis=0, initial=1)
+    height, width = (int(-(-side // multiple) * multiple) for side in largest)
+    return height, width

@@ -1,0 +1,155 @@
+"""The method's insides for one picture as panels: centers, regions, kernels before and after fusion, similarities."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.transforms import resize_image
+from pfcn_jax.engine.browse import draw_regions
+from pfcn_jax.engine.fates import Cluster, Fate
+from pfcn_jax.engine.staged import Seen, Trace
+from pfcn_jax.types import FEATURE_STRIDE, LEVELS, STRIDES
+from pfcn_jax.viz import heatmap, mark_points, similarity_matrix
+
+Picture = UInt8[np.ndarray, "h w 3"]
+_SIDE = 256  # long side of a panel of a level or a mask
+_SHOWN_MEMBERS = 7  # of a cluster: all seven levels and repeats that matter
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    image: Picture
+    title: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A cluster (or a stuff class): the mask after fusion, then the masks of the kernels that it was made of."""
+
+    title: str
+    note: str
+    removed: bool
+    panels: tuple[Panel, ...]
+
+
+class Insides:
+    """Draws the panels of one picture.
+
+    Args:
+      seen: the picture with the network's answer, trace: what became of it.
+    """
+
+    def __init__(self, seen: Seen, trace: Trace, classes: ClassTable):
+        self._trace, self._classes = trace, classes
+        self._dense, self._extent = seen.dense, np.asarray(seen.extent)
+        height, width = (int(side) for side in np.asarray(seen.size))
+        self._resized = resize_image(seen.image, (height, width))
+        self._zoom = _SIDE / max(height, width)
+        size = (max(1, round(height * self._zoom)), max(1, round(width * self._zoom)))
+        method = cv2.INTER_CUBIC if self._zoom > 1 else cv2.INTER_AREA
+        self._thumbnail = cv2.resize(self._resized, size[::-1], interpolation=method)
+        self._feature = np.asarray(seen.dense.feature, np.float32)
+
+    def centers(self, fates: list[Fate]) -> list[Panel]:
+        """The best center score of any class on each level, with rings at the peaks that became kernels."""
+        panels = []
+        for level, (logits, stride) in enumerate(zip(self._dense.center_logits, STRIDES)):
+            score = _sigmoid(np.asarray(logits, np.float32)).max(axis=-1)
+            here = [fate for fate in fates if fate.level == level]
+            drawn = self._fit(heatmap(score, self._resized, stride=stride))
+            points = [((f.row + 0.5) * stride * self._zoom, (f.column + 0.5) * stride * self._zoom) for f in here]
+            colors = [self._classes.colors[fate.class_id] for fate in here]
+            title = f"{LEVELS[level]}: {len(here)} peaks, best {score.max():.2f}"
+            panels.append(Panel(mark_points(drawn, points, colors), title))
+        return panels
+
+    def regions(self) -> list[Panel]:
+        """The strongest region of every position of each level; white is "any thing"."""
+        panels = []
+        for level, (logits, stride) in enumerate(zip(self._dense.region_logits, STRIDES)):
+            score = _sigmoid(np.asarray(logits, np.float32))
+            panels.append(Panel(self._fit(draw_regions(score, self._resized, stride, self._classes)), LEVELS[level]))
+        return panels
+
+    def cluster(self, cluster: Cluster) -> Row:
+        """What a cluster's kernel segments, and what each of its members would have."""
+        head = cluster.head
+        after = "" if cluster.score is None else f" -> {cluster.score:.2f}"
+        count = len(cluster.members)
+        panels = [Panel(self._mask(cluster.weight), "after fusion" if count > 1 else "alone: nothing to fuse")]
+        if count > 1:
+            panels += [Panel(self._mask(f.weight), self._member_title(f)) for f in cluster.members[:_SHOWN_MEMBERS]]
+        hidden = count - _SHOWN_MEMBERS
+        note = cluster.verdict + (f"; {hidden} more members are not shown" if hidden > 0 else "")
+        kernels = "1 kernel" if count == 1 else f"{count} kernels"
+        title = f"{self._classes.names[head.class_id]} {head.score:.2f}{after}: {kernels}"
+        return Row(title, note, cluster.segment is None, tuple(panels))
+
+    def dropped(self, fate: Fate) -> Panel:
+        """A kernel that fusion drops."""
+        return Panel(self._mask(fate.weight), f"{self._classes.names[fate.class_id]} {fate.score:.2f}, {fate.place}")
+
+    def stuff(self) -> list[Row]:
+        """For each region channel with a kernel: its mean kernel's mask, then those of its levels."""
+        rows = []
+        channels = len(self._trace.fused_stuff.valid)
+        for channel in np.flatnonzero(self._trace.fused_stuff.valid).tolist():
+            panels = [Panel(self._mask(self._trace.fused_stuff.weight[channel]), "mean of the levels")]
+            for level in range(len(LEVELS)):
+                slot = level * channels + channel
+                if self._trace.stuff.valid[slot]:
+                    score = float(self._trace.stuff.score[slot])
+                    panels.append(Panel(self._mask(self._trace.stuff.weight[slot]), f"{LEVELS[level]} {score:.2f}"))
+            name = self._channel_name(channel, channels)
+            title = f"{name}: {len(panels) - 1} level{'s' if len(panels) > 2 else ''}"
+            rows.append(Row(title, "", False, tuple(panels)))
+        return rows
+
+    def similarities(self, clusters: list[Cluster], *, largest: int = 80) -> Panel:
+        """Cosine similarity of the picked kernels, cluster by cluster."""
+        groups = [[fate.kernel for fate in cluster.members] for cluster in clusters]
+        order = np.array([kernel for group in groups for kernel in group][:largest], np.int64)
+        matrix = np.asarray(self._trace.similarity)[np.ix_(order, order)]
+        ends = np.cumsum([len(group) for group in groups])
+        title = f"cosine similarity of {len(order)} kernels; squares: clusters"
+        return Panel(similarity_matrix(matrix, ends[ends <= len(order)].tolist()), title)
+
+    def _member_title(self, fate: Fate) -> str:
+        relation = "head" if fate.is_head else f"similarity {fate.similarity:.3f}"
+        return f"{fate.place} {fate.score:.2f}, {relation}"
+
+    def _channel_name(self, channel: int, channels: int) -> str:
+        things = channels - self._classes.num_stuff  # channels of things: 1 ("any thing") or all of them
+        if channel >= things:
+            return self._classes.names[self._classes.num_things + channel - things]
+        return "any thing" if things == 1 else self._classes.names[channel]
+
+    def _mask(self, weight: Float[np.ndarray, " E"] | Array) -> Picture:
+        """The kernel as a 1x1 convolution of the encoded feature, over the picture."""
+        probability = _sigmoid(self._feature @ np.asarray(weight))
+        return self._fit(heatmap(probability, self._resized, stride=FEATURE_STRIDE))
+
+    def _fit(self, drawn: Picture) -> Picture:
+        height, width = self._thumbnail.shape[:2]
+        return cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA if self._zoom < 1 else cv2.INTER_CUBIC)
+
+
+def segment_table(trace: Trace, classes: ClassTable) -> list[dict[str, object]]:
+    """The segments as rows of a table."""
+    panoptic = trace.prediction.panoptic
+    rows: list[dict[str, object]] = []
+    for number, row in enumerate(np.flatnonzero(panoptic.valid).tolist(), start=1):
+        name = classes.names[int(panoptic.class_id[row])]
+        kind = "thing" if panoptic.is_thing[row] else "stuff"
+        rows.append({"id": number, "name": name, "kind": kind, "score": float(panoptic.score[row]),
+                     "area": int(panoptic.area[row])})  # fmt: skip
+    return rows
+
+
+def _sigmoid(logits: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    return 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))

@@ -1,0 +1,100 @@
+"""From a checkpoint to a model that can be used: config, classes and parameters come out of the same folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.engine.checkpoint import CheckpointError, find_checkpoint, load_meta, load_model, load_stored
+from pfcn_jax.engine.config import Config, ConfigError, from_command_line, from_dict
+from pfcn_jax.engine.state import abstract_variables, build_model
+from pfcn_jax.interop.convert import Converted, merge_backbone, merge_model
+from pfcn_jax.interop.names import ModelFacts
+from pfcn_jax.models.panoptic_fcn import PanopticFCN
+
+HOW_NOT_WHAT = ("dtype", "remat")  # of the model section: how the network computes, not what
+BACKBONE, WHOLE_MODEL = "backbone", "model"  # meta["kind"]; checkpoints of training have none: whole models
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A network with its parameters, and what they were trained for."""
+
+    path: pathlib.Path
+    config: Config
+    classes: ClassTable
+    model: PanopticFCN
+    variables: Any
+
+
+def load_checkpoint(path: pathlib.Path, *, best: bool = True) -> LoadedModel:
+    """Loads a checkpoint, or the best (by PQ; else the latest) one of a working directory.
+
+    Raises:
+      CheckpointError: if there is none, it is damaged, does not fit its own config, or holds a backbone only.
+    """
+    checkpoint = find_checkpoint(path, best=best)
+    meta = load_meta(checkpoint)
+    if meta.get("kind") == BACKBONE:
+        raise CheckpointError(f"{checkpoint}: a backbone alone; start training from it with config.train.init_from")
+    config = from_dict(meta["config"])
+    classes = ClassTable.from_json(meta["classes"])
+    model = build_model(config.model, classes)
+    variables = load_model(checkpoint, abstract_variables(model))
+    return LoadedModel(checkpoint, config, classes, model, variables)
+
+
+def load_with_config(path: pathlib.Path, config_argv: list[str], *, best: bool = True) -> LoadedModel:
+    """A checkpoint with values of its config changed on the command line (`--config.data.root=DIR` and so on).
+
+    Of the network only the type it computes in (`model.dtype`) and `model.remat` may change: everything else belongs
+    to the parameters.
+
+    Raises:
+      CheckpointError: see `load_checkpoint`.
+      ConfigError: a value that the checkpoint's parameters contradict; it names the key.
+    """
+    loaded = load_checkpoint(path, best=best)
+    config = from_command_line(config_argv, loaded.config)
+    for field in dataclasses.fields(config.model):
+        wanted, made = getattr(config.model, field.name), getattr(loaded.config.model, field.name)
+        if wanted != made and field.name not in HOW_NOT_WHAT:
+            raise ConfigError(
+                f"config.model.{field.name}: {wanted!r}, but {loaded.path} was trained with {made!r}; leave it out (of "
+                f"the network only {' and '.join(HOW_NOT_WHAT)} can change after training)"
+            )
+    model = loaded.model if config.model == loaded.config.model else build_model(config.model, loaded.classes)
+    return dataclasses.replace(loaded, config=config, model=model)
+
+
+def start_from(
+    path: pathlib.Path, variables: Mapping[str, Any], config: Config, *, fresh_heads: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Fresh variables with those of a checkpoint in their place: a backbone, or a whole model.
+
+    Args:
+      variables: fresh ones of the model to be trained.
+      fresh_heads: keep fresh what does not fit outside the backbone (other classes); otherwise that is an error.
+
+    Returns:
+      The variables, and notes for the user: what stayed fresh, and settings that differ from the checkpoint's.
+    """
+    checkpoint = find_checkpoint(path, best=True)
+    meta = load_meta(checkpoint)
+    stored = load_stored(checkpoint)
+    converted = Converted(stored, ModelFacts(), meta.get("converted_from", "panoptic_fcn"))
+    notes = []
+    if meta.get("kind") == BACKBONE:
+        merged = merge_backbone(variables, converted)
+    else:
+        merged, fresh = merge_model(variables, converted, allow_mismatch=fresh_heads)
+        notes = [f"fresh (not in {path} or of another shape): {name}" for name in fresh]
+    theirs = from_dict(meta["config"]).model
+    for name in ("pixel_order", "pixel_mean", "pixel_std", "stride_in_1x1"):
+        wanted, made = getattr(config.model, name), getattr(theirs, name)
+        if wanted != made:
+            notes.append(f"config.model.{name} is {wanted}, the weights were made with {made}")
+    return merged, notes

@@ -1,0 +1,1 @@
+"""Every recorded tensor of the original implementation against ours."""

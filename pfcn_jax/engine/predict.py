@@ -1,0 +1,201 @@
+"""`predict`: segments pictures, videos and a camera with a checkpoint.
+
+Writes into --output: panoptic/NAME.png (ids as colours) and panoptic.json (COCO-panoptic), overlay/NAME.png,
+classes.csv; for a video NAME: overlay/NAME.mp4 and frames/NAME.jsonl, one line a frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import pathlib
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from pfcn_jax.codec import write_id_png
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.sources import DataError
+from pfcn_jax.engine.loading import load_with_config
+from pfcn_jax.engine.pictures import Input, find_inputs, read_ahead
+from pfcn_jax.engine.predictor import Predictor
+from pfcn_jax.engine.report import write_json
+from pfcn_jax.engine.result import Result, make_result
+from pfcn_jax.engine.state import data_mesh
+from pfcn_jax.engine.telemetry import ProgressDisplay
+from pfcn_jax.engine.video import FrameOutputs, Frames, segment_video
+from pfcn_jax.errors import UserError
+
+_SHOWN_CLASSES = 10
+_CAMERA_FRAMES = 100
+_ACCELERATOR_BATCH = 8
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint or a working directory of `train`")
+    parser.add_argument("--output", required=True, help="folder for everything that is written")
+    parser.add_argument(
+        "pictures", nargs="*", metavar="PICTURES", help="files, folders (with all below), globs; pictures and videos"
+    )
+    parser.add_argument("--camera", type=int, metavar="INDEX", help="segment what this camera sees (0: the first)")
+    parser.add_argument(
+        "--frames", type=int, default=0, help=f"at most so many of a video (default: all; camera: {_CAMERA_FRAMES})"
+    )
+    parser.add_argument("--batch-size", type=int, default=0, help="default: 1 on CPU, 8 a device on accelerators")
+    parser.add_argument("--no-overlay", action="store_true", help="draw nothing")
+    parser.add_argument("--no-maps", action="store_true", help="write no PNGs of ids")
+    parser.add_argument("--frame-maps", action="store_true", help="write a PNG of ids for every frame of a video")
+    parser.add_argument(
+        "--as-stored", action="store_true", help="ignore EXIF orientation, as the labels of COCO and others do"
+    )
+
+
+class Outputs:
+    """Writes results as they come, and at the end what all of them have in common."""
+
+    def __init__(self, folder: pathlib.Path, classes: ClassTable, *, overlay: bool, maps: bool):
+        self._folder, self._classes = folder, classes
+        self._overlay, self._maps = overlay, maps
+        self._images: dict[str, dict[str, Any]] = {}
+        self._annotations: dict[str, dict[str, Any]] = {}
+        self._segments: Counter[str] = Counter()
+        self._pictures: Counter[str] = Counter()
+        self._pixels: Counter[str] = Counter()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add_picture(self, entry: Input, result: Result) -> None:
+        height, width = result.size
+        image = {"id": entry.image_id, "file_name": str(entry.path), "height": height, "width": width}
+        self._images[entry.image_id] = image
+        self._annotations[entry.image_id] = result.to_coco(entry.image_id, f"{entry.name}.png")
+        if self._maps:
+            path = self._folder / "panoptic" / f"{entry.name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_id_png(path, result.segment_map)
+        if self._overlay:
+            path = self._folder / "overlay" / f"{entry.name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            result.overlay().save(path)
+        self.count(result)
+
+    def count(self, result: Result) -> None:
+        """Adds the segments of a picture or frame to the class table."""
+        for segment in result.segments:
+            self._segments[segment.class_name] += 1
+            self._pixels[segment.class_name] += segment.area
+        self._pictures.update({segment.class_name for segment in result.segments})
+
+    def of_video(self, name: str, *, maps: bool) -> FrameOutputs:
+        return FrameOutputs(
+            lines=self._folder / "frames" / f"{name}.jsonl",
+            overlay=self._folder / "overlay" / f"{name}.mp4" if self._overlay else None,
+            maps=self._folder / "panoptic" / name if maps else None,
+        )
+
+    def finish(self, order: Sequence[Input]) -> int:
+        """Writes panoptic.json (pictures in the given order) and classes.csv; returns the number of pictures."""
+        ids = [entry.image_id for entry in order if entry.image_id in self._images]
+        content = {
+            "images": [self._images[image_id] for image_id in ids],
+            "annotations": [self._annotations[image_id] for image_id in ids],
+            "categories": self._classes.to_coco(),
+        }
+        write_json(self._folder / "panoptic.json", content)
+        with (self._folder / "classes.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["class_id", "category_id", "name", "isthing", "color", "segments", "pictures", "pixels"])
+            for c, name in enumerate(self._classes.names):
+                color = "#{:02x}{:02x}{:02x}".format(*self._classes.colors[c])
+                counts = (self._segments[name], self._pictures[name], self._pixels[name])
+                table.writerow([c, self._classes.category_ids[c], name, int(self._classes.is_thing[c]), color, *counts])
+        return len(ids)
+
+    def summary(self) -> str:
+        """The most frequent classes, on one line."""
+        shown = [f"{count} {name}" for name, count in self._segments.most_common(_SHOWN_CLASSES)]
+        more = len(self._segments) - len(shown)
+        return f"{self._segments.total()} segments: " + ", ".join(shown) + (f", {more} more classes" if more else "")
+
+
+def main(args: argparse.Namespace) -> int:
+    inputs = _checked_inputs(args)
+    loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
+    devices = jax.device_count()
+    batch_size = args.batch_size or (1 if jax.default_backend() == "cpu" else _ACCELERATOR_BATCH * devices)
+    mesh = data_mesh() if devices > 1 and batch_size > 1 else None
+    predictor = Predictor(loaded, loaded.config, batch_size=batch_size, mesh=mesh)
+    outputs = Outputs(pathlib.Path(args.output), loaded.classes, overlay=not args.no_overlay, maps=not args.no_maps)
+    broken: list[str] = []
+    pictures = [entry for entry in inputs if not entry.is_video]
+    _segment_pictures(pictures, predictor, outputs, broken, upright=not args.as_stored)
+    videos: list[tuple[str, pathlib.Path | int]] = [(entry.name, entry.path) for entry in inputs if entry.is_video]
+    if args.camera is not None:
+        videos.append((f"camera{args.camera}", args.camera))
+    frames = 0
+    for name, source in videos:
+        limit = args.frames or (_CAMERA_FRAMES if isinstance(source, int) else 0)
+        paths = outputs.of_video(name, maps=args.frame_maps and not args.no_maps)
+        frames += _segment_video(source, limit, paths, predictor, outputs, broken)
+    done = outputs.finish(pictures)
+    of_videos = f" and {frames} frames of {len(videos)} video{'s' * (len(videos) > 1)}" if videos else ""
+    print(f"{done} pictures{of_videos} segmented into {args.output}")
+    print(outputs.summary())
+    for message in broken:
+        print(f"skipped: {message}", file=sys.stderr)
+    if broken:
+        print(f"{len(broken)} of {len(pictures) + len(videos)} could not be segmented (see above)", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _checked_inputs(args: argparse.Namespace) -> list[Input]:
+    if args.frames < 0 or args.batch_size < 0:
+        raise UserError("--frames and --batch-size must not be negative")
+    if not args.pictures and args.camera is None:
+        raise UserError("nothing to segment: name files, folders or globs, or a --camera")
+    return find_inputs(args.pictures, exclude=pathlib.Path(args.output)) if args.pictures else []
+
+
+def _segment_pictures(
+    pictures: Sequence[Input], predictor: Predictor, outputs: Outputs, broken: list[str], *, upright: bool
+) -> None:
+    if not pictures:
+        return
+    display = ProgressDisplay(len(pictures), label="predict")
+    results = predictor.stream(read_ahead(pictures, broken, upright=upright))
+    for done, (entry, image, prediction) in enumerate(results, start=1):
+        result = make_result(image, prediction.panoptic, predictor.loaded.classes, name=entry.name)
+        outputs.add_picture(entry, result)
+        display.update(done + len(broken), f"{entry.path.name}: {len(result.segments)} segments")
+    display.close()
+
+
+def _segment_video(
+    source: pathlib.Path | int,
+    limit: int,
+    paths: FrameOutputs,
+    predictor: Predictor,
+    outputs: Outputs,
+    broken: list[str],
+) -> int:
+    """Segments one video or camera; returns how many frames. A broken one is noted and passed over."""
+    done = 0
+    try:
+        frames = Frames(source, limit=limit)
+        display = ProgressDisplay(frames.expected, label="predict")
+
+        def on_frame(count: int, result: Result) -> None:
+            nonlocal done
+            done = count
+            outputs.count(result)
+            display.update(count, f"{frames.name}: {len(result.segments)} segments")
+
+        try:
+            segment_video(frames, predictor, paths, on_frame)
+        finally:
+            display.close()
+    except DataError as error:
+        broken.append(str(error))
+    return done

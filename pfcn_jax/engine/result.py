@@ -1,0 +1,152 @@
+"""What a prediction is to people: the segments of one picture with their names, as a drawing, and as files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from pfcn_jax.codec import write_id_png
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
+from pfcn_jax.engine.preview import compact
+from pfcn_jax.engine.report import write_json
+from pfcn_jax.errors import UserError
+from pfcn_jax.types import PanopticPrediction
+from pfcn_jax.viz import overlay
+
+_SHOWN_CLASSES = 4  # in a Result's repr
+_READABLE = 320  # a drawing with a shorter long side is magnified, so that names can be read
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One segment of a picture."""
+
+    id: int  # its value in the segment map
+    class_name: str
+    class_id: int  # contiguous, things first
+    category_id: int  # the data set's own
+    is_thing: bool
+    score: float  # things: the rescored score; stuff: mean probability of its class
+    area: int  # pixels
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, exclusive ends
+
+    def to_coco(self) -> dict[str, Any]:
+        """Its entry in the `segments_info` of a COCO-panoptic file (`bbox` is x, y, width, height there)."""
+        x0, y0, x1, y1 = self.box
+        return {
+            "id": self.id,
+            "category_id": self.category_id,
+            "score": round(self.score, 5),
+            "area": self.area,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": 0,
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """The panoptic segmentation of one picture."""
+
+    image: UInt8[np.ndarray, "h w 3"]  # RGB, as it was segmented: upright
+    segment_map: Int[np.ndarray, "h w"]  # 0 = void, else `Segment.id`
+    segments: tuple[Segment, ...]  # in the order of their ids 1..n
+    classes: ClassTable
+    name: str = "picture"  # of the files that `save` writes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        height, width = self.segment_map.shape
+        return height, width
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        counts = Counter(segment.class_name for segment in self.segments)
+        shown = [f"{count} {name}" if count > 1 else name for name, count in counts.most_common(_SHOWN_CLASSES)]
+        if len(counts) > _SHOWN_CLASSES:
+            shown.append(f"{len(counts) - _SHOWN_CLASSES} more classes")
+        plural = "" if len(self.segments) == 1 else "s"
+        listing = f": {', '.join(shown)}" if shown else ""
+        return f"<Result {width}x{height} pixels, {len(self.segments)} segment{plural}{listing}>"
+
+    def mask(self, segment: Segment | int) -> np.ndarray:
+        """The pixels of a segment, bool `[h, w]`."""
+        return self.segment_map == (segment.id if isinstance(segment, Segment) else segment)
+
+    def overlay(self, *, scale: float | None = None, alpha: float = 0.5, labels: bool = True) -> Image.Image:
+        """The picture with its segments drawn over it.
+
+        Args:
+          scale: magnifies the drawing; by default only small pictures are, so that names can be read.
+          alpha: how much of the colours covers the picture, 0..1.
+          labels: write class names and scores.
+        """
+        if scale is None:
+            scale = max(1, round(_READABLE / max(self.size)))
+        drawn = overlay(
+            self.image,
+            self.segment_map,
+            self.classes.names,
+            [segment.class_id for segment in self.segments],
+            [segment.score for segment in self.segments],
+            self.classes.colors,
+            is_thing=self.classes.is_thing,
+            alpha=alpha,
+            labels=labels,
+            scale=scale,
+        )
+        return Image.fromarray(drawn)
+
+    def to_coco(self, image_id: int | str, file_name: str) -> dict[str, Any]:
+        """The entry of this picture in the `annotations` of a COCO-panoptic file."""
+        segments = [segment.to_coco() for segment in self.segments]
+        return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+
+    def save(self, folder: str | os.PathLike[str], *, name: str | None = None) -> pathlib.Path:
+        """Writes `NAME.png` (ids as a COCO-panoptic PNG), `NAME.json` and `NAME_overlay.png`; returns the folder."""
+        folder, name = pathlib.Path(folder), name or self.name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_id_png(folder / f"{name}.png", self.segment_map)
+            self.overlay().save(folder / f"{name}_overlay.png")
+            height, width = self.size
+            content = {
+                "images": [{"id": name, "file_name": name, "height": height, "width": width}],
+                "annotations": [self.to_coco(name, f"{name}.png")],
+                "categories": self.classes.to_coco(),
+            }
+            write_json(folder / f"{name}.json", content)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        return folder
+
+
+def make_result(
+    image: UInt8[np.ndarray, "h w 3"], prediction: PanopticPrediction, classes: ClassTable, *, name: str = "picture"
+) -> Result:
+    """Names, areas and boxes of what was predicted; `prediction` is cropped to the picture."""
+    segment_map, class_id, score = compact(prediction)
+    runs = find_runs(segment_map)
+    areas, boxes = count_pixels(runs, len(class_id)), tight_boxes(runs, len(class_id))
+    segments = tuple(
+        Segment(
+            id=row + 1,
+            class_name=classes.names[c],
+            class_id=c,
+            category_id=classes.category_ids[c],
+            is_thing=bool(classes.is_thing[c]),
+            score=float(score[row]),
+            area=int(areas[row]),
+            box=tuple(int(side) for side in boxes[row]),  # type: ignore[arg-type]
+        )
+        for row, c in enumerate(class_id.tolist())
+    )
+    return Result(image=image, segment_map=segment_map, segments=segments, classes=classes, name=name)

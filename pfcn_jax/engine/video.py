@@ -1,0 +1,141 @@
+"""Videos and cameras for `predict`: frames in, an overlay video and one JSON line a frame out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+
+from pfcn_jax.codec import write_id_png
+from pfcn_jax.data.sources import DataError
+from pfcn_jax.engine.predictor import Predictor
+from pfcn_jax.engine.result import Result, make_result
+
+_FPS_UNKNOWN = 25.0
+_CODEC = "mp4v"
+
+
+class Frames:
+    """The frames of a video file or a camera, RGB, at most `limit` of them (0: all).
+
+    Raises:
+      DataError: it cannot be opened.
+    """
+
+    def __init__(self, source: pathlib.Path | int, *, limit: int = 0):
+        self.name = f"camera {source}" if isinstance(source, int) else str(source)
+        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if not self._capture.isOpened():
+            self._capture.release()
+            raise DataError(f"{self.name}: cannot be opened as a video", kind="video-unreadable")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else _FPS_UNKNOWN
+        stated = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.stated = int(stated) if not isinstance(source, int) and 0 < stated < 1e9 else 0
+        self._limit = limit
+        self.read = 0
+
+    @property
+    def expected(self) -> int:
+        """How many frames will come; 0 if nobody knows."""
+        return min(self.stated, self._limit) if self.stated and self._limit else self.stated or self._limit
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        try:
+            while not self._limit or self.read < self._limit:
+                good, frame = self._capture.read()
+                if not good or frame is None:
+                    break
+                self.read += 1
+                yield self.read - 1, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        finally:
+            self._capture.release()
+
+    def check_complete(self) -> None:
+        """To be called after the last frame.
+
+        Raises:
+          DataError: no frame came, or fewer than expected.
+        """
+        if self.read and self.read >= self.expected:
+            return
+        missing = f"only {self.read} of {self.expected} frames" if self.read else "not one frame"
+        raise DataError(f"{self.name}: {missing} could be read", kind="video-unreadable")
+
+
+class VideoWriter:
+    """An MP4 that appears under its name when it is complete; made for the size of the first frame."""
+
+    def __init__(self, path: pathlib.Path, fps: float):
+        self._path, self._fps = path, fps
+        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """One RGB frame; odd sides get a row or column more, because the codec halves the colours."""
+        height, width = frame.shape[:2]
+        frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            fourcc = cv2.VideoWriter.fourcc(*_CODEC)
+            self._writer = cv2.VideoWriter(str(self._partial), fourcc, self._fps, (frame.shape[1], frame.shape[0]))
+            if not self._writer.isOpened():
+                raise OSError(f"{self._path}: OpenCV cannot write this video")
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            self._partial.replace(self._path)
+            self._writer = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameOutputs:
+    """Where the outputs of one video go; None: not wanted."""
+
+    lines: pathlib.Path
+    overlay: pathlib.Path | None
+    maps: pathlib.Path | None
+
+
+def segment_video(
+    frames: Frames, predictor: Predictor, outputs: FrameOutputs, on_frame: Callable[[int, Result], None]
+) -> int:
+    """Segments every frame; returns how many. What was written before an error or Ctrl-C stays and is complete.
+
+    Raises:
+      DataError: no frame, or fewer than the file promises (after those that can be read were written).
+    """
+    classes = predictor.loaded.classes
+    outputs.lines.parent.mkdir(parents=True, exist_ok=True)
+    video = VideoWriter(outputs.overlay, frames.fps) if outputs.overlay else None
+    done = 0
+    try:
+        with outputs.lines.open("w", encoding="utf-8") as lines:
+            for index, image, prediction in predictor.stream(frames):
+                result = make_result(image, prediction.panoptic, classes)
+                segments = [segment.to_coco() for segment in result.segments]
+                line = {"frame": index, "seconds": round(index / frames.fps, 4), "segments_info": segments}
+                lines.write(json.dumps(line) + "\n")
+                if video:
+                    video.write(np.asarray(result.overlay()))
+                if outputs.maps:
+                    outputs.maps.mkdir(parents=True, exist_ok=True)
+                    write_id_png(outputs.maps / f"{index:06d}.png", result.segment_map)
+                done += 1
+                on_frame(done, result)
+        frames.check_complete()
+    except KeyboardInterrupt:
+        pass  # a camera is stopped so
+    finally:
+        if video:
+            video.close()
+        if not done:
+            outputs.lines.unlink(missing_ok=True)
+    return done

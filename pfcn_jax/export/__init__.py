@@ -1,0 +1,1 @@
+"""The model as one file without the training code."""

@@ -1,0 +1,1 @@
+"""PQ, AP and mIoU."""

@@ -1,0 +1,1 @@
+"""Flax Linen only: arrays -> arrays."""

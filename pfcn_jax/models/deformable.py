@@ -1,0 +1,124 @@
+"""Modulated deformable convolution (DCN v2): a convolution that reads each tap where the input tells it to.
+
+The backward pass is written out. Measured on two CPU cores at 100 x 168 x 256, forward and backward: 0.5 s and 0.24 GB,
+where differentiating the same scan takes 2.2 s (the sum over channels that a bilinear weight gets is then fused
+with the reads it sums over, and a scatter starts from a fresh map per neighbour), and all taps at once take 1.8 GB.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+NEIGHBOURS = 4
+
+
+def deformable_conv(
+    x: Float[Array, "B h w I"],
+    offset_mask: Float[Array, "B ho wo 3*k*k"],
+    kernel: Float[Array, "k k I O"],
+    *,
+    stride: int = 1,
+) -> Float[Array, "B ho wo O"]:
+    """y(p) = sum over taps t of mask_t(p) * x(p + t + offset_t(p)) @ kernel_t, bilinear, zero outside.
+
+    Of the offset/mask channels the first two thirds are offsets, (row, column) interleaved per tap, the rest masks: a
+    sigmoid, not doubled as in the DCN v2 paper. Positions, weights and sums are float32; samples and products have the
+    type of `x`, which is also that of the result. Reverse mode only.
+    """
+    batch, height, width, channels = x.shape
+    index, weight = sampling(offset_mask.astype(jnp.float32), kernel.shape[0], stride, height, width)
+    y = sample_and_multiply(
+        x.reshape(batch, height * width, channels), index, weight, kernel.reshape(-1, channels, kernel.shape[-1])
+    )
+    return y.reshape(*offset_mask.shape[:3], kernel.shape[-1])
+
+
+def sampling(
+    offset_mask: Float[Array, "B ho wo 3*k*k"], size: int, stride: int, height: int, width: int
+) -> tuple[Int[Array, "k*k 4 B ho*wo"], Float[Array, "k*k 4 B ho*wo"]]:
+    """For every tap and output position: the four neighbours in a map stored row by row, and mask x bilinear weight.
+
+    A neighbour outside has weight 0. Positions are clamped just outside of the map: far ones would overflow."""
+    taps = size * size
+    channels = jnp.moveaxis(offset_mask, -1, 0)  # [3 k k, B, ho, wo]
+    offset = channels[: 2 * taps].reshape(taps, 2, *channels.shape[1:])
+    mask = jax.nn.sigmoid(channels[2 * taps :])
+    tap_row, tap_column = jnp.divmod(jnp.arange(taps, dtype=jnp.int32), size)
+    pad = (size - 1) // 2
+    row = jnp.arange(channels.shape[2], dtype=jnp.int32) * stride - pad
+    column = jnp.arange(channels.shape[3], dtype=jnp.int32) * stride - pad
+    y = (tap_row[:, None] + row[None, :]).astype(jnp.float32)[:, None, :, None] + offset[:, 0]
+    x = (tap_column[:, None] + column[None, :]).astype(jnp.float32)[:, None, None, :] + offset[:, 1]
+    y, x = jnp.clip(y, -2.0, height + 1.0), jnp.clip(x, -2.0, width + 1.0)
+    top, left = jnp.floor(y), jnp.floor(x)
+    down, right = y - top, x - left
+    indices, weights = [], []
+    for step_y, weight_y in ((0, 1.0 - down), (1, down)):
+        for step_x, weight_x in ((0, 1.0 - right), (1, right)):
+            at_y, at_x = top.astype(jnp.int32) + step_y, left.astype(jnp.int32) + step_x
+            inside = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width)
+            indices.append(jnp.clip(at_y, 0, height - 1) * width + jnp.clip(at_x, 0, width - 1))
+            weights.append(jnp.where(inside, weight_y * weight_x * mask, 0.0))
+    shape = (taps, NEIGHBOURS, offset_mask.shape[0], -1)
+    return jnp.stack(indices, axis=1).reshape(shape), jnp.stack(weights, axis=1).reshape(shape)
+
+
+def _read(x: Float[Array, "B N I"], index: Int[Array, "B P"]) -> Float[Array, "B P I"]:
+    return jax.vmap(lambda rows, at: rows.at[at].get(mode="promise_in_bounds"))(x, index)
+
+
+def _add(x: Float[Array, "B N I"], index: Int[Array, "B P"], values: Float[Array, "B P I"]) -> Float[Array, "B N I"]:
+    return jax.vmap(lambda rows, at, value: rows.at[at].add(value, mode="promise_in_bounds"))(x, index, values)
+
+
+@jax.custom_vjp
+def sample_and_multiply(
+    x: Float[Array, "B N I"],
+    index: Int[Array, "T 4 B P"],
+    weight: Float[Array, "T 4 B P"],
+    kernel: Float[Array, "T I O"],
+) -> Float[Array, "B P O"]:
+    """sum over taps of (sum over neighbours of weight x row of `x`) @ kernel, one tap at a time."""
+
+    def one_tap(total, tap):
+        tap_index, tap_weight, tap_kernel = tap
+        sample = sum(_read(x, tap_index[n]) * tap_weight[n].astype(x.dtype)[..., None] for n in range(NEIGHBOURS))
+        flat = sample.reshape(-1, x.shape[-1])
+        return total + jnp.matmul(flat, tap_kernel, preferred_element_type=jnp.float32), None
+
+    start = jnp.zeros((index.shape[2] * index.shape[3], kernel.shape[-1]), jnp.float32)
+    total, _ = jax.lax.scan(one_tap, start, (index, weight, kernel))
+    return total.astype(x.dtype).reshape(*index.shape[2:], -1)
+
+
+def _forward(x, index, weight, kernel):
+    return sample_and_multiply(x, index, weight, kernel), (x, index, weight, kernel)
+
+
+def _backward(saved, gradient):
+    """Samples are read again; the gradient of `x` is collected in one map that the scan carries."""
+    x, index, weight, kernel = saved
+    channels = x.shape[-1]
+    gradient = gradient.reshape(-1, kernel.shape[-1])
+    ones = jnp.ones((channels, 1), x.dtype)
+
+    def one_tap(x_gradient, tap):
+        tap_index, tap_weight, tap_kernel = tap
+        of_sample = (gradient @ tap_kernel.T).reshape(*tap_index.shape[1:], channels)
+        sample, of_weight = jnp.zeros_like(of_sample), []
+        for n in range(NEIGHBOURS):
+            value, factor = _read(x, tap_index[n]), tap_weight[n].astype(x.dtype)[..., None]
+            sample = sample + value * factor
+            # A product with ones, not a sum: it keeps the reads out of the loop that sums.
+            of_weight.append(jnp.matmul(of_sample * value, ones, preferred_element_type=jnp.float32)[..., 0])
+            x_gradient = _add(x_gradient, tap_index[n], (of_sample * factor).astype(jnp.float32))
+        of_kernel = jnp.matmul(sample.reshape(-1, channels).T, gradient, preferred_element_type=jnp.float32)
+        return x_gradient, (jnp.stack(of_weight), of_kernel.astype(kernel.dtype))
+
+    x_gradient, (of_weight, of_kernel) = jax.lax.scan(one_tap, jnp.zeros(x.shape, jnp.float32), (index, weight, kernel))
+    return x_gradient.astype(x.dtype), None, of_weight, of_kernel
+
+
+sample_and_multiply.defvjp(_forward, _backward)

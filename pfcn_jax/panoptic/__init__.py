@@ -1,0 +1,1 @@
+"""The method in pure jnp: targets, kernels, losses, fusion, merge. No Flax modules, no config."""

@@ -1,0 +1,229 @@
+"""From dense outputs to kernels at prediction: pick peaks for things, pool regions for stuff, apply kernels.
+
+Everything is written for one picture (no batch axis). Kernels are picked as the kernel map says them, with its K
+channels; embedding them to the E channels of the encoded feature is the model's business and comes in between,
+because the embedding has a bias that does not commute with pooling.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from pfcn_jax.types import STRIDES, Kernels
+
+POOL_WINDOWS = (3, 3, 3, 5, 5)  # of the mean that smooths the centers, p3..p7 (not in the paper, but in its code)
+
+
+def in_use(shape: tuple[int, ...], extent: Int[Array, " 2"], stride: int) -> Bool[Array, "hl wl"]:
+    """Which positions of a map of `stride`, shape (hl, wl), belong to a picture of `extent` pixels."""
+    rows = jnp.arange(shape[0]) * stride < extent[0]
+    columns = jnp.arange(shape[1]) * stride < extent[1]
+    return rows[:, None] & columns[None, :]
+
+
+def _slide(x: Float[Array, "hl wl T"], window: int, combine) -> Float[Array, "hl wl T"]:
+    """`combine`s a window x window neighbourhood of non-negative scores, zeros outside (sum and maximum separate)."""
+    reach = window // 2
+    for axis, length in enumerate(x.shape[:2]):
+        padding = [(reach, reach) if a == axis else (0, 0) for a in range(3)]
+        padded = jnp.pad(x, padding)
+        x = lax.slice_in_dim(padded, 0, length, axis=axis)
+        for offset in range(1, window):
+            x = combine(x, lax.slice_in_dim(padded, offset, offset + length, axis=axis))
+    return x
+
+
+def center_scores(
+    center_logits: Float[Array, "hl wl T"], extent: Int[Array, " 2"], *, stride: int, window: int
+) -> Float[Array, "hl wl T"]:
+    """Scores of object centers: (p + mean(p)) / 2, zero beyond the picture (paper section 3.4).
+
+    The mean is over `window` x `window` positions with zeros outside the picture counted, as the original pools.
+    """
+    used = in_use(center_logits.shape[:2], extent, stride)[:, :, None]
+    probability = jnp.where(used, jax.nn.sigmoid(center_logits.astype(jnp.float32)), 0.0)
+    mean = _slide(probability, window, jnp.add) / (window * window)
+    return jnp.where(used, (probability + mean) / 2.0, 0.0)
+
+
+def keep_peaks(score: Float[Array, "hl wl T"]) -> Float[Array, "hl wl T"]:
+    """The score where it is its class's 3x3 maximum, else 0."""
+    return jnp.where(score == _slide(score, 3, jnp.maximum), score, 0.0)
+
+
+def center_peaks(
+    center_logits: Float[Array, "hl wl T"], extent: Int[Array, " 2"], *, stride: int, window: int
+) -> Float[Array, "hl wl T"]:
+    """The peaks of `center_scores`."""
+    return keep_peaks(center_scores(center_logits, extent, stride=stride, window=window))
+
+
+@struct.dataclass
+class Picks:
+    """The best peaks of a level, best first; `position` counts the positions of the level row by row."""
+
+    position: Int[Array, " N"]
+    class_id: Int[Array, " N"]
+    score: Float[Array, " N"]
+    valid: Bool[Array, " N"]
+
+
+def best_peaks(
+    peaks: Float[Array, "hl wl T"], extent: Int[Array, " 2"], *, stride: int, candidates: int, threshold: float
+) -> Picks:
+    """min(candidates, positions of the canvas) slots, over all classes.
+
+    A picture with fewer positions than `candidates` gets no more than its positions, as the original. Equal scores
+    are ordered by row, column, class (the original leaves their order open).
+    """
+    hl, wl, classes = peaks.shape
+    slots = min(candidates, hl * wl)
+    score, index = lax.top_k(peaks.reshape(hl * wl * classes), slots)
+    used = (-(-extent[0] // stride)) * (-(-extent[1] // stride))
+    return Picks(
+        position=index // classes,
+        class_id=(index % classes).astype(jnp.int32),
+        score=score,
+        valid=(score > threshold) & (jnp.arange(slots) < used),
+    )
+
+
+def pick_level(
+    peaks: Float[Array, "hl wl T"],
+    kernel_map: Float[Array, "hl wl K"],
+    extent: Int[Array, " 2"],
+    *,
+    stride: int,
+    candidates: int,
+    threshold: float,
+) -> Kernels:
+    """The kernels at the best peaks of one level, best first (see `best_peaks`)."""
+    picks = best_peaks(peaks, extent, stride=stride, candidates=candidates, threshold=threshold)
+    return Kernels(
+        weight=kernel_map.reshape(-1, kernel_map.shape[2])[picks.position],
+        class_id=picks.class_id,
+        score=picks.score,
+        valid=picks.valid,
+    )
+
+
+def pick_things(
+    center_logits: tuple[Float[Array, "hl wl T"], ...],
+    kernel_map: tuple[Float[Array, "hl wl K"], ...],
+    extent: Int[Array, " 2"],
+    *,
+    candidates: int = 50,
+    threshold: float = 0.05,
+    strides: tuple[int, ...] = STRIDES,
+    windows: tuple[int, ...] = POOL_WINDOWS,
+) -> Kernels:
+    """Kernels of things, not yet embedded, level after level and best first in each (paper section 3.4).
+
+    Args:
+      center_logits: object centers of each level.
+      kernel_map: kernel map of each level.
+      extent: pixels in use of the canvas, rows and columns.
+      candidates: peaks kept on each level over all classes.
+      threshold: only a score above it makes a kernel.
+    """
+    picked = [
+        pick_level(
+            center_peaks(logits, extent, stride=stride, window=window),
+            kernels,
+            extent,
+            stride=stride,
+            candidates=candidates,
+            threshold=threshold,
+        )
+        for logits, kernels, stride, window in zip(center_logits, kernel_map, strides, windows, strict=True)
+    ]
+    return concatenate(picked)
+
+
+def pool_level(
+    region_logits: Float[Array, "hl wl C"],
+    kernel_map: Float[Array, "hl wl K"],
+    extent: Int[Array, " 2"],
+    *,
+    stride: int,
+    threshold: float,
+) -> Kernels:
+    """One kernel for each region channel that is the best somewhere on the level, in slot = channel.
+
+    Its score is the mean probability over those positions; its weight is the sum of the kernel map over them divided
+    by the area of the whole picture (not of the region), as training does.
+    """
+    hl, wl, channels = region_logits.shape
+    used = in_use((hl, wl), extent, stride)
+    logits = region_logits.astype(jnp.float32)
+    best = jnp.argmax(logits, axis=-1)
+    region = ((best[:, :, None] == jnp.arange(channels)[None, None, :]) & used[:, :, None]).astype(jnp.float32)
+    count = jnp.sum(region, axis=(0, 1))
+    score = jnp.sum(region * jax.nn.sigmoid(logits), axis=(0, 1)) / jnp.maximum(count, 1.0)
+    area = jnp.maximum(jnp.sum(used, dtype=jnp.float32), 1.0)
+    weight = jnp.einsum(
+        "pc,pk->ck",
+        region.reshape(hl * wl, channels),
+        kernel_map.reshape(hl * wl, -1).astype(jnp.float32),
+        precision=lax.Precision.HIGHEST,
+    )
+    return Kernels(
+        weight=weight / area,
+        class_id=jnp.arange(channels, dtype=jnp.int32),
+        score=score,
+        valid=(count > 0) & (score > threshold),
+    )
+
+
+def pool_stuff(
+    region_logits: tuple[Float[Array, "hl wl C"], ...],
+    kernel_map: tuple[Float[Array, "hl wl K"], ...],
+    extent: Int[Array, " 2"],
+    *,
+    threshold: float = 0.05,
+    strides: tuple[int, ...] = STRIDES,
+) -> Kernels:
+    """Kernels of stuff, not yet embedded: C slots per level, level after level (paper section 3.2, 3.4).
+
+    Channel 0, "any thing", is pooled like the others: it competes for pixels later and becomes void.
+    """
+    levels = zip(region_logits, kernel_map, strides, strict=True)
+    return concatenate(
+        [pool_level(logits, kernels, extent, stride=s, threshold=threshold) for logits, kernels, s in levels]
+    )
+
+
+def concatenate(parts: list[Kernels]) -> Kernels:
+    """Slots one after the other."""
+    return jax.tree.map(lambda *fields: jnp.concatenate(fields, axis=0), *parts)
+
+
+def take(kernels: Kernels, index: Int[Array, " N"]) -> Kernels:
+    """The slots `index`, in that order."""
+    return jax.tree.map(lambda field: field[index], kernels)
+
+
+def pad_slots(kernels: Kernels, multiple: int) -> Kernels:
+    """Appends invalid slots up to a multiple."""
+    missing = -kernels.score.shape[0] % multiple
+    return jax.tree.map(lambda field: jnp.pad(field, [(0, missing)] + [(0, 0)] * (field.ndim - 1)), kernels)
+
+
+def sort_by_score(kernels: Kernels) -> Kernels:
+    """Valid slots first, best first; equal scores keep their order (the original's sort leaves it open)."""
+    return take(kernels, jnp.argsort(jnp.where(kernels.valid, -kernels.score, jnp.inf), stable=True))
+
+
+def convolve(weight: Float[Array, "M E"], feature: Float[Array, "h w E"]) -> Float[Array, "M h w"]:
+    """Mask logits: every kernel as a 1x1 convolution of the encoded feature (paper eq. 3), in float32."""
+    return jnp.einsum(
+        "me,hwe->mhw",
+        weight.astype(jnp.float32),
+        feature.astype(jnp.float32),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )

@@ -1,0 +1,296 @@
+"""What the heads should say: object centers, stuff regions, and the list of positives (paper section 3.2).
+
+Every function is for one picture. `make_targets` starts from the id map and the table of segments; `build_targets` is
+the same from masks at 1/4 resolution, whatever they come from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from pfcn_jax.panoptic.labels import (
+    IdMapMasks,
+    LevelCells,
+    Masks,
+    from_id_map,
+    level_masks,
+    quarter_taps,
+    region_id_map,
+)
+from pfcn_jax.types import FEATURE_STRIDE, STRIDES, SegmentTable
+
+# sqrt(box area) in pixels, inclusive; the ranges overlap, so an instance may be positive on two levels.
+LEVEL_RANGES = ((1.0, 64.0), (32.0, 128.0), (64.0, 256.0), (128.0, 512.0), (256.0, 2048.0))
+REGION_THRESHOLD = 0.5
+_ROWS_AT_ONCE = 8  # instances per step of the mass-center loop
+
+
+@struct.dataclass
+class Slots:
+    """A compact list: the slots in use come first. Unused slots have row and class out of range or 0, valid False."""
+
+    row: Int[Array, " P"]  # things: row of the table; stuff: the region channel
+    class_id: Int[Array, " P"]  # things: thing class; stuff: the region channel
+    level: Int[Array, " P"]
+    valid: Bool[Array, " P"]
+
+
+@struct.dataclass
+class Targets:
+    """Targets of one picture (a leading batch axis after vmap)."""
+
+    center_heatmap: tuple[Float[Array, "hl wl T"], ...]
+    region_score: tuple[Float[Array, "hl wl C"], ...]  # 0, or soft in [0.5, 1]
+    things: Slots  # the (instance, level) pairs that the dice is computed for
+    thing_count: Int[Array, ""]  # all (instance, level) pairs: those in `things` and those dropped
+    dropped: Int[Array, ""]  # pairs that found no slot: in the heatmap and in thing_count, without a kernel
+    stuff: Slots  # the (region channel, level) pairs present
+    instance_masks: Masks  # at 1/4 resolution, [h, w]
+    region_masks: IdMapMasks  # at 1/4 resolution, [h, w]; row c is region channel c
+    cell_masks: Masks  # instances at level resolution, over the A cells
+    extent: Int[Array, " 2"]
+
+
+def make_targets(
+    segment_map: Int[Array, "H W"],
+    segments: SegmentTable,
+    size: Int[Array, " 2"],
+    extent: Int[Array, " 2"],
+    *,
+    num_things: int,
+    num_stuff: int,
+    level_shapes: tuple[tuple[int, int], ...],
+    max_positives: int,
+    level_ranges: tuple[tuple[float, float], ...] = LEVEL_RANGES,
+    strides: tuple[int, ...] = STRIDES,
+    center: Literal["mass", "box"] = "mass",
+    min_overlap: float = 0.7,
+    thing_regions: int = 1,
+) -> Targets:
+    """Targets of one picture from its id map.
+
+    Args:
+      segment_map: 0 = void, i = row i - 1 of `segments`; 0 outside `size`.
+      segments: table without batch axis, S rows.
+      size: (height, width) of the picture in the canvas, pixels.
+      extent: (height, width) of the part of the canvas in use, multiples of 32.
+      num_things: number of thing classes T; num_stuff: of stuff classes, so that C = thing_regions + num_stuff.
+      level_shapes: static (hl, wl) of every level on the canvas.
+      max_positives: static number of slots P for (instance, level) pairs.
+      level_ranges: sqrt(box area) per level in pixels, inclusive.
+      center: the mean of the mask's pixels, or the middle of its box.
+      min_overlap: IoU that a box shifted by the Gaussian's radius keeps.
+      thing_regions: region channels of things: 1 (any thing) or num_things (one for each class).
+
+    A crowd makes no instance; its pixels count as "any thing" in the regions, as in the original implementation.
+    """
+    height, width = segment_map.shape
+    rows, columns = quarter_taps(size, (height, width))
+    region_ids = region_id_map(segment_map, segments, num_things=num_things, thing_regions=thing_regions)
+    regions = from_id_map(region_ids).resample(rows, columns)
+    return build_targets(
+        from_id_map(segment_map).resample(rows, columns),
+        regions,
+        class_id=segments.class_id,
+        box=segments.box,
+        is_instance=segments.valid & segments.is_thing & ~segments.is_crowd,
+        extent=extent,
+        num_things=num_things,
+        num_stuff=num_stuff,
+        cells=LevelCells(level_shapes, strides),
+        max_positives=max_positives,
+        level_ranges=level_ranges,
+        center=center,
+        min_overlap=min_overlap,
+        thing_regions=thing_regions,
+    )
+
+
+def build_targets(
+    instance_masks: Masks,
+    region_masks: IdMapMasks,
+    *,
+    class_id: Int[Array, " S"],
+    box: Float[Array, "S 4"],
+    is_instance: Bool[Array, " S"],
+    extent: Int[Array, " 2"],
+    num_things: int,
+    num_stuff: int,
+    cells: LevelCells,
+    max_positives: int,
+    level_ranges: tuple[tuple[float, float], ...] = LEVEL_RANGES,
+    center: Literal["mass", "box"] = "mass",
+    min_overlap: float = 0.7,
+    thing_regions: int = 1,
+) -> Targets:
+    """Targets from masks at 1/4 resolution (row i of `instance_masks` is row i of the table)."""
+    if center not in ("mass", "box"):
+        raise ValueError(f"center must be 'mass' or 'box', got {center!r}")
+    if max_positives < 1:
+        raise ValueError(f"max_positives must be at least 1, got {max_positives}")
+    if class_id.shape[0] == 0:  # an empty table: one row that is no instance spares every loop the special case
+        class_id, box, is_instance = jnp.zeros((1,), jnp.int32), jnp.zeros((1, 4), jnp.float32), jnp.zeros((1,), bool)
+    mass_center, visible = mass_centers(instance_masks, is_instance)
+    box_center = (box[:, :2] + box[:, 2:])[:, ::-1] / (2.0 * FEATURE_STRIDE)
+    position = mass_center if center == "mass" else box_center
+    # A mask that vanishes at 1/4 resolution has nothing to learn from: no positive. (The original implementation
+    # kept it, with a false Gaussian in the corner, because the mean of no pixels is NaN.)
+    assigned = assign_levels(box, level_ranges) & (is_instance & visible)[:, None]
+    pairs = _list_true(assigned, assigned.size)
+    pairs = dataclasses.replace(pairs, class_id=jnp.take(class_id, pairs.row, axis=0, mode="fill", fill_value=0))
+
+    heatmap = draw_centers(position, box, pairs, extent, num_things=num_things, cells=cells, min_overlap=min_overlap)
+    score = region_scores(region_masks, extent, num_regions=thing_regions + num_stuff, cells=cells)
+    present = jnp.stack([jnp.any(part > 0.0, axis=(0, 1)) for part in cells.split(score)])  # [L, C]
+    stuff = _list_true(present.T, present.size)
+    kept = min(max_positives, assigned.size)
+    count = jnp.sum(assigned, dtype=jnp.int32)
+    return Targets(
+        center_heatmap=cells.split(heatmap),
+        region_score=cells.split(score),
+        things=jax.tree.map(lambda values: values[:kept], pairs),
+        thing_count=count,
+        dropped=jnp.maximum(count - kept, 0),
+        stuff=dataclasses.replace(stuff, class_id=stuff.row),
+        instance_masks=instance_masks,
+        region_masks=region_masks,
+        cell_masks=level_masks(instance_masks, extent, cells),
+        extent=extent,
+    )
+
+
+def assign_levels(box: Float[Array, "S 4"], ranges: tuple[tuple[float, float], ...]) -> Bool[Array, "S L"]:
+    """On which levels an instance is positive: lower <= sqrt(box area) <= upper; outside all ranges on none."""
+    area = jnp.maximum(box[:, 2] - box[:, 0], 0.0) * jnp.maximum(box[:, 3] - box[:, 1], 0.0)
+    bounds = jnp.asarray(ranges, jnp.float32) ** 2  # compares areas: no square root that could round
+    return (area[:, None] >= bounds[None, :, 0]) & (area[:, None] <= bounds[None, :, 1])
+
+
+def mass_centers(masks: Masks, wanted: Bool[Array, " S"]) -> tuple[Float[Array, "S 2"], Bool[Array, " S"]]:
+    """Mean (row, column) of the non-zero pixels of each mask at 1/4 resolution, and whether there is any.
+
+    Plain, not weighted by the soft mask, as in the original implementation. Only rows in `wanted` are computed, in a
+    loop over as many as there are; the others, and masks without a pixel, get (0, 0) and False.
+    """
+    slots = wanted.shape[0]
+    padded = max(-(-slots // _ROWS_AT_ONCE), 1) * _ROWS_AT_ONCE
+    rows = jnp.nonzero(wanted, size=slots, fill_value=slots)[0].astype(jnp.int32)
+    rows = jnp.pad(rows, (0, padded - slots), constant_values=slots)
+
+    def step(chunk: Array, sums: Array) -> Array:  # sums [padded, 3]: count, sum of rows, sum of columns
+        start = chunk * _ROWS_AT_ONCE
+        nonzero = masks.take(jax.lax.dynamic_slice_in_dim(rows, start, _ROWS_AT_ONCE)) > 0.0
+        per_row = jnp.sum(nonzero, axis=2, dtype=jnp.int32)
+        per_column = jnp.sum(nonzero, axis=1, dtype=jnp.int32)
+        new = [jnp.sum(per_row, axis=1), _first_moment(per_row), _first_moment(per_column)]
+        return jax.lax.dynamic_update_slice_in_dim(sums, jnp.stack(new, axis=1), start, axis=0)
+
+    chunks = (jnp.sum(wanted, dtype=jnp.int32) + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
+    sums = jax.lax.fori_loop(0, chunks, step, jnp.zeros((padded, 3), jnp.int32))
+    count = jnp.maximum(sums[:, :1], 1)
+    # Whole and fractional part apart: a center that falls on an integer is exact on every device.
+    mean = (sums[:, 1:] // count).astype(jnp.float32) + (sums[:, 1:] % count).astype(jnp.float32) / count.astype(
+        jnp.float32
+    )
+    center = jnp.zeros((slots, 2), jnp.float32).at[rows].set(mean, mode="drop")
+    visible = jnp.zeros((slots,), bool).at[rows].set(sums[:, 0] > 0, mode="drop")
+    return center, visible
+
+
+def _first_moment(counts: Int[Array, "n length"]) -> Int[Array, " n"]:
+    return jnp.sum(counts * jnp.arange(counts.shape[1], dtype=jnp.int32)[None], axis=1)
+
+
+def _list_true(flags: Bool[Array, "rows levels"], slots: int) -> Slots:
+    """The true entries of `flags`, row after row, in a list of `slots`."""
+    rows, levels = flags.shape
+    index = jnp.nonzero(flags.reshape(-1), size=slots, fill_value=rows * levels)[0].astype(jnp.int32)
+    valid = index < rows * levels
+    return Slots(
+        row=index // levels,
+        class_id=jnp.zeros((slots,), jnp.int32),
+        level=jnp.where(valid, index % levels, 0),
+        valid=valid,
+    )
+
+
+def gaussian_radius(size: Float[Array, "*n 2"], *, min_overlap: float = 0.7) -> Float[Array, "*n"]:
+    """CornerNet's radius for a box (height, width): the smallest of its three cases.
+
+    The published formulas lack factors 1/a in the roots (r = (b + sqrt(b^2 - 4ac)) / 2), and the original
+    implementation, hence its checkpoints, uses them so. The third case, the one that decides, is written without the
+    cancellation of its two large terms, so that float32 gives the integer part of the float64 value.
+    """
+    total = jnp.sum(size, axis=-1)
+    area = jnp.prod(size, axis=-1)
+    first = (total + jnp.sqrt(total**2 - 4.0 * area * (1.0 - min_overlap) / (1.0 + min_overlap))) / 2.0
+    second = (2.0 * total + jnp.sqrt(4.0 * total**2 - 16.0 * (1.0 - min_overlap) * area)) / 2.0
+    product = 4.0 * min_overlap * (1.0 - min_overlap) * area  # -a c
+    linear = 2.0 * min_overlap * total  # -b
+    third = 2.0 * product / jnp.maximum(linear + jnp.sqrt(linear**2 + 4.0 * product), 1e-12)
+    return jnp.minimum(jnp.minimum(first, second), third)
+
+
+def center_cells(
+    position: Float[Array, "S 2"], pairs: Slots, extent: Int[Array, " 2"], cells: LevelCells
+) -> Int[Array, "P 2"]:
+    """(row, column) of each pair's center on its level, from positions at 1/4 resolution.
+
+    Clamped into the level (the original implementation clamps one past its end).
+    """
+    stride = jnp.take(jnp.asarray(cells.strides, jnp.float32), pairs.level)
+    center = jnp.floor(jnp.take(position, pairs.row, axis=0, mode="clip") * (FEATURE_STRIDE / stride)[:, None])
+    last = jnp.take(cells.used_sizes(extent), pairs.level, axis=0) - 1
+    return jnp.clip(center.astype(jnp.int32), 0, last)
+
+
+def draw_centers(
+    position: Float[Array, "S 2"],
+    box: Float[Array, "S 4"],
+    pairs: Slots,
+    extent: Int[Array, " 2"],
+    *,
+    num_things: int,
+    cells: LevelCells,
+    min_overlap: float = 0.7,
+) -> Float[Array, "A T"]:
+    """One Gaussian per pair in its class's channel, sigma (2r + 1) / 3, cut at the radius r; overlaps by maximum.
+
+    `position` is (row, column) at 1/4 resolution.
+    """
+    level_of_cell, row_column = jnp.asarray(cells.level), jnp.asarray(cells.row_column)
+    in_use = cells.in_use(extent)
+    stride = jnp.take(jnp.asarray(cells.strides, jnp.float32), pairs.level)
+    center = center_cells(position, pairs, extent, cells)
+    corners = jnp.take(box, pairs.row, axis=0, mode="clip") / stride[:, None]
+    extents = jnp.maximum(corners[:, 2:] - corners[:, :2], 0.0)
+    radius = jnp.floor(gaussian_radius(extents, min_overlap=min_overlap)).astype(jnp.int32)
+
+    def draw(slot: Array, heatmap: Array) -> Array:  # heatmap [T, A]: a class is contiguous
+        offset = row_column - center[slot][:, None]
+        inside = (level_of_cell == pairs.level[slot]) & jnp.all(jnp.abs(offset) <= radius[slot], axis=0) & in_use
+        sigma = (2 * radius[slot] + 1).astype(jnp.float32) / 3.0
+        squared = jnp.sum(offset**2, axis=0).astype(jnp.float32)
+        gaussian = jnp.where(inside, jnp.exp(-squared / (2.0 * sigma**2)), 0.0)
+        return heatmap.at[pairs.class_id[slot]].max(gaussian)
+
+    heatmap = jnp.zeros((num_things, row_column.shape[1]), jnp.float32)
+    return jax.lax.fori_loop(0, jnp.sum(pairs.valid, dtype=jnp.int32), draw, heatmap).T
+
+
+def region_scores(
+    region_masks: IdMapMasks, extent: Int[Array, " 2"], *, num_regions: int, cells: LevelCells
+) -> Float[Array, "A C"]:
+    """Soft one-hot semantic labels at level resolution; values below 0.5 are 0, the others stay in [0.5, 1].
+
+    Straight borders give many values of exactly one half, which the original keeps; the slack keeps them whatever the
+    rounding of the device.
+    """
+    soft = level_masks(region_masks, extent, cells).take(jnp.arange(num_regions, dtype=jnp.int32)).T
+    return jnp.where(soft >= REGION_THRESHOLD - 1e-6, soft, 0.0)

@@ -1,0 +1,39 @@
+"""Strict settings for every test, two CPU devices, and where the reference data lie."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("PFCN_TEST_CACHE", str(pathlib.Path.home() / ".cache/pfcn_jax/xla"))
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _data_directory(variable: str, what: str) -> pathlib.Path:
+    value = os.environ.get(variable, "")
+    if value and pathlib.Path(value).is_dir():
+        return pathlib.Path(value)
+    message = f"{what}: set {variable} to its directory (now {value!r})"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> pathlib.Path:
+    """The directory with tensors recorded from the original implementation."""
+    return _data_directory("PFCN_REFERENCE_DIR", "reference data directory")
+
+
+@pytest.fixture(scope="session")
+def pictures_dir() -> pathlib.Path:
+    """The directory with the picture sets `coco_sample`, `nuclei` and `two_photos`."""
+    return _data_directory("PFCN_DATA_DIR", "picture data directory")

@@ -1,0 +1,203 @@
+"""Detection JSON, instance ids and semantic classes become panoptic: what is on top, what is void, what is an error."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from pfcn_jax import main as front_door
+from pfcn_jax.codec import write_id_png
+from pfcn_jax.data.coco import CocoFolder
+from pfcn_jax.data.prepare import hold_out
+from pfcn_jax.data.sources import DataError, open_source
+from tests.data.fixtures import write_tiny_coco
+
+SIZE = (40, 60)
+
+
+@pytest.fixture
+def pictures(tmp_path: pathlib.Path) -> pathlib.Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(folder / f"p{index}.png")
+    return folder
+
+
+def run(*words: object) -> int:
+    return front_door.main(["prepare", *map(str, words)])
+
+
+def box(y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def masks_of(example, name: str, classes) -> list[np.ndarray]:
+    return [
+        example.segment_map == row + 1 for row, c in enumerate(example.class_id.tolist()) if classes.names[c] == name
+    ]
+
+
+def test_id_masks_of_two_classes(pictures, tmp_path, capsys):
+    cells, dust = tmp_path / "cells", tmp_path / "dust"
+    cells.mkdir(), dust.mkdir()
+    for index in range(6):
+        ids = box(2, 2, 10, 10) * 3 + box(20, 20, 30, 30) * 700
+        Image.fromarray(ids.astype(np.uint16)).save(cells / f"p{index}.png")
+    write_id_png(dust / "p0.png", box(8, 8, 12, 12) * 70000)
+    flags = ["--pictures", pictures, "--masks", f"cell={cells}", f"dust={dust}", "--output", tmp_path / "out"]
+    assert run("masks", *flags, "--split", "train") == 0
+    assert "train: 6 pictures; 19 segments of 3 classes" in capsys.readouterr().out
+    source = CocoFolder(tmp_path / "out", "train")
+    assert source.classes.names == ("cell", "dust", "background") and source.classes.is_thing == (True, True, False)
+    first, second = source[0], source[1]
+    assert (pictures / "p0.png").read_bytes() == (tmp_path / "out/train/p0.png").read_bytes()
+    one, two = masks_of(first, "cell", source.classes)
+    np.testing.assert_array_equal(one, box(2, 2, 10, 10) & ~box(8, 8, 12, 12))  # the later folder lies above
+    np.testing.assert_array_equal(two, box(20, 20, 30, 30))
+    np.testing.assert_array_equal(masks_of(first, "dust", source.classes)[0], box(8, 8, 12, 12))
+    assert (first.segment_map > 0).all() and not masks_of(second, "dust", source.classes)
+
+
+def test_binary_masks_are_divided_into_components(pictures, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for index in range(6):
+        both = box(2, 2, 10, 10) | box(20, 20, 30, 30) | box(10, 10, 12, 12)  # the last touches the first at a corner
+        Image.fromarray((both * 255).astype(np.uint8)).save(masks / f"p{index}.png")
+    flags = ["--pictures", pictures, "--masks", f"cell={masks}", "--output", tmp_path / "out", "--background", ""]
+    assert run("masks", *flags, "--val", "0.3", "--components") == 0
+    train, val = CocoFolder(tmp_path / "out", "train"), CocoFolder(tmp_path / "out", "val")
+    assert len(train) + len(val) == 6 and len(val) >= 1 and train.classes == val.classes
+    assert not {train.info(i).file_name for i in range(len(train))} & {val.info(i).file_name for i in range(len(val))}
+    for source in (train, val):
+        example = source[0]
+        assert len(example.class_id) == 2 and (example.segment_map == 0).any()  # no background class: void
+
+
+def test_semantic_masks(pictures, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    values = np.full(SIZE, 7)
+    values[box(0, 0, 10, 60)] = 9
+    values[box(15, 5, 20, 10) | box(30, 40, 35, 50)] = 4
+    values[box(38, 58, 40, 60)] = 255
+    for index in range(6):
+        Image.fromarray(values.astype(np.uint8)).save(masks / f"p{index}.png")
+    classes = tmp_path / "classes.json"
+    table = [{"id": 9, "name": "sky", "isthing": 0}, {"id": 7, "name": "sea", "isthing": 0, "color": [0, 0, 200]},
+             {"id": 4, "name": "boat", "isthing": 1}]  # fmt: skip
+    classes.write_text(json.dumps(table))
+    flags = ["--pictures", pictures, "--masks", masks, "--classes", classes, "--output", tmp_path / "out"]
+    assert run("semantic", *flags, "--split", "train") == 0
+    source = open_source("coco", tmp_path / "out", "train")
+    assert source.classes.names == ("boat", "sea", "sky") and source.classes.colors[1] == (0, 0, 200)
+    example = source[3]
+    boats = masks_of(example, "boat", source.classes)
+    assert len(boats) == 2
+    np.testing.assert_array_equal(boats[0] | boats[1], values == 4)
+    np.testing.assert_array_equal(masks_of(example, "sea", source.classes)[0], values == 7)
+    np.testing.assert_array_equal(example.segment_map == 0, values == 255)
+    classes.write_text(json.dumps([entry | {"isthing": 0} for entry in table]))
+    assert run("semantic", *flags, "--split", "train") == 2
+    assert "at least one must be countable" in capsys.readouterr().err
+    classes.write_text(json.dumps(table))
+    assert run("semantic", *flags, "--split", "train", "--ignore") == 2
+    assert "value 255 is no category id" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' decoder
+def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys):
+    rle = coco_mask.encode(np.asfortranarray(box(12, 12, 16, 16).astype(np.uint8)))
+    left_half = {"size": SIZE, "counts": [0, 40 * 30, 40 * 30]}  # column by column
+    small = [[13, 13, 15, 13, 15, 15, 13, 15]]
+
+    def instance(number: int, category: int, segmentation, crowd: int = 0) -> dict:
+        return {"id": number, "image_id": 50, "category_id": category, "iscrowd": crowd, "segmentation": segmentation}
+
+    annotations = [
+        instance(1, 3, {"size": SIZE, "counts": rle["counts"].decode()}),
+        instance(2, 8, [[10, 10, 30, 10, 30, 30, 10, 30]]),
+        instance(3, 8, left_half, crowd=1),
+        instance(4, 3, small),
+        instance(5, 3, small),
+    ]
+    content = {
+        "images": [{"id": 50, "file_name": "p1.png", "height": 40, "width": 60},
+                   {"id": 51, "file_name": "p2.png", "height": 40, "width": 60}],
+        "annotations": annotations,
+        "categories": [{"id": 8, "name": "boat"}, {"id": 3, "name": "fish"}],
+    }  # fmt: skip
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    flags = ["--json", path, "--pictures", pictures, "--output", tmp_path / "out", "--split", "train"]
+    assert run("instances", *flags, "--background", "water") == 0
+    assert "1 instances lie completely below others" in capsys.readouterr().out
+    source = CocoFolder(tmp_path / "out", "train")
+    assert source.classes.names == ("fish", "boat", "water") and source.classes.category_ids == (3, 8, 9)
+    example = source[0]
+    crowd, boat = masks_of(example, "boat", source.classes)
+    assert example.is_crowd.tolist() == [True, False, False, False, False]
+    fish = masks_of(example, "fish", source.classes)
+    np.testing.assert_array_equal(fish[0] | fish[1], box(12, 12, 16, 16))
+    np.testing.assert_array_equal(boat, box(10, 10, 30, 30) & ~box(12, 12, 16, 16))
+    np.testing.assert_array_equal(crowd, box(0, 0, 40, 30) & ~box(10, 10, 30, 30))
+    empty = source[1]
+    assert empty.class_id.tolist() == [2] and (empty.segment_map == 1).all()
+    annotations[0]["segmentation"] = []
+    path.write_text(json.dumps(content))
+    assert run("instances", *flags) == 2
+    assert "annotation 1: unusable segmentation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda pictures, masks: (masks / "p2.png").write_bytes(b"no"), "p2.png: not a PNG file"),
+        (lambda pictures, masks: Image.new("L", (3, 3)).save(masks / "p3.png"), "3 x 3, but its picture has 60 x 40"),
+        (lambda pictures, masks: (pictures / "p1.png").write_bytes(b"no"), "p1.png: broken picture"),
+        (lambda pictures, masks: (pictures / "p1.jpg").write_bytes(b"no"), "has the same name as p1.jpg"),
+        (lambda pictures, masks: [path.unlink() for path in pictures.iterdir()], "no pictures"),
+        (lambda pictures, masks: [path.unlink() for path in masks.iterdir()], "no PNG has the name of a picture"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named_and_nothing_claims_to_be_complete(pictures, tmp_path, capsys, damage, message):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for index in range(6):
+        Image.fromarray(box(2, 2, 10, 10).astype(np.uint8)).save(masks / f"p{index}.png")
+    damage(pictures, masks)
+    flags = ["--pictures", pictures, "--masks", f"cell={masks}", "--output", tmp_path / "out", "--split", "train"]
+    assert run("masks", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out/annotations/panoptic_train.json").exists()
+
+
+def test_who_is_held_out_depends_on_the_name_alone(tmp_path):
+    names = [tmp_path / f"{i}.png" for i in range(200)]
+    few, many = hold_out(names[:100], 0.2), hold_out(names, 0.2)
+    assert set(few["val"]) == set(many["val"]) & set(names[:100]) and 25 <= len(many["val"]) <= 55
+    assert [len(part) for part in hold_out(names[:2], 0.01).values()] == [1, 1]
+    assert [len(part) for part in hold_out(names[:2], 0.99).values()] == [1, 1]
+    with pytest.raises(DataError, match="cannot be divided"):
+        hold_out(names[:1], 0.5)
+
+
+def test_tfds_from_a_folder_gives_the_folders_examples(tmp_path, capsys):
+    pytest.importorskip("tensorflow_datasets")
+    root = write_tiny_coco(tmp_path / "tiny", splits={"train": 3, "val": 2})
+    assert run("tfds", "--input", root, "--output", tmp_path / "tfds", "--splits", "train=train", "val=validation") == 0
+    assert "train: 3 pictures, validation: 2 pictures" in capsys.readouterr().out
+    ours, theirs = open_source("tfds", tmp_path / "tfds", "train"), CocoFolder(root, "train")
+    assert len(ours) == 3
+    np.testing.assert_array_equal(ours[2].segment_map, theirs[2].segment_map)
+    assert run("tfds", "--input", root, "--output", tmp_path / "tfds", "--splits", "train") == 2
+    assert "expected NAME=VALUE pairs" in capsys.readouterr().err

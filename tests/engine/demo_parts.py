@@ -1,0 +1,35 @@
+"""A tiny network with random weights, for the tests of what comes after training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+
+import numpy as np
+
+from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.engine.config import from_command_line
+from pfcn_jax.engine.loading import LoadedModel
+from pfcn_jax.engine.staged import StagedPredictor
+from pfcn_jax.engine.state import build_model
+from tests.engine.tiny import TINY, tiny_variables
+
+# Thresholds with which a network that has learnt nothing finds something, and leaves something out.
+EAGER = {"center_threshold": 0.02, "stuff_threshold": 0.0, "min_score": 0.0, "merge_score": 0.01, "min_stuff_area": 1}
+
+
+@functools.cache
+def tiny_predictor() -> StagedPredictor:
+    """Shared by all tests of a process, so that it compiles once."""
+    config = from_command_line(TINY)
+    config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, **EAGER))
+    classes = Scenes("val", size=(64, 64)).classes
+    model = build_model(config.model, classes)
+    variables = tiny_variables(model, sharpness=5.0)
+    loaded = LoadedModel(pathlib.Path("tiny"), config, classes, model, variables)
+    return StagedPredictor(loaded)
+
+
+def scene(index: int = 0) -> np.ndarray:
+    return Scenes("val", size=(48, 40))[index].image

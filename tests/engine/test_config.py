@@ -1,0 +1,69 @@
+"""The config door: every key is known and typed, every error names the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import pytest
+
+from pfcn_jax.engine import config as config_lib
+
+CANONICAL = pathlib.Path(__file__).parents[2] / "configs" / "panoptic_fcn_r50.py"
+
+
+def test_canonical_config_states_the_defaults():
+    assert config_lib.from_command_line([f"--config={CANONICAL}"]) == config_lib.Config()
+
+
+def test_json_round_trip():
+    config = config_lib.from_command_line([f"--config={CANONICAL}", "--config.data.short_sides=(512, 544)"])
+    assert config.data.short_sides == (512, 544)
+    assert config_lib.from_dict(json.loads(config_lib.to_json(config))) == config
+    assert config_lib.config_hash(config) != config_lib.config_hash(config_lib.Config())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rat=1", "learning_rate"),
+        ("optim.warmup_steps=many", "warmup_steps"),
+        ("model.dtype=float16", "config.model.dtype: must be one of float32, bfloat16"),
+        ("data.canvases=((100, 64),)", "multiples of 32"),
+        ("train.batch_size=0", "config.train.batch_size: must be at least 1"),
+        ("train.ema_decay=1.0", "config.train.ema_decay: must be at least 0 and below 1"),
+        ("targets.level_ranges=((1., 2.),)", "must have 5 ranges"),
+        ("data.jitter=(2.0, 0.1)", "config.data.jitter: expected 0 < low <= high, or (0, 0)"),
+        ("data.jitter=(0.1, 2.0)", "config.data.jitter: needs config.data.crop"),
+        ("data.crop_with_instance=True", "config.data.crop_with_instance: needs config.data.crop"),
+        ("data.crop=(0, 64)", "config.data.crop: must be a"),
+    ],
+)
+def test_bad_overrides_name_the_key(override, message):
+    with pytest.raises(config_lib.ConfigError, match=re.escape(message)):
+        config_lib.from_command_line([f"--config={CANONICAL}", f"--config.{override}"])
+
+
+def test_unknown_key_in_a_dict_suggests_the_nearest():
+    with pytest.raises(config_lib.ConfigError, match=r"config\.model\.fpn_chanels.*did you mean 'fpn_channels'"):
+        config_lib.from_dict({"model": {"fpn_chanels": 128}})
+
+
+def test_wrong_types_are_errors():
+    for tree in ({"seed": True}, {"seed": 1.5}, {"model": 3}, {"data": {"short_sides": 5}}, {"model": {"remat": 1}}):
+        with pytest.raises(config_lib.ConfigError):
+            config_lib.from_dict(tree)
+
+
+def test_missing_config_is_an_error():
+    with pytest.raises(config_lib.ConfigError, match="no config"):
+        config_lib.from_command_line([])
+    with pytest.raises(config_lib.ConfigError, match=r"nowhere\.py: no such config file"):
+        config_lib.from_command_line(["--config=nowhere.py"])
+
+
+def test_config_is_hashable_all_the_way():
+    hash(config_lib.Config())
+    assert dataclasses.is_dataclass(config_lib.Config().data)

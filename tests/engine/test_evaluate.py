@@ -1,0 +1,102 @@
+"""Evaluation: what it counts does not depend on batches or threads, and it keeps little of each picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+
+from pfcn_jax.data.sources import DataError, FirstExamples
+from pfcn_jax.engine.config import Config, from_command_line
+from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
+from pfcn_jax.engine.inputs import open_evaluation
+from pfcn_jax.engine.state import build_model, create_state, data_mesh
+from tests.engine.tiny import TINY
+
+# Random weights find nothing above the usual thresholds.
+FINDING = [
+    "--config.inference.center_threshold=0.001",
+    "--config.inference.min_score=0.0",
+    "--config.inference.merge_score=0.0",
+    "--config.inference.min_stuff_area=1",
+]
+KEPT_BYTES = 1024  # of each picture, at most: 16 detections of 32 bytes, and what Python needs to know the picture
+
+
+class Repeated:
+    """A few examples over and over, from memory."""
+
+    def __init__(self, source: FirstExamples, length: int):
+        self.examples = [source[i] for i in range(len(source))]
+        self.source, self.length, self.classes = source, length, source.classes
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int):
+        return self.examples[index % len(self.examples)]
+
+    def info(self, index: int):
+        return self.source.info(index % len(self.examples))
+
+    def sizes(self) -> np.ndarray:
+        return np.resize(self.source.sizes(), (self.length, 2))
+
+
+def evaluate(config: Config, source, **options) -> EvaluationResult:
+    mesh, model = data_mesh(), build_model(config.model, source.classes)
+    state = create_state(config, model, mesh)
+    return evaluate_model(state.variables, model, source, config, mesh, show_progress=False, **options)
+
+
+def test_batches_change_nothing_and_filler_does_not_count():
+    config = from_command_line([*TINY, *FINDING])
+    source = open_evaluation(config.data, 5)
+    results, seen = [], []
+    for batch_size in (2, 4):
+        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_batch_size=batch_size))
+        pictures: list[str] = []
+        results.append(evaluate(changed, source, on_picture=lambda e, _, p=pictures: p.append(e.file_name)))
+        seen.append(pictures)
+    first, second = results
+    assert seen[0] == seen[1] == [source.info(i).file_name for i in range(5)]  # each once, in order
+    assert first.pictures == 5 and first.ap is not None and first.semantic is not None
+    jax.tree.map(np.testing.assert_array_equal, first.pq.counts.to_arrays(), second.pq.counts.to_arrays())
+    assert first.pq.counts.tp.sum() + first.pq.counts.fn.sum() == sum(len(source[i].class_id) for i in range(5))
+    assert first.ap.to_dict() == pytest.approx(second.ap.to_dict(), nan_ok=True)
+    np.testing.assert_array_equal(first.semantic.IoU, second.semantic.IoU)
+
+
+def test_a_picture_that_cannot_be_read_stops_the_evaluation():
+    config = from_command_line([*TINY, *FINDING])
+    source = Repeated(open_evaluation(config.data, 3), 3)
+
+    def broken(example, prediction) -> None:
+        raise DataError("label 2 is broken")
+
+    with pytest.raises(DataError, match="label 2 is broken"):
+        evaluate(config, source, on_picture=broken)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_pictures():
+    config = from_command_line([*TINY, *FINDING, "--config.train.eval_batch_size=4"])
+    source = Repeated(open_evaluation(config.data, 3), 400)
+    held, detections, done = {}, 0, 0
+
+    def on_picture(example, prediction) -> None:
+        nonlocal detections, done
+        done += 1
+        detections += int(prediction.things.valid.sum())
+        if done == 100:
+            tracemalloc.start()  # what lives from here on: the program is compiled, the buffers are filled
+        if done in (200, 400):
+            held[done] = tracemalloc.get_traced_memory()[0]
+
+    evaluate(config, source, on_picture=on_picture)
+    tracemalloc.stop()
+    assert detections > 400
+    assert (held[400] - held[200]) / 200 < KEPT_BYTES

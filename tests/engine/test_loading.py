@@ -1,0 +1,59 @@
+"""A checkpoint with values of its config changed: what may change takes effect, what may not is an error."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.engine.checkpoint import save_model
+from pfcn_jax.engine.config import ConfigError, from_command_line, to_json
+from pfcn_jax.engine.evaluate import crop_prediction
+from pfcn_jax.engine.loading import load_with_config
+from pfcn_jax.engine.state import abstract_variables, build_model
+from pfcn_jax.errors import UserError
+from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.types import Kernels, PanopticPrediction
+from tests.engine.tiny import TINY
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    config, classes = from_command_line(TINY), Scenes("val").classes
+    zeros = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(build_model(config.model, classes))
+    )
+    meta = {"kind": "model", "config": json.loads(to_json(config)), "classes": classes.to_json()}
+    return save_model(tmp_path_factory.mktemp("run"), model=zeros, meta=meta)
+
+
+def test_the_compute_type_can_change_and_parameters_stay_float32(checkpoint):
+    loaded = load_with_config(checkpoint, ["--config.model.dtype=bfloat16", "--config.inference.min_score=0.1"])
+    assert loaded.model.dtype == jnp.bfloat16 and loaded.config.model.dtype == "bfloat16"
+    assert loaded.config.inference.min_score == 0.1
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {np.dtype(np.float32)}
+    assert load_with_config(checkpoint, []).model.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "flag", ["encoder_channels=16", "pixel_order=bgr", "pixel_mean=(0.0,0.0,0.0)", "region_classes=all"]
+)
+def test_what_belongs_to_the_parameters_cannot(checkpoint, flag):
+    key = flag.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"config\.model\.{key}: .* was trained with") as error:
+        load_with_config(checkpoint, [f"--config.model.{flag}"])
+    assert "dtype and remat can change" in str(error.value) and str(checkpoint) in str(error.value)
+
+
+def test_a_picture_larger_than_the_output_canvas_is_an_error():
+    nothing = np.zeros(0)
+    segments = PanopticPrediction(np.zeros((64, 96), np.int32), nothing, nothing, nothing, nothing, nothing)
+    prediction = Prediction(segments, Kernels(nothing, nothing, nothing, nothing), None, None)
+    assert crop_prediction(prediction, (64, 90)).panoptic.segment_map.shape == (64, 90)
+    for size in ((65, 96), (64, 97)):
+        with pytest.raises(UserError, match=rf"{size[0]} x {size[1]} pixels .* output canvas of 64 x 96: .* cut off"):
+            crop_prediction(prediction, size)

@@ -1,0 +1,74 @@
+"""Convolution and pooling: values against a slow NumPy version, gradients against the plain operators."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfcn_jax.models import convolution
+from tests.models import oracles
+
+
+def plain_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    pad = [((kernel.shape[0] - 1) // 2,) * 2] * 2
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+def test_conv2d(size: int, stride: int) -> None:
+    rng = np.random.default_rng(size)
+    x = rng.normal(size=(2, 6, 8, 5)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, 5, 3)).astype(np.float32)
+    ours = jax.jit(convolution.conv2d, static_argnames="stride")(x, kernel, stride=stride)
+    theirs = np.stack([oracles.conv(row, kernel, stride) for row in x])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_max_pool_has_the_values_and_gradients_of_the_operator_for_windows() -> None:
+    """With ties: of equal values the first one in a window, row by row, gets the gradient."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 4, size=(2, 8, 12, 3)), jnp.float32)  # zeros as after ReLU, and many ties
+    cotangent = jnp.asarray(rng.normal(size=(2, 4, 6, 3)), jnp.float32)
+
+    def windows(x: jax.Array) -> jax.Array:
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+    ours, our_vjp = jax.vjp(convolution.max_pool, x)
+    theirs, their_vjp = jax.vjp(windows, x)
+    np.testing.assert_array_equal(ours, theirs)
+    # A window of zeros at the border: our first zero is one of the padding. The gradient of a ReLU is 0 there anyway.
+    positive = (x > 0).astype(x.dtype)
+    np.testing.assert_allclose(our_vjp(cotangent)[0] * positive, their_vjp(cotangent)[0] * positive, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (2, 2), (14, 6)])
+def test_stem_convolution_has_the_values_and_gradients_of_the_plain_form(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(7, 7, 3, 5)), jnp.float32)
+    cotangent = jnp.asarray(rng.normal(size=(2, shape[0] // 2, shape[1] // 2, 5)), jnp.float32)
+
+    ours, our_vjp = jax.vjp(lambda *arrays: convolution.conv2d(*arrays, stride=2), x, kernel)
+    theirs, their_vjp = jax.vjp(lambda *arrays: plain_conv(*arrays, stride=2), x, kernel)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    for one, other in zip(our_vjp(cotangent), their_vjp(cotangent), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_weight_gradient_in_pieces_equals_that_at_once(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_PIECE_POSITIONS", 24)  # pieces of 3 rows, the last one of 1
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.normal(size=(batch, 10, 8, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 5)), jnp.float32)
+    cotangent = jnp.asarray(rng.normal(size=(batch, 10, 8, 5)), jnp.float32)
+
+    assert "custom_vjp" in str(jax.make_jaxpr(convolution.conv2d)(x, kernel))  # or this test compares nothing
+    ours, our_vjp = jax.vjp(convolution.conv2d, x, kernel)
+    theirs, their_vjp = jax.vjp(plain_conv, x, kernel)
+    np.testing.assert_array_equal(ours, theirs)
+    for one, other in zip(our_vjp(cotangent), their_vjp(cotangent), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,43 @@
+"""Every config file passes the door and makes a network; every key of the schema is read by the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+
+import jax
+import pytest
+
+from pfcn_jax.data.classes import coco_classes
+from pfcn_jax.engine.config import Config, from_command_line
+from pfcn_jax.engine.state import abstract_variables, build_model, build_optimizer
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_makes_a_network_and_an_optimiser(path):
+    config = from_command_line([f"--config={path}"])
+    assert config.name == path.stem
+    model = build_model(config.model, coco_classes())
+    variables = abstract_variables(model)
+    state = jax.eval_shape(build_optimizer(config, model).init, variables["params"])
+    assert jax.tree.leaves(state)
+    assert "Command:" in path.read_text().split('"""')[1]
+
+
+def test_every_key_is_read():
+    code = "\n".join(path.read_text() for path in (ROOT / "pfcn_jax").rglob("*.py") if path.name != "config.py")
+    # These two sections go as keywords, all keys at once, to the network and to the prediction.
+    whole = {"model": "getattr(config, key) for key in", "inference": "**dataclasses.asdict(config)"}
+    for section in dataclasses.fields(Config):
+        keys = getattr(Config(), section.name)
+        if not dataclasses.is_dataclass(keys):
+            assert re.search(rf"config\.{section.name}\b", code), section.name
+        elif section.name in whole:
+            assert whole[section.name] in code
+        else:
+            for key in dataclasses.fields(keys):
+                assert re.search(rf"\.{key.name}\b", code), f"config.{section.name}.{key.name} is never read"
