@@ -106,6 +106,7 @@ def _stem_conv(x: Float[Array, "B H W I"], kernel: Float[Array, "7 7 I O"]) -> F
     )
 
 
+@jax.named_scope("max_pool")
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
     """Maximum over 3x3 windows of stride 2, of a map with even sides and without negative values (zeros pad it).
 

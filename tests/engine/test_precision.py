@@ -61,7 +61,9 @@ def test_nothing_decisive_is_computed_in_bfloat16(parts, tta):
     rounded = [
         str(operation)
         for operation in found
-        if operation.primitive.name in DECISIVE and any(of.aval.dtype == jnp.bfloat16 for of in operation.invars)
+        if operation.primitive.name in DECISIVE
+        and any(of.aval.dtype == jnp.bfloat16 for of in operation.invars)
+        and "max_pool" not in str(operation.source_info.name_stack)  # picks one of its inputs: exact in any type
     ]
     assert not rounded
     convolutions = [o for o in found if o.primitive.name == "conv_general_dilated"]
