@@ -85,7 +85,8 @@ def test_after_the_heads_gives_the_prediction_of_the_whole(subject_and_pictures)
 def test_every_part_of_a_model_runs(part, tmp_path, capsys):
     output = tmp_path / "result.json"
     words = ["benchmark", part, *TINY, "--batch", "2", "--seconds", "0.1", "--workers", "0", "--output", str(output)]
-    assert main(words) == 0
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
+        assert main(words) == 0
     result = json.loads(output.read_text())
     assert len(result["rows"]) == 1 and result["environment"]["versions"]["jax"] == jax.__version__
     assert result["config_hash"] and str(tmp_path) not in result["command"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
@@ -11,11 +12,15 @@ import numpy as np
 import pytest
 from jax import export
 
+from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.scenes import Scenes
-from pfcn_jax.engine.config import ConfigError, TTAConfig, from_command_line
+from pfcn_jax.data.transforms import resize_image, resized_size
+from pfcn_jax.engine.config import ConfigError, InferenceConfig, TTAConfig, from_command_line
+from pfcn_jax.engine.parity.network import load_model
 from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.engine.steps import predict_step
 from pfcn_jax.models.panoptic_fcn import init_variables
+from pfcn_jax.types import PanopticPrediction
 from tests.engine.tiny import TINY
 
 
@@ -50,6 +55,38 @@ def test_mirrored_pictures_get_mirrored_segments(parts):
     np.testing.assert_allclose(ours.score, theirs.score, rtol=1e-3, atol=1e-6)
     same = [np.mean(a[:, :w] == b[:, :w][:, ::-1]) for a, b, (_, w) in zip(ours.segment_map, theirs.segment_map, size)]
     assert min(same) > 0.99
+
+
+@pytest.mark.slow
+def test_a_mirrored_photo_gets_the_mirrored_segments(reference_dir, pictures_dir):
+    """Real photos, the recorded weights, two scales: the views are the same in another order."""
+    model, variables = load_model(reference_dir, "R50-1x")
+    paths = sorted((pictures_dir / "two_photos" / "images").glob("*.jpg"))
+    photos = [decode_picture(path.read_bytes(), str(path)) for path in paths]
+    photos = [resize_image(photo, resized_size(photo.shape[:2], 96, 160)) for photo in photos]
+    size = np.array([photo.shape[:2] for photo in photos], np.int32)
+    image = np.zeros((2, 2, 96, 160, 3), np.uint8)  # as it is and mirrored, photo
+    for row, photo in enumerate(photos):
+        image[0, row, : photo.shape[0], : photo.shape[1]] = photo
+        image[1, row, : photo.shape[0], : photo.shape[1]] = photo[:, ::-1]
+    tta = TTAConfig(scales=(0.75,), flip=True)
+    config = dataclasses.replace(InferenceConfig(), center_threshold=0.2, stuff_threshold=0.1, min_stuff_area=64)
+    step = jax.jit(functools.partial(predict_step, model=model, config=config, output_shape=(96, 160), tta=tta))
+    ours, theirs = (jax.device_get(step(variables, pixels, size, size).panoptic) for pixels in image)
+    plain = jax.jit(functools.partial(predict_step, model=model, config=config, output_shape=(96, 160)))
+    alone = jax.device_get(plain(variables, image[0], size, size).panoptic)
+    assert int(ours.valid.sum()) > 4 and (ours.segment_map != alone.segment_map).mean() > 0.01
+    for row, (height, width) in enumerate(size):
+        one, other = (np.sort(found.class_id[row][found.valid[row]]) for found in (ours, theirs))
+        np.testing.assert_array_equal(one, other)
+        one, other = (_classes_of(found, row)[:height, :width] for found in (ours, theirs))
+        assert (one == other[:, ::-1]).mean() > 0.99
+
+
+def _classes_of(panoptic: PanopticPrediction, row: int) -> np.ndarray:
+    """The class of every pixel of a picture, -1 where it is void."""
+    ids = panoptic.segment_map[row]
+    return np.where(ids > 0, panoptic.class_id[row][np.maximum(ids, 1) - 1], -1)
 
 
 def test_lowers_for_every_platform(parts):
