@@ -23,10 +23,12 @@ VERBS = {
     "prepare": "instance or semantic labels -> COCO-panoptic; COCO -> ArrayRecord",
     "curves": "losses and PQ of one or more runs as one picture",
     "convert": "weights of the original, detectron2, torchvision or timm -> a checkpoint, and back",
+    "ablate": "the paper's ablation tables, trained and scored row by row, beside the published figures",
     "benchmark": "time, memory and efficiency of each part, beside a matrix product measured in the same run",
     "parity": "check every tensor of a reference data directory",
 }
 MODULES = {
+    "ablate": "ablation.command",
     "parity": "parity.command",
     "benchmark": "benchmark.command",
     "validate-data": "validate_data",

@@ -219,7 +219,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 
 def from_command_line(config_argv: list[str], base: Config | None = None) -> Config:
-    """`--config=FILE --config.key=value ...` -> a checked config.
+    """`--config=FILE --config.key=value ...` -> a checked config. `FILE:NAME` hands NAME to the file's `get_config`.
 
     Args:
       base: what the keys change if no file is given (the config of a checkpoint).
@@ -230,8 +230,9 @@ def from_command_line(config_argv: list[str], base: Config | None = None) -> Con
     files = [word.partition("=")[2] for word in config_argv if word.startswith("--config=")]
     values, argv = flags.FlagValues(), ["pfcn_jax", *config_argv]
     if files:
-        if not pathlib.Path(files[-1]).is_file():
-            raise ConfigError(f"{files[-1]}: no such config file")
+        file = files[-1].partition(":")[0]
+        if not pathlib.Path(file).is_file():
+            raise ConfigError(f"{file}: no such config file")
         config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
     elif base is not None:
         tree = ml_collections.ConfigDict(dataclasses.asdict(base), convert_dict=True)
@@ -242,8 +243,14 @@ def from_command_line(config_argv: list[str], base: Config | None = None) -> Con
         values(argv)
         tree = values.config.to_dict()
     except (flags.Error, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{' '.join(config_argv)}: {str(error.args[0]).strip(chr(39))}") from error
+        raise ConfigError(f"{' '.join(config_argv)}: {_reason(error)}") from error
     return from_dict(tree)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong. A config file that fails is reported as a whole traceback: its last line says why."""
+    text = str(error.args[0]).strip(chr(39))
+    return text.strip().splitlines()[-1].partition(": ")[2] if "Traceback" in text else text
 
 
 def to_json(config: Config) -> str:

@@ -89,13 +89,13 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_section(path: pathlib.Path, name: str, text: str) -> None:
-    """Replaces what stands between `<!-- benchmark NAME -->` and `<!-- end NAME -->` in a document.
+def write_section(path: pathlib.Path, name: str, text: str, *, kind: str = "benchmark") -> None:
+    """Replaces what stands between `<!-- KIND NAME -->` and `<!-- end NAME -->` in a document.
 
     Raises:
       UserError: the document or one of the two lines is missing.
     """
-    begin, end = f"<!-- benchmark {name} -->\n", f"<!-- end {name} -->"
+    begin, end = f"<!-- {kind} {name} -->\n", f"<!-- end {name} -->"
     document = path.read_text() if path.is_file() else ""
     if begin not in document or end not in document.partition(begin)[2]:
         raise UserError(f"{path}: needs the lines '{begin.strip()}' and '{end}', the table goes between them")
