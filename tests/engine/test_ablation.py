@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.engine.ablation import command, report
 from pfcn_jax.engine.ablation.runs import Runs, evaluation_key, training_key, training_seconds
 from pfcn_jax.engine.ablation.tables import METRICS, TABLES, Figures, Row, Table, apply, find_row
 from pfcn_jax.engine.config import Config, ModelConfig, from_command_line
 from pfcn_jax.engine.curves import read_metrics
-from pfcn_jax.engine.state import abstract_variables, build_model
+from pfcn_jax.engine.state import abstract_variables
 from pfcn_jax.engine.train import Trainer
 from pfcn_jax.errors import UserError
+from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from tests.engine.tiny import EAGER, TINY
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "ablations.py"
@@ -31,9 +31,10 @@ INFERENCE_ONLY = ("fusion_threshold", "removing_repeats")
 
 
 @functools.cache
-def _parameters(model: ModelConfig) -> int:
-    """Of the canonical network with these settings, made by `eval_shape`; rows of one network share it."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(build_model(model, coco_classes()))))
+def _parameters(settings: ModelConfig) -> int:
+    """Of the network with these heads on a small backbone, made by `eval_shape`; rows of one network share it."""
+    model = PanopticFCN(**dataclasses.asdict(dataclasses.replace(settings, backbone="resnet18")))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(model)))
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=lambda part: part.name)

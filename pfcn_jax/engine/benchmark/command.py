@@ -4,6 +4,8 @@
   train      the training step    input   the input pipeline         dice, layers   each form beside the plain one
   scenes     everything after the heads on synthetic heads with a known number of instances
   original   prediction and training step against the seconds of the original implementation
+  scaling    no measurement: time and cost of a training over numbers of chips, from counted operations and the
+             assumptions that the flags state (docs/scaling.md)
   table      JSON files of earlier runs as tables (--markdown)
 
 Times are medians with the 95th percentile; "share of matmul" is the rate of the program's matrix products and
@@ -22,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pfcn_jax.engine.benchmark import forms, loading, original, prediction, training
+from pfcn_jax.engine.benchmark import forms, loading, original, prediction, scaling, training
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, environment
 from pfcn_jax.engine.benchmark.scenes_post import scene_rows
 from pfcn_jax.engine.benchmark.tables import markdown, terminal, write_section
@@ -30,7 +32,7 @@ from pfcn_jax.engine.config import Config, config_hash, from_command_line
 from pfcn_jax.engine.report import write_json
 from pfcn_jax.errors import UserError
 
-PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "original", "table")
+PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "original", "scaling", "table")
 _DICE_MAP, _LAYERS_CANVAS = (200, 336), (512, 768)  # a picture of 800 x 1344 at 1/4; a picture
 
 
@@ -53,6 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to repeat each measurement")
     parser.add_argument("--output", help="write everything as JSON to this file")
     parser.add_argument("--markdown", metavar="FILE:NAME", help="write the table into section NAME of a document")
+    scaling.add_flags(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -92,6 +95,9 @@ def _rows(args: argparse.Namespace) -> tuple[Config, str, list[Row]]:
     if args.part == "input":
         config, rows = loading.rows(args)
         return config, "none", rows
+    if args.part == "scaling":
+        config, rows = scaling.rows(args)
+        return config, "none", rows
     config = from_command_line(args.config_argv, Config())
     if args.part == "original":
         return config, "the original's, recorded", original.rows(args)
@@ -114,9 +120,11 @@ def _rows(args: argparse.Namespace) -> tuple[Config, str, list[Row]]:
 def _command(args: argparse.Namespace) -> str:
     """The command line that repeats a run, with folders by their last name."""
     words = ["python", "-m", "pfcn_jax.main", "benchmark", args.part]
-    for name in ("checkpoint", "reference", "pictures", "batch", "workers", "sizes", "only"):
-        value = getattr(args, name)
-        if value is None or (name == "workers" and args.part != "input"):
+    names = ["checkpoint", "reference", "pictures", "batch", "sizes", "only"]
+    names += {"input": ["workers"], "scaling": list(scaling.FLAGS)}.get(args.part, [])
+    for name in names:
+        value = getattr(args, name.replace("-", "_"))
+        if value is None or (name == "batch" and args.part == "scaling"):
             continue
         values = [str(entry) for entry in (value if isinstance(value, list) else [value])]
         words += [f"--{name}", *(pathlib.Path(entry).name or entry for entry in values)]

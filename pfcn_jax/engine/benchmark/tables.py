@@ -35,8 +35,14 @@ _TITLES = {
     "times_faster_low": "x faster (least)",
     "times_faster_high": "x faster (most)",
     "short_side": "short side",
+    "compute_s": "compute, s",
+    "all_reduce_s": "all-reduce, s",
+    "input_s": "input, s",
+    "step_s": "step, s",
+    "efficiency_of_chips": "of each chip",
+    "chip_hours": "chip hours",
 }
-_SHARES = ("efficiency", "after_heads_share", "share_of_decode_rate")
+_SHARES = ("efficiency", "efficiency_of_chips", "after_heads_share", "share_of_decode_rate")
 
 
 def _columns(rows: list[Row]) -> list[str]:
