@@ -25,7 +25,7 @@ def get_config(name: str = "coco"):
 
 
 def _scenes():
-    """The quickstart's small network, with the encoder of the paper, for about a minute on two CPU cores."""
+    """The quickstart's small network with the paper's 64 channels in the encoder, and a fifth of its steps."""
     config = quickstart.get_config()
     config.model.encoder_channels = 64
     side = 96
@@ -36,10 +36,10 @@ def _scenes():
     data.canvases = data.eval_canvases = ((side, side),)
     data.eval_examples = 200
     config.inference.min_stuff_area = 225  # the quickstart's share of the picture
-    config.optim.warmup_steps = 50
+    config.optim.learning_rate, config.optim.warmup_steps = 2e-3, 60  # a short schedule bears a higher rate
     train = config.train
-    train.steps, train.ema_decay = 500, 0.98
-    train.checkpoint_every, train.preview_pictures = 250, 0
+    train.steps, train.ema_decay = 600, 0.98
+    train.checkpoint_every, train.preview_pictures = 200, 0
     return config
 
 

@@ -136,7 +136,8 @@ def test_a_table_says_mean_spread_and_difference():
 
 
 def test_tables_are_files_and_a_document_takes_them_in(tmp_path, capsys):
-    records = [fake_record(TABLES[name]) for name in ("coordinates", "weighted_dice")]
+    names = ("coordinates", "weighted_dice")
+    records = [fake_record(TABLES[name]) for name in names]
     for record in records:
         report.write_table(tmp_path / "work", record)
     assert json.loads((tmp_path / "work" / "coordinates.json").read_text()) == json.loads(json.dumps(records[0]))
@@ -145,13 +146,13 @@ def test_tables_are_files_and_a_document_takes_them_in(tmp_path, capsys):
         for color in ((255, 127, 14), (31, 119, 180)):
             assert (np.abs(half - color).max(axis=-1) < 12).sum() > 60
     document = tmp_path / "page.md"
-    sections = [f"<!-- ablation {name} -->\nold\n<!-- end {name} -->\n" for name in ("coordinates", "weighted_dice")]
+    sections = [f"<!-- ablation {name} -->\nold\n<!-- end {name} -->\n" for name in (*names, "picture")]
     document.write_text("before\n" + "".join(sections) + "after\n")
     assert front_door.main(["ablate", "--workdir", str(tmp_path / "work"), "--collect", str(document)]) == 0
     text = document.read_text()
     assert "old" not in text and text.startswith("before\n") and text.endswith("after\n")
     assert all(report.markdown(record) in text for record in records)
-    assert (tmp_path / "images" / "page.png").is_file()
+    assert "(images/page.png)" in text and (tmp_path / "images" / "page.png").is_file()
     document.write_text("no sections")
     assert front_door.main(["ablate", "--workdir", str(tmp_path / "work"), "--collect", str(document)]) == 2
     assert "<!-- ablation coordinates -->" in capsys.readouterr().err
@@ -254,3 +255,9 @@ def test_two_tables_end_to_end_with_a_stop_in_between(tmp_path, capsys, monkeypa
     for seed in (0,):  # once more: nothing is trained, nothing is scored
         assert front_door.main([*flags, "--seeds", str(seed)]) == 0
     assert "2 trainings, 2 done; 5 evaluations, 5 done" in capsys.readouterr().out and len(saved) == 4
+
+
+def test_the_page_has_a_section_for_every_table():
+    page = (CONFIG.parents[1] / "docs" / "ablations.md").read_text()
+    for name in (*TABLES, "picture"):
+        assert re.search(rf"<!-- ablation {name} -->\n(.*\n)*?<!-- end {name} -->", page), name

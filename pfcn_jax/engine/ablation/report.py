@@ -149,13 +149,14 @@ def draw(records: Sequence[Record], output: pathlib.Path) -> None:
 
 
 def _draw_ours(axes: Any, record: Record, metric: str, color: str) -> None:
+    shift = 0.18 * (list(_COLORS).index(metric) - 1)  # so that spreads do not lie on each other
     for place, row in enumerate(record["rows"]):
-        summary = row["summary"][metric]
+        summary, height = row["summary"][metric], place + shift
         if summary is None:
             continue
-        axes.plot([summary["min"], summary["max"]], [place, place], "-", color=color, linewidth=1.2)
-        axes.plot([run[metric] for run in row["runs"]], [place] * len(row["runs"]), "|", color=color, markersize=6)
-        axes.plot(summary["mean"], place, "o", color=color, markersize=5)
+        axes.plot([summary["min"], summary["max"]], [height, height], "-", color=color, linewidth=1.2)
+        axes.plot([run[metric] for run in row["runs"]], [height] * len(row["runs"]), "|", color=color, markersize=6)
+        axes.plot(summary["mean"], height, "o", color=color, markersize=4)
 
 
 def write_table(directory: pathlib.Path, record: Record) -> None:
@@ -170,10 +171,13 @@ def collect(document: pathlib.Path, records: Sequence[Record]) -> list[pathlib.P
     """Writes every table into its section of a document, and one picture of all to `images/` beside it.
 
     Raises:
-      UserError: the document has no section `<!-- ablation TABLE -->` ... `<!-- end TABLE -->` for one of them.
+      UserError: the document has no section `<!-- ablation TABLE -->` ... `<!-- end TABLE -->` for one of them, or none
+        named `picture`.
     """
     for record in records:
         write_section(document, record["table"], markdown(record), kind="ablation")
     picture = document.parent / "images" / f"{document.stem}.png"
     draw(records, picture)
+    link = f"![PQ of every row: the paper's and ours](images/{picture.name})"
+    write_section(document, "picture", link, kind="ablation")
     return [document, picture]

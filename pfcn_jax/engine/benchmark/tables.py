@@ -77,22 +77,26 @@ def terminal(rows: list[Row]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The whole result: where and when, the command, and the rows."""
-    place, rows = result["environment"], result["rows"]
-    load = "/".join(f"{value:.1f}" for value in place["load_average"])
-    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items())
-    lines = [
-        f"    {result['command']}",
-        "",
-        f"{place['date']}, {place['devices']} x {place['device']} ({place['cores']} CPU cores), load average {load} "
-        f"at the start; {versions}; weights: {result['weights']}; config {result['config_hash']}.",
-        "",
-    ]
+    """The whole result: the command, where and when it was measured, and the rows."""
+    rows = result["rows"]
+    lines = [f"    {result['command']}", "", _circumstances(result), ""]
     columns = _columns(rows)
     lines.append("| " + " | ".join(_TITLES.get(name, name) for name in columns) + " |")
     lines.append("|" + "---|" * len(columns))
     lines += ["| " + " | ".join(_text(name, row.get(name)) for name in columns) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def _circumstances(result: dict[str, Any]) -> str:
+    if result["part"] == "scaling":
+        return f"Worked out, not measured; config {result['config_hash']}."
+    place = result["environment"]
+    load = "/".join(f"{value:.1f}" for value in place["load_average"])
+    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items())
+    return (
+        f"{place['date']}, {place['devices']} x {place['device']} ({place['cores']} CPU cores), load average {load} "
+        f"at the start; {versions}; weights: {result['weights']}; config {result['config_hash']}."
+    )
 
 
 def write_section(path: pathlib.Path, name: str, text: str, *, kind: str = "benchmark") -> None:
