@@ -20,6 +20,7 @@ from tests.engine.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+PAGE = (ROOT / "docs" / "launch.md").read_text()
 CONFIG = "configs/quickstart.py"
 FLAGS = [*TINY[1:], "--config.train.steps=1", "--config.data.eval_examples=1", "--config.optim.name=sgd"]
 
@@ -247,3 +248,30 @@ def test_the_containers_of_the_manifest_are_one_run(manifest, environment, tmp_p
     for process, output in zip(processes, outputs):
         assert process.returncode == 0, output[-4000:]
     assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_image_holds_what_the_page_runs(environment, tmp_path):
+    dockerfile = (ROOT / "launch" / "Dockerfile").read_text()
+    image = tmp_path / "image"
+    image.mkdir()
+    for source, target in re.findall(r"^COPY (\S+) (\S+)$", dockerfile, re.MULTILINE):
+        here = ROOT / source
+        (shutil.copytree if here.is_dir() else shutil.copy)(here, image / (source if target == "." else target))
+    row = re.search(r"`docker build -t (\w+) -f launch/Dockerfile \. && docker run .* \1 (--config .*)`", PAGE)
+    assert row
+    entry = re.search(r"^ENTRYPOINT \[(.*)\]$", dockerfile, re.MULTILINE)
+    assert entry
+    command = [word.strip(' "') for word in entry[1].split(",")] + row[2].replace("/share", str(tmp_path)).split()
+    ran = subprocess.run(
+        [*command, *FLAGS], cwd=image, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-4000:]
+    assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+def test_the_page_names_every_way_to_launch():
+    rows = [line for line in PAGE.splitlines() if line.startswith("| ")]
+    named = set(re.findall(r"launch/[\w.]+", "\n".join(rows)))
+    there = {f"launch/{path.name}" for path in (ROOT / "launch").iterdir()}
+    assert named == {name for name in there if not name.startswith("launch/coco_")}  # those fetch data

@@ -17,7 +17,7 @@ from pfcn_jax import main as front_door
 from pfcn_jax.engine.ablation import command, report
 from pfcn_jax.engine.ablation.runs import Runs, evaluation_key, training_key, training_seconds
 from pfcn_jax.engine.ablation.tables import METRICS, TABLES, Figures, Row, Table, apply, find_row
-from pfcn_jax.engine.config import Config, ModelConfig, from_command_line
+from pfcn_jax.engine.config import Config, ModelConfig, from_command_line, to_json
 from pfcn_jax.engine.curves import read_metrics
 from pfcn_jax.engine.state import abstract_variables
 from pfcn_jax.engine.train import Trainer
@@ -93,6 +93,20 @@ def test_keys_follow_what_matters_only():
         assert training_key(scored) == training_key(base) and evaluation_key(scored) != evaluation_key(base)
     for other in (changed("train", steps=9), changed("data", root="x"), dataclasses.replace(base, seed=1)):
         assert training_key(other) != training_key(base) and evaluation_key(other) != evaluation_key(base)
+
+
+def test_a_training_of_other_defaults_is_not_taken_for_this_one(tmp_path):
+    runs = Runs(Config(), tmp_path)
+    directory = runs.training_directory(Config())
+    directory.mkdir(parents=True)
+    before = json.loads(to_json(Config()))
+    del before["train"]["ema_decay"]  # a key that the schema has got since then
+    (directory / "config.json").write_text(json.dumps(before))
+    runs.check_defaults(directory)
+    before["model"]["encoder_channels"] = 32  # what the default was then
+    (directory / "config.json").write_text(json.dumps(before))
+    with pytest.raises(UserError, match="other defaults"):
+        runs.measure(Config())
 
 
 @pytest.mark.parametrize("name", ["nope", "encoder_channels:17", "encoder_channels"])
@@ -219,8 +233,8 @@ def test_two_tables_end_to_end_with_a_stop_in_between(tmp_path, capsys, monkeypa
 
     save, saved = Trainer.save, []
 
-    def dying_save(self, step, *, pq):
-        save(self, step, pq=pq)
+    def dying_save(self, step, **keywords):
+        save(self, step, **keywords)
         saved.append((self.config.loss.positives, step))
         if saved[-1] == (3, 2):  # in the middle of the second row
             self.checkpoints.wait()
@@ -229,7 +243,12 @@ def test_two_tables_end_to_end_with_a_stop_in_between(tmp_path, capsys, monkeypa
     monkeypatch.setattr(Trainer, "save", dying_save)
     with pytest.raises(Killed):
         front_door.main(flags)
-    monkeypatch.setattr(Trainer, "save", lambda self, step, *, pq: (saved.append("again"), save(self, step, pq=pq))[1])
+
+    def noted_save(self, step, **keywords):
+        saved.append("again")
+        save(self, step, **keywords)
+
+    monkeypatch.setattr(Trainer, "save", noted_save)
     base = from_command_line([*RUN, "--config.loss.positives=3"])
     runs = Runs(base, tmp_path)
     first, second = (apply(base, row, seed=0) for row in two_rows.rows)

@@ -10,6 +10,7 @@ weights, an evaluation by the hash of everything that can change its figures; bo
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from pfcn_jax.engine.ablation.tables import Figures
 from pfcn_jax.engine.benchmark.measure import environment
-from pfcn_jax.engine.config import Config, InferenceConfig, TTAConfig, config_hash
+from pfcn_jax.engine.config import Config, InferenceConfig, TTAConfig, from_dict
 from pfcn_jax.engine.curves import read_metrics
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation
@@ -29,6 +30,7 @@ from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.report import write_json
 from pfcn_jax.engine.state import data_mesh
 from pfcn_jax.engine.train import Trainer
+from pfcn_jax.errors import UserError
 
 # Keys that say how a run is computed and kept, not what comes out: they may change without a new training.
 _HOW = {
@@ -56,8 +58,27 @@ def training_key(config: Config) -> str:
 
 
 def evaluation_key(config: Config) -> str:
-    """The hash of what the figures depend on: not of the name, or of how it is computed."""
-    return config_hash(dataclasses.replace(_without(config, _HOW), name=""))
+    """The hash of what the figures depend on: not of the name, or of how it is computed.
+
+    Only values that differ from the schema's defaults are in it, so that a key which the schema gets later, switched
+    off by default, leaves the trainings of before where they are.
+    """
+    values, defaults = (dataclasses.asdict(tree) for tree in (_without(config, _HOW), Config()))
+    values["name"] = defaults["name"]
+    text = json.dumps(_differences(values, defaults), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _differences(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = _differences(value, defaults[key])
+            if value:
+                found[key] = value
+        elif value != defaults[key]:
+            found[key] = value
+    return found
 
 
 def _without(config: Config, keys: Mapping[str, tuple[str, ...]]) -> Config:
@@ -99,13 +120,24 @@ class Runs:
         return result
 
     def measure(self, config: Config) -> None:
-        """Sees to it that the figures of a config are there: trains, goes on training, evaluates, or does nothing."""
+        """Sees to it that the figures of a config are there: trains, goes on training, evaluates, or does nothing.
+
+        Raises:
+          UserError: the training that is there was made with another default of the schema, or it fails.
+        """
+        self.check_defaults(self.training_directory(config))
         if _agreed(self.is_measured(config)):
             return
         if not _agreed(self.is_trained(config)):
             self._train(config)
         if not _agreed(self.is_measured(config)):  # the training has written them if they are those of the base
             self._evaluate(config)
+
+    def check_defaults(self, directory: pathlib.Path) -> None:
+        """A default that the schema has changed since then would make an old training look like this one."""
+        file = directory / "config.json"
+        if file.is_file() and training_key(from_dict(json.loads(file.read_text()))) != directory.name:
+            raise UserError(f"{directory}: trained with other defaults than today's; take another --workdir")
 
     def _train(self, config: Config) -> None:
         directory = self.training_directory(config)
