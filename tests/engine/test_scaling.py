@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pathlib
 
 import jax
 import pytest
@@ -29,6 +30,7 @@ from pfcn_jax.main import main
 from pfcn_jax.models.panoptic_fcn import init_variables
 from tests.engine.tiny import TINY
 
+ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [*TINY, "--config.optim.name=sgd"]
 
 # 16 pictures of 2 TFLOP on chips that do 100 x 0.25 TFLOP/s; 150 MB of gradients at 10 GB/s; hosts of 4 chips.
@@ -133,3 +135,21 @@ def test_a_measured_step_is_what_the_model_says_of_it(counted):
     machine = Machine(small["matmul_gflops"] * 1e9, small["efficiency"], math.inf, 1, math.inf)
     predicted = step_time(dataclasses.replace(work, batch=16), machine, 1).seconds
     assert predicted == pytest.approx(large["seconds"], rel=0.6)  # other work runs on the machine of the tests
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_counted():
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    config = from_command_line([f"--config={ROOT / 'configs' / 'panoptic_fcn_r50.py'}", "--config.data.root=nowhere"])
+    work, rows = count_work(config)
+    for row in rows:
+        height, width = sorted(map(int, row["canvas"].split("x")))
+        assert f"| {height} x {width}, either way round | {row['gflop']:.0f} |" in page
+    assert f"| mean, as many pictures on each | {work.flops_per_picture / 1e9:.0f} |" in page
+    assert f"{work.gradient_bytes / 1e6:.0f} MB ({work.gradient_bytes / 4e6:.1f} million trained parameters" in page
+    for name, times in (("1x", 1), ("3x", 3)):
+        operations = times * work.steps * work.batch * work.flops_per_picture
+        assert f"| {name} | {times * 90} 000 | {operations / 1e18:.2f} x 10^18 |" in page
+        hours = [operations / (sustained * 1e12 * 3600) for sustained in (10, 20, 40, 80, 160)]
+        shown = " | ".join(f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in hours)
+        assert f"| {name}, chip hours | {shown} |" in page
