@@ -12,7 +12,6 @@ import pytest
 
 from pfcn_jax.data.scenes import class_table
 from pfcn_jax.engine.benchmark.flops import traced_flops
-from pfcn_jax.engine.benchmark.measure import Yardstick
 from pfcn_jax.engine.benchmark.scaling import (
     Machine,
     Work,
@@ -22,12 +21,9 @@ from pfcn_jax.engine.benchmark.scaling import (
     scaling_row,
     step_time,
 )
-from pfcn_jax.engine.benchmark.subject import Subject
-from pfcn_jax.engine.benchmark.training import measure_training
 from pfcn_jax.engine.config import from_command_line
 from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.main import main
-from pfcn_jax.models.panoptic_fcn import init_variables
 from tests.engine.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -120,21 +116,6 @@ def test_the_command_says_its_assumptions_and_invents_none(tmp_path, capsys):
     assert (one["batch"], two["batch"]) == (8, 16) and two["steps"] == one["steps"] / 2  # as many pictures in all
     assert two["cost"] == pytest.approx(3 * two["chip_hours"])
     assert "GFLOP a picture" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_measured_step_is_what_the_model_says_of_it(counted):
-    """On one device the model is operations over rate. The rate comes from one batch size, the check from another."""
-    config, work, _ = counted
-    model = build_model(config.model, class_table())
-    subject = Subject(config, model, {"batch_stats": {}, **init_variables(model, jax.random.key(0))}, "random")
-    yardstick = Yardstick()
-    small, large = (measure_training(subject, yardstick, batch=batch, seconds=2.0) for batch in (8, 16))
-    for row in (small, large):
-        assert row["gflop"] * 1e9 == pytest.approx(row["batch"] * work.flops_per_picture, rel=0.02)
-    machine = Machine(small["matmul_gflops"] * 1e9, small["efficiency"], math.inf, 1, math.inf)
-    predicted = step_time(dataclasses.replace(work, batch=16), machine, 1).seconds
-    assert predicted == pytest.approx(large["seconds"], rel=0.6)  # other work runs on the machine of the tests
 
 
 @pytest.mark.slow
