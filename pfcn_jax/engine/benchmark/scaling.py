@@ -252,8 +252,8 @@ def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
     splits = [_split(config.train, args, chips) for chips in args.chips]
     work, canvases = count_work(config)
     for row in canvases:
-        print(f"{row['canvas']}: {row['gflop']:.0f} GFLOP a picture, {100 * row['share']:.0f} % of the pictures")
-    print(f"mean {work.flops_per_picture / 1e9:.0f} GFLOP a picture; {work.gradient_bytes / 1e6:.0f} MB of gradients")
+        print(f"{row['canvas']}: {row['gflop']:.4g} GFLOP a picture, {100 * row['share']:.0f} % of the pictures")
+    print(f"mean {work.flops_per_picture / 1e9:.4g} GFLOP a picture; {work.gradient_bytes / 1e6:.0f} MB of gradients")
     if args.per_chip is None:
         stop = last_worthwhile(work, machine)
         print(f"a batch of {work.batch}: at least {100 * _WORTHWHILE:.0f} % of every chip up to {stop} chips")
