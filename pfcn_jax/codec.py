@@ -70,6 +70,16 @@ def read_id_png(path: str | os.PathLike[str]) -> Int[np.ndarray, "H W"]:
     return rgb_to_id(rgb)
 
 
+def encode_id_png(ids: Integer[np.ndarray, "H W"]) -> bytes:
+    """An id map `[H, W]` with ids in 0..2^24 - 1 (0 = void) as the bytes of an 8-bit RGB PNG."""
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or ids.size == 0:
+        raise ValueError(f"an id map has shape [H, W] with H, W > 0, got {list(ids.shape)}")
+    file = io.BytesIO()
+    Image.fromarray(id_to_rgb(ids)).save(file, format="PNG")
+    return file.getvalue()
+
+
 def write_id_png(path: str | os.PathLike[str], ids: Integer[np.ndarray, "H W"]) -> None:
     """Writes an id map `[H, W]` with ids in 0..2^24 - 1 (0 = void) as an 8-bit RGB PNG; the folder must exist."""
     ids = np.asarray(ids)

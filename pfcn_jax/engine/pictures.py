@@ -7,7 +7,8 @@ import concurrent.futures
 import dataclasses
 import glob
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from pfcn_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+Entry = TypeVar("Entry")
 _READERS, _AHEAD = 2, 8  # threads, and pictures that wait decoded
 
 
@@ -111,17 +113,23 @@ def read_ahead(inputs: Sequence[Input], broken: list[str], *, upright: bool) -> 
         except OSError as error:
             return f"{entry.path}: {error.strerror or error}"
 
-    waiting: collections.deque[tuple[Input, concurrent.futures.Future[np.ndarray | str]]] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        rest = iter(inputs)
-        while True:
-            while len(waiting) < _AHEAD and (entry := next(rest, None)) is not None:
-                waiting.append((entry, pool.submit(read, entry)))
-            if not waiting:
-                return
-            entry, future = waiting.popleft()
-            image = future.result()
-            if isinstance(image, str):
-                broken.append(image)
-            else:
-                yield entry, image
+    for entry, image in decode_ahead(inputs, read, threads=_READERS):
+        if isinstance(image, str):
+            broken.append(image)
+        else:
+            yield entry, image
+
+
+def decode_ahead(
+    entries: Iterable[Entry], read: Callable[[Entry], np.ndarray | str], *, threads: int
+) -> Iterator[tuple[Entry, np.ndarray | str]]:
+    """`read` of each entry, in order, done by threads before it is asked for: a picture, or what is wrong with it."""
+    waiting: collections.deque[tuple[Entry, concurrent.futures.Future[np.ndarray | str]]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for entry in entries:
+            waiting.append((entry, pool.submit(read, entry)))
+            if len(waiting) >= _AHEAD:
+                entry, future = waiting.popleft()
+                yield entry, future.result()
+        for entry, future in waiting:
+            yield entry, future.result()

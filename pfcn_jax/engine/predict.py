@@ -7,10 +7,8 @@ classes.csv; for a video NAME: overlay/NAME.mp4 and frames/NAME.jsonl, one line 
 from __future__ import annotations
 
 import argparse
-import csv
 import pathlib
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +17,7 @@ import jax
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.sources import DataError
+from pfcn_jax.engine.class_counts import ClassCounts
 from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.pictures import Input, find_inputs, read_ahead
 from pfcn_jax.engine.predictor import Predictor
@@ -29,7 +28,6 @@ from pfcn_jax.engine.telemetry import ProgressDisplay
 from pfcn_jax.engine.video import FrameOutputs, Frames, segment_video
 from pfcn_jax.errors import UserError
 
-_SHOWN_CLASSES = 10
 _CAMERA_FRAMES = 100
 _ACCELERATOR_BATCH = 8
 
@@ -61,9 +59,7 @@ class Outputs:
         self._overlay, self._maps = overlay, maps
         self._images: dict[str, dict[str, Any]] = {}
         self._annotations: dict[str, dict[str, Any]] = {}
-        self._segments: Counter[str] = Counter()
-        self._pictures: Counter[str] = Counter()
-        self._pixels: Counter[str] = Counter()
+        self._counts = ClassCounts(classes)
         folder.mkdir(parents=True, exist_ok=True)
 
     def add_picture(self, entry: Input, result: Result) -> None:
@@ -83,10 +79,7 @@ class Outputs:
 
     def count(self, result: Result) -> None:
         """Adds the segments of a picture or frame to the class table."""
-        for segment in result.segments:
-            self._segments[segment.class_name] += 1
-            self._pixels[segment.class_name] += segment.area
-        self._pictures.update({segment.class_name for segment in result.segments})
+        self._counts.add((segment.class_id, segment.area) for segment in result.segments)
 
     def of_video(self, name: str, *, maps: bool) -> FrameOutputs:
         return FrameOutputs(
@@ -105,19 +98,12 @@ class Outputs:
         }
         write_json(self._folder / "panoptic.json", content)
         with (self._folder / "classes.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["class_id", "category_id", "name", "isthing", "color", "segments", "pictures", "pixels"])
-            for c, name in enumerate(self._classes.names):
-                color = "#{:02x}{:02x}{:02x}".format(*self._classes.colors[c])
-                counts = (self._segments[name], self._pictures[name], self._pixels[name])
-                table.writerow([c, self._classes.category_ids[c], name, int(self._classes.is_thing[c]), color, *counts])
+            file.write(self._counts.to_csv())
         return len(ids)
 
     def summary(self) -> str:
         """The most frequent classes, on one line."""
-        shown = [f"{count} {name}" for name, count in self._segments.most_common(_SHOWN_CLASSES)]
-        more = len(self._segments) - len(shown)
-        return f"{self._segments.total()} segments: " + ", ".join(shown) + (f", {more} more classes" if more else "")
+        return self._counts.summary()
 
 
 def main(args: argparse.Namespace) -> int:
