@@ -15,6 +15,7 @@ VERBS = {
     "train": "train a model (and evaluate it, and draw what it sees)",
     "evaluate": "PQ, AP and mIoU of a checkpoint, or PQ of anybody's panoptic predictions",
     "predict": "segment pictures: panoptic PNG, JSON and an overlay picture for each",
+    "bulk": "segment a folder or bucket of any size: many workers, resumable, each picture written once (Ray)",
     "explain": "the method's insides for a picture: centers, regions, kernels before and after fusion",
     "demo": "a web page on this computer: drop a picture, see its segments, drag the thresholds",
     "inspect": "show the config, the parameter table and one batch",
@@ -31,6 +32,7 @@ MODULES = {
     "ablate": "ablation.command",
     "parity": "parity.command",
     "benchmark": "benchmark.command",
+    "bulk": "bulk.command",
     "validate-data": "validate_data",
 }  # where a verb's module has another name
 

@@ -29,7 +29,7 @@ class Store:
     """
 
     def __init__(self, where: str, *, scratch: str = "state/tmp"):
-        self.where = re.sub(r"(?<=://)[^/@]*@", "", where)  # without a key and its secret
+        self.where = _shown(where)
         self._files, self._base = _open(where)
         self._scratch = scratch
         self._made: set[str] = set()  # folders that are there
@@ -130,5 +130,10 @@ def _open(where: str) -> tuple[Any, str]:
             inner, path = fsspec.core.url_to_fs(where)
             files = pafs.PyFileSystem(pafs.FSSpecHandler(inner))
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{re.sub(r'(?<=://)[^/@]*@', '', where)}: cannot be opened ({error})") from error
+        raise DataError(f"{_shown(where)}: cannot be opened ({error})") from error
     return files, path.rstrip("/")
+
+
+def _shown(where: str) -> str:
+    """A URI without options, and without a key and its secret; a folder as it is."""
+    return re.sub(r"(?<=://)[^/@]*@|\?.*", "", where) if "://" in where else where

@@ -75,7 +75,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(where):
 
 def test_what_cannot_be_opened_is_said_without_secrets():
     with pytest.raises(DataError, match=r"^nosuch://bucket/x: cannot be opened"):
-        Store("nosuch://key:secret@bucket/x")
+        Store("nosuch://key:secret@bucket/x?option=1")
 
 
 def test_only_stores_on_one_file_system_can_be_compared(tmp_path):
