@@ -227,6 +227,7 @@ def from_command_line(config_argv: list[str], base: Config | None = None) -> Con
     Raises:
       ConfigError: if there is no file, the file fails, or a key or value does not fit.
     """
+    _check_overrides(config_argv)
     files = [word.partition("=")[2] for word in config_argv if word.startswith("--config=")]
     values, argv = flags.FlagValues(), ["pfcn_jax", *config_argv]
     if files:
@@ -247,6 +248,26 @@ def from_command_line(config_argv: list[str], base: Config | None = None) -> Con
     return from_dict(tree)
 
 
+def _check_overrides(config_argv: list[str]) -> None:
+    """Raises ConfigError for the first `--config.key=value` whose key the schema does not have."""
+    for word in config_argv:
+        name, path = word.partition("=")[0].removeprefix("--"), "config"
+        schema: Any = Config
+        for key in name.partition("[")[0].split(".")[1:]:
+            if not dataclasses.is_dataclass(schema):
+                raise ConfigError(f"{name}: unknown config key ({path} is a value, not a section of keys)")
+            _check_key(schema, key, path)
+            schema, path = typing.get_type_hints(schema)[key], f"{path}.{key}"
+
+
+def _check_key(schema: Any, key: str, path: str) -> None:
+    known = [field.name for field in dataclasses.fields(schema)]
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"{path}.{key}: unknown config key{hint} (known: {', '.join(known)})")
+
+
 def _reason(error: Exception) -> str:
     """What went wrong. A config file that fails is reported as a whole traceback: its last line says why."""
     text = str(error.args[0]).strip(chr(39))
@@ -264,12 +285,8 @@ def config_hash(config: Config) -> str:
 
 
 def _build(schema: type, tree: Mapping[str, Any], path: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(schema)}
     for key in tree:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"{path}.{key}: unknown config key{hint} (known: {', '.join(fields)})")
+        _check_key(schema, str(key), path)
     hints = typing.get_type_hints(schema)
     values = {key: _convert(value, hints[key], f"{path}.{key}") for key, value in tree.items()}
     return schema(**values)

@@ -28,7 +28,9 @@ def test_json_round_trip():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.learning_rat=1", "learning_rate"),
+        ("optim.learning_rat=1", "config.optim.learning_rat: unknown config key; did you mean 'learning_rate'?"),
+        ("nope=1", "config.nope: unknown config key (known: name, seed, data,"),
+        ("seed.x=1", "config.seed.x: unknown config key (config.seed is a value"),
         ("optim.warmup_steps=many", "warmup_steps"),
         ("model.dtype=float16", "config.model.dtype: must be one of float32, bfloat16"),
         ("data.canvases=((100, 64),)", "multiples of 32"),
@@ -44,6 +46,8 @@ def test_json_round_trip():
 def test_bad_overrides_name_the_key(override, message):
     with pytest.raises(config_lib.ConfigError, match=re.escape(message)):
         config_lib.from_command_line([f"--config={CANONICAL}", f"--config.{override}"])
+    with pytest.raises(config_lib.ConfigError, match=re.escape(message)):  # on top of a checkpoint's config
+        config_lib.from_command_line([f"--config.{override}"], base=config_lib.Config())
 
 
 def test_unknown_key_in_a_dict_suggests_the_nearest():
