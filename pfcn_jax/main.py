@@ -25,6 +25,7 @@ VERBS = {
     "curves": "losses and PQ of one or more runs as one picture",
     "convert": "weights of the original, detectron2, torchvision or timm -> a checkpoint, and back",
     "ablate": "the paper's ablation tables, trained and scored row by row, beside the published figures",
+    "card": "a checkpoint's model card: what it is, was trained on, scores, and cannot do",
     "benchmark": "time, memory and efficiency of each part, beside a matrix product measured in the same run",
     "parity": "check every tensor of a reference data directory",
 }
