@@ -164,7 +164,8 @@ def make_example(
 
     Args:
       segments: segment ids, class ids and crowd flags.
-      picture_name, label_name: for the messages.
+      picture_name: for the messages.
+      label_name: likewise.
 
     Raises:
       DataError: sizes that differ, painted ids that are not listed, or listed ids that are not painted.

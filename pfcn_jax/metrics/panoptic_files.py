@@ -54,8 +54,10 @@ def score_files(
     """PQ, SQ and RQ in percent of predicted files against labels.
 
     Args:
-      gt_json, gt_dir: the labels: JSON file and folder of PNGs.
-      pred_json, pred_dir: the predictions, likewise.
+      gt_json: the labels' JSON file.
+      gt_dir: the folder of their PNGs.
+      pred_json: the predictions' JSON file.
+      pred_dir: the folder of their PNGs.
       workers: threads; None takes one per CPU, at most 8.
 
     Returns:

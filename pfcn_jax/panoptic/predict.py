@@ -63,18 +63,25 @@ def predict_image(
       outputs: what the network says about the picture (no batch axis).
       embed_things: the model's embedding of kernels of things, `[M, K] -> [M, E]`.
       embed_stuff: that of stuff.
-      size: the resized picture in the canvas; extent: with its padding; original_size: of the file. Pixels, as data:
-        one compiled program serves all.
+      size: the resized picture in the canvas. This and the next two are pixels, as data: one compiled program serves
+        all.
+      extent: with its padding.
+      original_size: of the file.
       output_shape: static canvas of the result, at least as large as every original size.
       others: further views of the picture (other scales, mirror images) and what the network says about them.
-      candidates: peaks per level. center_threshold, stuff_threshold: of peaks and stuff regions.
+      candidates: peaks per level.
+      center_threshold: of peaks.
+      stuff_threshold: of stuff regions.
       fusion_threshold: cosine similarity; above 1 switches the fusion of things off.
-      mask_nms: with `mask_nms_threshold`, mask NMS after fusion.
-      mask_threshold, min_score, max_things: see `rescore`. merge_score, merge_overlap, min_stuff_area,
-        thing_regions: see `merge`.
-      with_thing_masks, with_semantic_map: what else to return.
-      tile, window, chunk: how the work is cut (see `make_upsampler`, `rescore`); results do not depend on it.
-        Larger tiles suit accelerators with costly kernel launches.
+      class_aware_fusion: fuse within a class only.
+      mask_nms: mask NMS after fusion.
+      mask_nms_threshold: of it.
+      mask_threshold: see `rescore`, as for `min_score` and `max_things`.
+      merge_score: see `merge`, as for `merge_overlap`, `min_stuff_area` and `thing_regions`.
+      with_thing_masks: also return the things' masks.
+      with_semantic_map: also return the semantic map.
+      tile: how the work is cut, as by `window` and `chunk` (see `make_upsampler`, `rescore`); results do not depend on
+        it. Larger tiles suit accelerators with costly kernel launches.
     """
     if others:
         seen, views = [outputs, *(dense for dense, _ in others)], [View(size, extent), *(view for _, view in others)]

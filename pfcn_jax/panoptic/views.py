@@ -169,7 +169,8 @@ def look_up(
     level beside counts half: a larger or smaller object of the class may lie there.
 
     Args:
-      scores, peaks: see `center_scores` and `keep_peaks`.
+      scores: see `center_scores`.
+      peaks: see `keep_peaks`.
       point: row and column in pixels of the view.
       home: index of the level where the object was found.
     """

@@ -1,0 +1,84 @@
+"""docs/extending.md: the code on the page works as the page says."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from pfcn_jax.data.augment import ResizeShortSide
+from pfcn_jax.data.pipeline import Pipeline
+from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.data.sources import DataError
+from pfcn_jax.models.fpn import FPN
+from tests.documents import ROOT, fences
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The blocks of the page, run one after the other, as a module."""
+    module = types.ModuleType("extending_page")
+    sys.modules[module.__name__] = module  # so that its classes can be pickled
+    text = (ROOT / "docs" / "extending.md").read_text()
+    for language, code in fences(text):
+        assert language == "python"
+        exec(compile(code, "docs/extending.md", "exec"), module.__dict__)
+    yield module
+    del sys.modules[module.__name__]
+
+
+def test_the_data_set_feeds_the_pipeline(page, tmp_path):
+    (tmp_path / "train").mkdir()
+    scenes = Scenes("train", size=(64, 96), length=3)
+    for index in range(3):
+        example = scenes[index]
+        ids = np.where(np.concatenate([[0], example.class_id < 5])[example.segment_map], example.segment_map * 7, 0)
+        ids += index == 1  # a picture without void
+        Image.fromarray(example.image).save(tmp_path / "train" / f"{index}.png")
+        Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "train" / f"{index}_ids.png")
+    source = pickle.loads(pickle.dumps(page.Balls(str(tmp_path), "train")))
+    assert len(source) == 3 and source.sizes().tolist() == [[64, 96]] * 3
+    for index in range(3):
+        example = source[index]
+        assert np.unique(example.segment_map).max() == len(example.class_id) > 0
+        assert (example.segment_map == 0).any() == (index != 1)
+    recipe = ResizeShortSide(short_sides=(64,), max_long_side=96)
+    made = Pipeline(source, recipe, batch_size=3, canvases=((64, 96),), max_segments=32, shuffle=False, workers=0)
+    with iter(made) as batches:
+        batch = next(batches)
+    assert batch.image.shape == (3, 64, 96, 3) and batch.segments.is_thing[batch.segments.valid].all()
+    with pytest.raises(IndexError):
+        source[3]
+    with pytest.raises(DataError, match="no picture here"):
+        page.Balls(str(tmp_path), "val")
+
+
+def test_the_backbone_fits_the_pyramid_and_ignores_the_canvas(page):
+    picture = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    extent = jnp.array([[64, 64]])
+    backbone, pyramid = page.Plain(), FPN(16)
+    variables = jax.jit(backbone.init)(jax.random.key(1), picture, extent)
+    small = jax.jit(backbone.apply)(variables, picture, extent)
+    assert {name: 64 // small[name].shape[1] for name in ("res2", "res3", "res4", "res5")} == {
+        "res2": 4, "res3": 8, "res4": 16, "res5": 32,
+    }  # fmt: skip
+    large = jax.jit(backbone.apply)(variables, jnp.pad(picture, ((0, 0), (0, 64), (0, 32), (0, 0))), extent)
+    for name, values in small.items():
+        np.testing.assert_allclose(large[name][:, : values.shape[1], : values.shape[2]], values, atol=1e-5)
+    shapes = jax.eval_shape(lambda: pyramid.init_with_output(jax.random.key(2), small, extent)[0])
+    assert shapes["p7"].shape == (1, 1, 1, 16)
+
+
+def test_the_head_speaks_for_every_position(page):
+    head = page.BorderHead(channels=32, convs=2)
+    level, extent = jnp.ones((1, 8, 8, 16)), jnp.array([[32, 64]])
+    out, _ = jax.jit(functools.partial(head.init_with_output, stride=8))(jax.random.key(0), level, extent)
+    assert out.shape == (1, 8, 8, 1)
+    assert not np.asarray(out)[:, 4:].any() and np.asarray(out)[:, :4].any()
