@@ -1,0 +1,139 @@
+"""Every command of the documents runs: in their order, with a tiny network on a few small pictures.
+
+What a command leaves (`runs/r50`) is what later commands find. Commands that cannot run here are listed with the test
+that runs the same thing elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shlex
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from pfcn_jax import main as front_door
+from pfcn_jax.data.classes import coco_classes
+from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.engine.config import Config, from_command_line
+from pfcn_jax.engine.state import abstract_variables, build_model
+from pfcn_jax.interop.convert import from_params
+from pfcn_jax.interop.names import ModelFacts
+from pfcn_jax.interop.writer import write_state_dict
+from tests.data.fixtures import write_tiny_coco
+from tests.documents import PAGES, ROOT, Command, commands
+from tests.engine.tiny import TINY
+
+# Part of a command -> the test that runs it, or what is like it.
+ELSEWHERE = {
+    "demo --checkpoint": "tests/engine/test_demo.py",
+    "parity --reference": "tests/parity/test_command.py",
+    "benchmark ": "tests/engine/test_benchmark.py",
+    "--camera 0": "tests/engine/test_predict.py",
+    "--coordinator": "tests/engine/test_distributed.py",
+    "configs/cityscapes_r50.py": "tests/engine/test_one_step.py",
+    "--init-from runs/r50_imagenet": "tests/engine/test_convert.py",
+    "data/own": "tests/test_walkthrough.py",  # the walk-through of docs/datasets.md, run as it stands there
+    "runs/own": "tests/test_walkthrough.py",
+}
+FOUND = ("data.source", "data.root", "data.train_split", "data.eval_split")  # what a config says stays
+WORDS = {"G": "DIR/annotations/panoptic_val2017.json", "P": "DIR/annotations/panoptic_val2017.json",
+         "D": "DIR/annotations/panoptic_val2017", "Q": "DIR/annotations/panoptic_val2017"}  # fmt: skip
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
+]
+
+
+def tiny_run() -> list[str]:
+    """Every value of a tiny run but where its data are: all trainings below are then one and the same program."""
+    config = from_command_line([*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2",
+                                "--config.train.ema_decay=0.5", "--config.data.train_examples=2"])  # fmt: skip
+    sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {
+        f"{section}.{key}": value
+        for section, keys in sections.items()
+        if dataclasses.is_dataclass(keys)
+        for key, value in dataclasses.asdict(keys).items()
+    }
+    return [f"--config.{key}={value}" for key, value in values.items() if key not in FOUND]
+
+
+def in_order() -> list[Command]:
+    """The commands of all pages, README first, without those that run elsewhere; of each config one training."""
+    found: dict[tuple[str, ...], Command] = {}
+    for path in sorted(PAGES, key=lambda path: path.name != "README.md"):
+        for command in commands(path):
+            argv = command.argv
+            training = tuple(argv[: argv.index("--config") + 2]) if argv[0] == "--config" else tuple(argv)
+            if not elsewhere(command):
+                found.setdefault(training, command)
+    return list(found.values())
+
+
+def elsewhere(command: Command) -> str | None:
+    return next((test for part, test in ELSEWHERE.items() if part in command.text), None)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> pathlib.Path:
+    """What the commands of the documents find: data, pictures, a film, and weights of others."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "configs").symlink_to(ROOT / "configs")
+    write_tiny_coco(root / "DIR", splits={"train2017": 3, "val2017": 2})
+    scenes = Scenes("val", size=(64, 64))
+    for name in ("photos/a.png", "more/deep/b.png", "PICTURES.../c.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scenes[0].image).save(root / name)
+    film = cv2.VideoWriter(str(root / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (64, 64))
+    for index in range(2):
+        film.write(scenes[index].image[:, :, ::-1])
+    film.release()
+    narrow = {
+        "backbone_width": 8,
+        "fpn_channels": 32,
+        "head_channels": 32,
+        "kernel_channels": 32,
+        "encoder_channels": 8,
+    }
+    section = Config().model.__class__(backbone="resnet18", **narrow)
+    rng = np.random.default_rng(0)
+    weights = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+        abstract_variables(build_model(section, coco_classes())),
+    )
+    state_dict = from_params(weights, ModelFacts(depth=18, **narrow))
+    write_state_dict(root / "model.pth", state_dict)
+    prefix = "backbone.bottom_up."
+    backbone = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    write_state_dict(root / "R-50.pkl", backbone)
+    return root
+
+
+def test_every_command_runs(world, monkeypatch, capsys):
+    monkeypatch.chdir(world)
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
+        for command in in_order():
+            argv = [WORDS.get(word, word) for word in command.argv]
+            if "--config" in argv:
+                argv += tiny_run()
+            try:
+                status = front_door.main(argv)
+            except SystemExit as stop:  # --help
+                status = stop.code
+            said = capsys.readouterr()
+            assert status == 0, f"{command.page}: {shlex.join(argv)}\n{said.err[-2000:]}"
+    for left in ("runs/r50/evaluation.json", "card.md", "curves.png", "report/report.html", "out/panoptic.json",
+                 "insides/c.html", "runs/converted/checkpoints", "result.json", "R.json"):  # fmt: skip
+        assert (world / left).exists(), left
+
+
+def test_what_runs_elsewhere_is_there():
+    everything = [command for path in PAGES for command in commands(path)]
+    for part, test in ELSEWHERE.items():
+        assert (ROOT / test).is_file() and any(part in command.text for command in everything), part
