@@ -8,8 +8,10 @@ import importlib
 import importlib.util
 import os
 import re
+import tomllib
 
 import pytest
+import yaml
 
 from pfcn_jax import main as front_door
 from pfcn_jax.engine.config import Config, ConfigError, from_command_line
@@ -134,6 +136,14 @@ def test_what_stands_in_code_type_exists(path):
             known = options_of(span.split()[0])
             for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", span):
                 assert flag in known or flag == "--config", where
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == project["version"] and citation["license"] == project["license"]
+    assert citation["references"][0]["url"] == "https://arxiv.org/abs/2012.00720"
 
 
 @each_page
