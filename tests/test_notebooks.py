@@ -95,7 +95,7 @@ def test_links_and_files_exist(path, tmp_path):
 
 
 def test_home_is_one():
-    assert f"repo_url: {HOME}\n" in (ROOT / "mkdocs.yml").read_text()
+    assert f"link: {HOME}\n" in (ROOT / "mkdocs.yml").read_text()
     assert f'repository-code: "{HOME}"\n' in (ROOT / "CITATION.cff").read_text()
 
 

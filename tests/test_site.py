@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import html.parser
+import http.server
 import importlib.util
 import os
 import pathlib
@@ -10,12 +12,14 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.parse
 
 import pytest
 import yaml
 
 from tests.documents import ROOT
+from tests.engine import browser
 
 
 def navigation() -> set[str]:
@@ -112,6 +116,32 @@ def test_links_of_the_built_pages_resolve(site):
             assert file.is_file(), f"{where}: {target}"
             if parts.fragment and file in pages:
                 assert urllib.parse.unquote(parts.fragment) in pages[file].anchors, f"{where}: {target}"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.find_programs() is None, reason="needs chromium and chromedriver (chromium-driver)")
+def test_a_browser_asks_nobody_else(site, tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        home = f"http://127.0.0.1:{server.server_port}/"
+        with browser.browsing(tmp_path / "profile") as page:
+            for name in ("index.html", "api/panoptic.html"):
+                page.open(home + name)
+                page.wait("document.querySelector('.md-search__button')")  # the script has run
+                asked = page.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+                assert len(asked) > 3 and all(address.startswith((home, "data:")) for address in asked), asked
+                assert page.run("return getComputedStyle(document.querySelector('.md-header')).position") == "sticky"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.mark.slow
