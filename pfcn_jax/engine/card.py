@@ -111,7 +111,7 @@ def _facts(config: Config, classes: ClassTable, meta: dict[str, Any]) -> list[tu
     return [
         ("config hash", f"`{config_hash(config)}`"),
         ("network", f"{model.backbone}, {model.backbone_norm}{', enhanced (*)' if enhanced else ''}, {model.dtype}"),
-        ("classes", f"{classes.num_things} things, {classes.num_stuff} stuff"),
+        ("classes", f"{classes.num_things} of things, {classes.num_stuff} of stuff"),
         ("input", f"short side {data.eval_short_side}, long side at most {data.eval_max_long_side} pixels"),
         ("pixels", f"{model.pixel_order.upper()}, mean {_text(model.pixel_mean)}, std {_text(model.pixel_std)}"),
         ("weights", _origin(meta)),
@@ -138,9 +138,11 @@ def _training(config: Config, meta: dict[str, Any]) -> list[tuple[str, str]]:
     if step == 0:
         return [("steps", "none by this code")]
     start = pathlib.PurePath(train.init_from).name
+    folder = pathlib.PurePath(data.root).name  # the name of the data set, not where it lay
+    source = f"`{data.source}`, folder `{folder}`" if folder else f"`{data.source}`"
     limited = f", its first {data.train_examples} pictures" if data.train_examples else ""
     rows = [
-        ("data", f"`{data.source}`, split `{data.train_split or 'train...'}`{limited}"),
+        ("data", f"{source}, split `{data.train_split or 'train...'}`{limited}"),
         ("sizes", f"short side {_text(data.short_sides)}, long side at most {data.max_long_side}"),
         ("steps", f"{step:,} of {train.steps:,}, {train.batch_size} pictures each: {step * train.batch_size:,} seen"),
         ("optimiser", f"{optim.name}, rate {optim.learning_rate:g} at {optim.reference_batch} pictures"),

@@ -106,6 +106,10 @@ def test_converted_weights_and_a_backbone():
 
 
 def test_scored_on_its_own_training_data_is_said():
-    data = dataclasses.replace(CONFIG.data, source="coco", train_split="a", eval_split="a", train_examples=8)
+    data = dataclasses.replace(
+        CONFIG.data, source="coco", root="/home/somebody/nuclei", train_split="a", eval_split="a", train_examples=8
+    )
     config = json.loads(to_json(dataclasses.replace(CONFIG, data=data)))
-    assert "scored on pictures of the split that it was trained on" in make_card({**meta_of(5), "config": config})
+    text = make_card({**meta_of(5), "config": config})
+    assert "scored on pictures of the split that it was trained on" in text
+    assert "`coco`, folder `nuclei`, split `a`, its first 8 pictures" in text and "somebody" not in text
