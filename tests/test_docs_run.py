@@ -7,8 +7,11 @@ that runs the same thing elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import pathlib
-import shlex
+import subprocess
+import sys
 
 import cv2
 import jax
@@ -16,7 +19,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcn_jax import main as front_door
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.scenes import Scenes
 from pfcn_jax.engine.config import Config, from_command_line
@@ -26,7 +28,7 @@ from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.writer import write_state_dict
 from tests.data.fixtures import write_tiny_coco
 from tests.documents import PAGES, ROOT, Command, commands
-from tests.engine.tiny import TINY
+from tests.engine.tiny import QUICK_COMPILER, TINY
 
 # Part of a command -> the test that runs it, or what is like it.
 ELSEWHERE = {
@@ -47,10 +49,20 @@ FOUND = ("data.source", "data.root", "data.train_split", "data.eval_split")  # w
 WORDS = {"G": "DIR/annotations/panoptic_val2017.json", "P": "DIR/annotations/panoptic_val2017.json",
          "D": "DIR/annotations/panoptic_val2017", "Q": "DIR/annotations/panoptic_val2017"}  # fmt: skip
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
-]
+# All in one process, so that JAX is loaded once.
+DRIVER = """
+import json, sys
+from pfcn_jax import main as front_door
+for argv in json.load(sys.stdin):
+    try:
+        status = front_door.main(argv)
+    except SystemExit as stop:  # --help
+        status = stop.code
+    if status != 0:
+        sys.exit(f"exit status {status}: {argv[:8]}")
+"""
+
+pytestmark = pytest.mark.slow
 
 
 def tiny_run() -> list[str]:
@@ -118,19 +130,16 @@ def world(tmp_path_factory) -> pathlib.Path:
     return root
 
 
-def test_every_command_runs(world, monkeypatch, capsys):
-    monkeypatch.chdir(world)
-    with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
-        for command in in_order():
-            argv = [WORDS.get(word, word) for word in command.argv]
-            if "--config" in argv:
-                argv += tiny_run()
-            try:
-                status = front_door.main(argv)
-            except SystemExit as stop:  # --help
-                status = stop.code
-            said = capsys.readouterr()
-            assert status == 0, f"{command.page}: {shlex.join(argv)}\n{said.err[-2000:]}"
+def test_every_command_runs(world):
+    lines = []
+    for command in in_order():
+        argv = [WORDS.get(word, word) for word in command.argv]
+        lines.append(argv + tiny_run() if "--config" in argv else argv)
+    ran = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=json.dumps(lines), cwd=world,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **QUICK_COMPILER}, capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-300:] + ran.stderr[-3000:]
     for left in ("runs/r50/evaluation.json", "card.md", "curves.png", "report/report.html", "out/panoptic.json",
                  "insides/c.html", "runs/converted/checkpoints", "result.json", "R.json"):  # fmt: skip
         assert (world / left).exists(), left

@@ -13,11 +13,10 @@ import subprocess
 import sys
 import tomllib
 
-import jax
 import pytest
 
 from tests.documents import ROOT, links, spans
-from tests.engine.tiny import TINY, write_tiny_model
+from tests.engine.tiny import QUICK_COMPILER, TINY, write_tiny_model
 
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 HOME = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Home"]
@@ -114,14 +113,7 @@ def test_it_runs_from_top_to_bottom(path, tmp_path):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package} (requirements-dev.txt)")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # two steps: what counts is the time of the compiler
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        **small_data(path.stem, tmp_path),
-    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **QUICK_COMPILER, **small_data(path.stem, tmp_path)}
     done = tmp_path / "done.ipynb"
     ran = subprocess.run(
         [sys.executable, "-c", RUN, str(path), str(done)],
