@@ -15,6 +15,8 @@ import tomllib
 
 import pytest
 
+from pfcn_jax import main as front_door
+from pfcn_jax.engine.config import from_command_line
 from tests.documents import ROOT, links, spans
 from tests.engine.tiny import QUICK_COMPILER, TINY, write_tiny_model
 
@@ -98,12 +100,28 @@ def test_home_is_one():
     assert f'repository-code: "{HOME}"\n' in (ROOT / "CITATION.cff").read_text()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["start", "method"])
+def test_without_a_checkpoint_they_train_one(name, monkeypatch):
+    """Their training cell, with a `pfcn` that only takes down what it is asked for; `own_data` really trains."""
+    monkeypatch.chdir(ROOT)
+    for variable in ("PFCN_CHECKPOINT", "PFCN_FLAGS"):
+        monkeypatch.delenv(variable, raising=False)
+    cell = next(code for code in sources(ROOT / "colabs" / f"{name}.ipynb", "code") if "PFCN_CHECKPOINT" in code)
+    asked: list[str] = []
+    values = {"os": os, "pfcn": asked.append}
+    exec(cell, values)
+    args = front_door.parse(shlex.split(asked[0]))
+    config = from_command_line(args.config_argv)
+    assert args.workdir == values["CHECKPOINT"] and config.train.steps == values["STEPS"] > config.optim.warmup_steps
+
+
 def small_data(name: str, tmp_path: pathlib.Path) -> dict[str, str]:
     """What keeps a run short: a tiny network, or a checkpoint of one."""
-    flags = shlex.join([flag.replace(" ", "") for flag in TINY[1:]] + ["--config.train.steps=2"])
-    if name == "method":
+    if name in ("start", "method"):
         return {"PFCN_CHECKPOINT": str(write_tiny_model(tmp_path / "model"))}
-    return {"PFCN_FLAGS": flags} if name in ("start", "own_data") else {}
+    flags = [flag.replace(" ", "") for flag in TINY[1:]]
+    return {"PFCN_FLAGS": shlex.join([*flags, "--config.train.steps=2"])} if name == "own_data" else {}
 
 
 @pytest.mark.slow
