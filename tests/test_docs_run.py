@@ -38,6 +38,7 @@ ELSEWHERE = {
     "bulk ": "tests/engine/test_bulk.py",
     "export --checkpoint": "tests/engine/test_export.py",
     "configs/ablations.py": "tests/engine/test_ablation.py",
+    "--config.tta.flip": "tests/engine/test_tta.py",
     "--camera 0": "tests/engine/test_predict.py",
     "--coordinator": "tests/engine/test_distributed.py",
     "configs/cityscapes_r50.py": "tests/engine/test_one_step.py",
@@ -85,9 +86,9 @@ def in_order() -> list[Command]:
     for path in sorted(PAGES, key=lambda path: path.name != "README.md"):
         for command in commands(path):
             argv = command.argv
-            training = tuple(argv[: argv.index("--config") + 2]) if argv[0] == "--config" else tuple(argv)
-            if not elsewhere(command):
-                found.setdefault(training, command)
+            training = argv[: argv.index("--config") + 2] if argv[0] == "--config" else argv
+            if not elsewhere(command):  # the same of two runs is the same
+                found.setdefault(tuple(word.replace("runs/quickstart", "runs/r50") for word in training), command)
     return list(found.values())
 
 
