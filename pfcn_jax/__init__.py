@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pfcn_jax.engine.api import Model
     from pfcn_jax.engine.result import Result, Segment
 
+__version__ = "0.1.0"
 __all__ = ["Model", "Result", "Segment", "load"]
 _HOMES = {"Model": "api", "Result": "result", "Segment": "result"}
 

@@ -26,6 +26,7 @@ VERBS = {
     "convert": "weights of the original, detectron2, torchvision or timm -> a checkpoint, and back",
     "ablate": "the paper's ablation tables, trained and scored row by row, beside the published figures",
     "card": "a checkpoint's model card: what it is, was trained on, scores, and cannot do",
+    "export": "a model as one file: the whole program for JAX alone, its parameters, or ONNX",
     "benchmark": "time, memory and efficiency of each part, beside a matrix product measured in the same run",
     "parity": "check every tensor of a reference data directory",
 }

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+import jax.numpy as jnp
+from flax import traverse_util
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.engine.checkpoint import CheckpointError, find_checkpoint, load_meta, load_model, load_stored
 from pfcn_jax.engine.config import Config, ConfigError, from_command_line, from_dict
 from pfcn_jax.engine.state import abstract_variables, build_model
+from pfcn_jax.errors import UserError
 from pfcn_jax.interop.convert import Converted, merge_backbone, merge_model
 from pfcn_jax.interop.names import ModelFacts
+from pfcn_jax.interop.reader import read_weights
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 
 HOW_NOT_WHAT = ("dtype", "remat")  # of the model section: how the network computes, not what
@@ -31,11 +37,13 @@ class LoadedModel:
 
 
 def load_checkpoint(path: pathlib.Path, *, best: bool = True) -> LoadedModel:
-    """Loads a checkpoint, or the best (by PQ; else the latest) one of a working directory.
+    """Loads a checkpoint, the best (by PQ; else the latest) one of a working directory, or exported `.safetensors`.
 
     Raises:
       CheckpointError: if there is none, it is damaged, does not fit its own config, or holds a backbone only.
     """
+    if path.suffix == ".safetensors":
+        return load_safetensors(path)
     checkpoint = find_checkpoint(path, best=best)
     meta = load_meta(checkpoint)
     if meta.get("kind") == BACKBONE:
@@ -45,6 +53,31 @@ def load_checkpoint(path: pathlib.Path, *, best: bool = True) -> LoadedModel:
     model = build_model(config.model, classes)
     variables = load_model(checkpoint, abstract_variables(model))
     return LoadedModel(checkpoint, config, classes, model, variables)
+
+
+def load_safetensors(path: pathlib.Path) -> LoadedModel:
+    """Loads what `export` wrote: parameters by their paths, config and classes in the header.
+
+    Raises:
+      CheckpointError: no such file, not one of ours, damaged, or it does not fit its own config.
+    """
+    try:
+        stored = read_weights(path)
+    except UserError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})".replace(f"({path}: ", "(")) from error
+    if stored.metadata.get("format") != "pfcn_jax":
+        raise CheckpointError(f"{path}: not written by `export`; bring other people's weights by `convert --input`")
+    meta = json.loads(str(stored.metadata["meta"]))
+    config, classes = from_dict(meta["config"]), ClassTable.from_json(meta["classes"])
+    model = build_model(config.model, classes)
+    wanted = traverse_util.flatten_dict(abstract_variables(model), sep="/")
+    wrong = sorted(wanted.keys() ^ stored.tensors.keys())
+    wrong += [name for name, leaf in wanted.items() if name not in wrong and stored.tensors[name].shape != leaf.shape]
+    if wrong:
+        raise CheckpointError(f"{path}: {len(wrong)} arrays do not fit its own config: {', '.join(wrong[:10])}")
+    arrays = {name: jnp.asarray(stored.tensors[name], leaf.dtype) for name, leaf in wanted.items()}
+    variables = {"batch_stats": {}, **traverse_util.unflatten_dict(arrays, sep="/")}
+    return LoadedModel(path, config, classes, model, variables)
 
 
 def load_with_config(path: pathlib.Path, config_argv: list[str], *, best: bool = True) -> LoadedModel:

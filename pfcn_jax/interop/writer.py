@@ -54,8 +54,13 @@ def write_state_dict(
     _write_aside(pathlib.Path(path), write)
 
 
-def write_safetensors(path: pathlib.Path | str, tensors: Mapping[str, np.ndarray]) -> None:
+def write_safetensors(
+    path: pathlib.Path | str, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes a `.safetensors` file; complete or not at all, the same bytes for the same tensors.
+
+    Args:
+      metadata: texts for the file's header; `reader.read_weights` gives them back.
 
     Raises:
       TypeError: an array of a type that PyTorch's format, and so a state dict, does not know.
@@ -63,7 +68,8 @@ def write_safetensors(path: pathlib.Path | str, tensors: Mapping[str, np.ndarray
     """
     from safetensors.numpy import save
 
-    data = save({name: np.array(array, order="C") for name, array in _checked(tensors).items()})
+    arrays = {name: np.array(array, order="C") for name, array in _checked(tensors).items()}
+    data = save(arrays, metadata=dict(metadata) if metadata else None)
     _write_aside(pathlib.Path(path), lambda file: file.write(data))
 
 

@@ -1,0 +1,239 @@
+"""`export`: a trained model for people who do not have this package. The format follows from the ending of --output.
+
+model.pfcn         the whole program, picture to panoptic ids, for CPU, GPU and TPU; runs with JAX alone
+model.safetensors  the parameters alone, with config and classes; `load` and --checkpoint read it
+model.onnx         the whole program for one canvas (needs requirements-onnx.txt)
+another name       an Orbax checkpoint of the parameters, without the state of training
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+import pfcn_jax
+from pfcn_jax.engine.config import Config, to_json
+from pfcn_jax.engine.loading import WHOLE_MODEL, LoadedModel, load_with_config
+from pfcn_jax.engine.steps import predict_step
+from pfcn_jax.errors import UserError
+from pfcn_jax.export.container import WEIGHTS, write_container
+from pfcn_jax.export.program import PLATFORMS, Shape, Size, lower
+from pfcn_jax.interop.writer import write_safetensors
+from pfcn_jax.types import SIZE_DIVISOR
+
+ENDINGS = {".pfcn": "program", ".safetensors": "safetensors", ".onnx": "onnx", "": "orbax"}
+FIELDS = ("segment_map", "class_id", "is_thing", "score", "area", "valid")  # of the result, see types.py
+OUTPUT_SIDES = (768, 1536, 4096)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint, a working directory, or .safetensors")
+    parser.add_argument("--output", required=True, help="what to write")
+    parser.add_argument("--format", choices=sorted(ENDINGS.values()), help="default: by the ending of --output")
+    parser.add_argument(
+        "--output-sides", type=int, nargs="+", default=OUTPUT_SIDES, metavar="PIXELS",
+        help="original pictures up to these sides: a program for each and each canvas (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1,), metavar="N", help="default: 1")
+    parser.add_argument(
+        "--canvas", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of ONNX; default: the first of the config's"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="PICTURES",
+        help="run what was written beside the model on these; 1 if they differ",
+    )
+    parser.add_argument("--report", metavar="JSON", help="where --compare writes what it found, with sizes and times")
+
+
+def main(args: argparse.Namespace) -> int:
+    output = pathlib.Path(args.output)
+    kind = args.format or ENDINGS.get(output.suffix.lower())
+    if kind is None:
+        raise UserError(f"{output}: unknown ending; name a --format ({', '.join(sorted(ENDINGS.values()))})")
+    for name in ("output_sides", "batch_sizes", "canvas"):
+        if min(getattr(args, name) or (1,)) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: must be at least 1")
+    if args.report and not args.compare:
+        raise UserError("--report: what --compare finds; name pictures to --compare")
+    loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
+    if kind == "program":
+        shapes = program_shapes(loaded.config, args.output_sides, args.batch_sizes)
+        print(f"{output}: {write_program(output, loaded, shapes)}")
+    elif kind == "onnx":
+        from pfcn_jax.engine.export_onnx import write_onnx
+
+        print(f"{output}: {write_onnx(output, loaded, onnx_shape(loaded.config, args))}")
+    else:
+        print(f"{output}: {write_parameters(output, loaded, kind)}")
+    if not args.compare:
+        return 0
+    from pfcn_jax.engine.export_compare import compare_and_report
+
+    return compare_and_report(output, kind, loaded, args.compare, args.report)
+
+
+# ------------------------------------------------------------------------------------------------- the whole program
+def program_shapes(config: Config, output_sides: Sequence[int], batch_sizes: Sequence[int]) -> list[Shape]:
+    """A shape for each canvas, output and batch; the cheapest first. Every picture of the sides fits into one."""
+    outputs = sorted({_round_up(side) for side in output_sides})
+    shapes = [
+        Shape(batch, canvas, (side, side))
+        for batch in set(batch_sizes)
+        for canvas in all_canvases(config)
+        for side in outputs
+    ]
+    return sorted(
+        shapes, key=lambda shape: (shape.batch, shape.canvas[0] * shape.canvas[1], shape.output, shape.canvas)
+    )
+
+
+def all_canvases(config: Config) -> list[Size]:
+    """The evaluation's canvases, and what the largest lying or standing picture needs if none of them holds it."""
+    data = config.data
+    canvases = list(dict.fromkeys(data.eval_canvases))
+    short, long = min(data.eval_short_side, data.eval_max_long_side), data.eval_max_long_side
+    for height, width in ((short, long), (long, short)):
+        if not any(canvas[0] >= height and canvas[1] >= width for canvas in canvases):
+            canvases.append((_round_up(height), _round_up(width)))
+    return canvases
+
+
+def prediction(loaded: LoadedModel, output: Size) -> Any:
+    """(flat weights, image, size, original size) -> the arrays of FIELDS: the whole prediction of one output size."""
+
+    def predict(weights: Mapping[str, Any], image: Any, size: Any, original_size: Any) -> dict[str, Any]:
+        variables = unflatten(weights)
+        config = loaded.config
+        found = predict_step(
+            variables,
+            image,
+            size,
+            original_size,
+            model=loaded.model,
+            config=config.inference,
+            output_shape=output,
+            tta=config.tta,
+        )
+        return {name: getattr(found.panoptic, name) for name in FIELDS}
+
+    return predict
+
+
+def write_program(path: pathlib.Path, loaded: LoadedModel, shapes: Sequence[Shape]) -> str:
+    """Lowers the prediction for every shape and writes them with the weights into one file; returns a summary."""
+    weights = {f"{WEIGHTS}{name}": array for name, array in flatten(loaded.variables).items()}
+    programs: dict[str, bytes] = {}
+    entries: list[dict[str, Any]] = []
+    convention = 0
+    for shape in shapes:
+        exported = lower(prediction(loaded, shape.output), weights, shape)
+        convention = exported.calling_convention_version
+        programs[shape.name] = bytes(exported.serialize())
+        entries.append({"file": shape.name, **dataclasses.asdict(shape)})
+    write_container(
+        path, meta={**describe(loaded, convention), "programs": entries}, programs=programs, weights=weights
+    )
+    count = f"{len(programs)} program{'s' * (len(programs) > 1)} for {', '.join(PLATFORMS)}"
+    of_programs, size = sum(map(len, programs.values())), path.stat().st_size
+    return f"{count} ({of_programs / 1e6:.1f} MB) and {len(weights)} arrays, {size / 1e6:.1f} MB"
+
+
+def describe(loaded: LoadedModel, convention: int) -> dict[str, Any]:
+    """What somebody without this package wants to know about a program."""
+    config = loaded.config
+    return {
+        "name": config.name,
+        "inputs": {
+            "image": "uint8 [batch, *canvas, 3]: RGB, resized, at the upper left, zeros elsewhere",
+            "size": "int32 [batch, 2]: height and width of the picture on the canvas",
+            "original_size": "int32 [batch, 2]: height and width of the result, at most `output`",
+        },
+        "outputs": {
+            "segment_map": "int32 [batch, *output]: 0 = no segment, i = row i - 1 of the arrays below",
+            "class_id": "int32 [batch, rows]: index into `classes`",
+            "is_thing": "bool [batch, rows]",
+            "score": "float32 [batch, rows]",
+            "area": "int32 [batch, rows]: pixels",
+            "valid": "bool [batch, rows]: False for rows that are not in use",
+        },
+        "resize_to": [config.data.eval_short_side, config.data.eval_max_long_side],  # short side, at most long side
+        "resize_with": "bilinear, antialiased, 8 bits, columns before rows (Pillow)",
+        "pixels": {
+            "order": config.model.pixel_order,
+            "mean": config.model.pixel_mean,
+            "std": config.model.pixel_std,
+            "where": "inside the program: it takes RGB of 0..255",
+        },
+        "classes": loaded.classes.to_coco(),
+        "platforms": PLATFORMS,
+        "config": json.loads(to_json(config)),
+        "versions": {
+            "pfcn_jax": pfcn_jax.__version__,
+            **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
+            "calling_convention": convention,
+        },
+    }
+
+
+# ----------------------------------------------------------------------------------------------- parameters alone
+def write_parameters(path: pathlib.Path, loaded: LoadedModel, kind: str) -> str:
+    """Writes the parameters with config and classes, as `load` reads them; returns a summary.
+
+    Raises:
+      UserError: a checkpoint under this name already (none is overwritten), or it cannot be written.
+    """
+    arrays = flatten(loaded.variables)
+    content = {
+        "kind": WHOLE_MODEL,
+        "config": json.loads(to_json(loaded.config)),
+        "classes": loaded.classes.to_json(),
+    }
+    if kind == "orbax":
+        from pfcn_jax.engine.checkpoint import save_model
+
+        path = save_model(path, model=loaded.variables, meta=content)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    else:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_safetensors(path, arrays, metadata={"format": "pfcn_jax", "meta": json.dumps(content)})
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        size = path.stat().st_size
+    return f"{len(arrays)} arrays, {sum(array.size for array in arrays.values()):,} numbers, {size / 1e6:.1f} MB"
+
+
+def flatten(variables: Any) -> dict[str, np.ndarray]:
+    """`params/backbone/.../kernel` -> array."""
+    return traverse_util.flatten_dict(jax.tree.map(np.asarray, dict(variables)), sep="/")
+
+
+def unflatten(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`; a leading `weights/` is dropped. A network without statistics has none."""
+    tree = traverse_util.unflatten_dict({name.removeprefix(WEIGHTS): array for name, array in weights.items()}, sep="/")
+    return {"batch_stats": {}, **tree}
+
+
+def onnx_shape(config: Config, args: argparse.Namespace) -> Shape:
+    """One picture on one canvas."""
+    canvas = tuple(args.canvas or config.data.eval_canvases[0])
+    if canvas[0] % SIZE_DIVISOR or canvas[1] % SIZE_DIVISOR:
+        raise UserError(f"--canvas: both sides must be multiples of {SIZE_DIVISOR}, got {canvas[0]} {canvas[1]}")
+    side = _round_up(max(args.output_sides)) if args.output_sides != OUTPUT_SIDES else OUTPUT_SIDES[0]
+    return Shape(1, (canvas[0], canvas[1]), (side, side))
+
+
+def _round_up(side: int) -> int:
+    return -(-side // SIZE_DIVISOR) * SIZE_DIVISOR

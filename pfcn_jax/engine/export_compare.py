@@ -1,0 +1,150 @@
+"""What was exported beside the live model, picture by picture: same segments, sizes and times."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from pfcn_jax.engine.benchmark.measure import environment
+from pfcn_jax.engine.loading import LoadedModel, load_checkpoint
+from pfcn_jax.engine.pictures import find_inputs, read_ahead
+from pfcn_jax.engine.predictor import Predictor
+from pfcn_jax.engine.preview import compact
+from pfcn_jax.engine.report import write_json
+from pfcn_jax.engine.telemetry import ProgressDisplay
+from pfcn_jax.export.run_exported import load
+
+PIXELS_THAT_MAY_DIFFER = 5e-4  # of a picture; a value may lie within rounding of a threshold
+
+Image = UInt8[np.ndarray, "h w 3"]
+# A picture -> its segment map (0 = none, i = class i - 1 of the list), and the classes of its segments.
+Segment = Callable[[Any], tuple[Int[np.ndarray, "h w"], list[int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One picture, segmented by both. Seconds are those of a second run, when everything is compiled."""
+
+    name: str
+    segments: int  # of the live model
+    segments_that_differ: int  # rows of the two lists
+    pixels_that_differ: float  # share of the picture
+    live_seconds: float
+    exported_seconds: float
+
+    @property
+    def same(self) -> bool:
+        return self.segments_that_differ == 0 and self.pixels_that_differ <= PIXELS_THAT_MAY_DIFFER
+
+
+def compare_and_report(
+    path: pathlib.Path, kind: str, loaded: LoadedModel, words: Sequence[str], report: str | None
+) -> int:
+    """Runs both on the pictures, prints and writes what differs; 1 if anything does, or nothing could be compared."""
+    inputs = [entry for entry in find_inputs(words) if not entry.is_video]
+    broken: list[str] = []
+    begin = time.perf_counter()
+    exported = open_exported(path, kind)
+    opened = time.perf_counter() - begin
+    pictures = ((entry.name, image) for entry, image in read_ahead(inputs, broken, upright=True))
+    display = ProgressDisplay(len(inputs), label="compare")
+    found = []
+    for comparison in compare(live_segments(loaded), exported, pictures):
+        found.append(comparison)
+        display.update(len(found) + len(broken), f"{comparison.name}: {'same' if comparison.same else 'DIFFERENT'}")
+    display.close()
+    summary = summarize(found)
+    if report:
+        rows = [{**dataclasses.asdict(one), "same": one.same} for one in found]
+        where = {
+            "file": path.name,
+            "format": kind,
+            "bytes": size_of(path),
+            "open_seconds": opened,
+            "unreadable": broken,
+        }
+        write_json(report, {**where, **summary, "environment": environment(), "per_picture": rows})
+    for message in broken:
+        print(f"skipped: {message}", file=sys.stderr)
+    for one in found:
+        if not one.same:
+            what = f"{one.segments_that_differ} segments, {100 * one.pixels_that_differ:.3f} % of the pixels"
+            print(f"{one.name}: differs in {what}", file=sys.stderr)
+    print(
+        f"{summary['same']} of {summary['pictures']} pictures have the same segments ({summary['identical']} to the "
+        f"pixel); seconds a picture: live {summary['live_seconds']:.3f}, exported {summary['exported_seconds']:.3f}"
+    )
+    return 0 if found and not broken and summary["same"] == len(found) else 1
+
+
+def compare(live: Segment, exported: Segment, pictures: Iterable[tuple[str, Any]]) -> Iterable[Comparison]:
+    """Every picture through both, twice: the first run may compile."""
+    for name, image in pictures:
+        live(image), exported(image)
+        (map_1, classes_1), live_seconds = _timed(live, image)
+        (map_2, classes_2), exported_seconds = _timed(exported, image)
+        common = min(len(classes_1), len(classes_2))
+        rows = sum(a != b for a, b in zip(classes_1, classes_2)) + len(classes_1) + len(classes_2) - 2 * common
+        pixels = float((map_1 != map_2).mean())
+        yield Comparison(name, len(classes_1), rows, pixels, live_seconds, exported_seconds)
+
+
+def _timed(segment: Segment, image: Any) -> tuple[tuple[np.ndarray, list[int]], float]:
+    begin = time.perf_counter()
+    result = segment(image)
+    return result, time.perf_counter() - begin
+
+
+def summarize(found: Sequence[Comparison]) -> dict[str, Any]:
+    """Counts, and medians of the seconds."""
+    return {
+        "pictures": len(found),
+        "same": sum(one.same for one in found),
+        "identical": sum(one.same and one.pixels_that_differ == 0 for one in found),
+        "segments": sum(one.segments for one in found),
+        "live_seconds": statistics.median([one.live_seconds for one in found] or [0.0]),
+        "exported_seconds": statistics.median([one.exported_seconds for one in found] or [0.0]),
+    }
+
+
+def live_segments(loaded: LoadedModel) -> Segment:
+    """The model as `predict` runs it."""
+    predictor = Predictor(loaded, loaded.config)
+
+    def segment(image: Any) -> tuple[np.ndarray, list[int]]:
+        segment_map, class_id, _ = compact(predictor(image).panoptic)
+        return segment_map, class_id.tolist()
+
+    return segment
+
+
+def open_exported(path: pathlib.Path, kind: str) -> Segment:
+    """What was written, as those run it who get it."""
+    if kind in ("safetensors", "orbax"):
+        return live_segments(load_checkpoint(path))
+    if kind == "onnx":
+        from pfcn_jax.export.onnx import load_onnx
+
+        run = load_onnx(path)
+    else:
+        run, _ = load(str(path))
+
+    def segment(image: Any) -> tuple[np.ndarray, list[int]]:
+        segment_map, segments = run(image)
+        return segment_map, [entry["class_id"] for entry in segments]
+
+    return segment
+
+
+def size_of(path: pathlib.Path) -> int:
+    """Bytes of a file, or of everything in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,83 @@
+"""One file for a program and everything it needs: an `.npz` by another name.
+
+A zip, stored without compression: `meta.json`, one `programs/*.bin` (a serialised `jax.export.Exported`) for each
+shape, one `weights/*.npy` for each array, and the script that runs it. `numpy.load` opens it; reading it executes
+nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pfcn_jax.errors import UserError
+
+FORMAT, VERSION = "pfcn_jax program", 1
+META, SCRIPT, WEIGHTS = "meta.json", "run_exported.py", "weights/"
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same content gives the same bytes, whenever it is written
+
+
+def write_container(
+    path: pathlib.Path, *, meta: Mapping[str, Any], programs: Mapping[str, bytes], weights: Mapping[str, np.ndarray]
+) -> None:
+    """Writes the file; it appears under its name only when complete.
+
+    Args:
+      programs: member name -> serialised program.
+      weights: name, beginning with `weights/` -> array.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    script = pathlib.Path(__file__).with_name(SCRIPT).read_bytes()
+    content = {"format": FORMAT, "format_version": VERSION, **meta}
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(_member(META), json.dumps(content, indent=1))
+            archive.writestr(_member(SCRIPT), script)
+            for name, program in programs.items():
+                archive.writestr(_member(name), program)
+            for name, array in weights.items():
+                archive.writestr(_member(f"{name}.npy"), _npy(array))
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_meta(path: pathlib.Path) -> dict[str, Any]:
+    """What a file says about itself.
+
+    Raises:
+      UserError: no such file, or not one of these.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            meta = json.loads(archive.read(META))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: no exported program ({error})") from error
+    if not isinstance(meta, dict) or (meta.get("format"), meta.get("format_version")) != (FORMAT, VERSION):
+        raise UserError(f"{path}: no exported program of this version ({FORMAT}, {VERSION})")
+    return meta
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name, _LONG_AGO)
+    member.create_system, member.external_attr = 3, 0o644 << 16
+    return member

@@ -1,0 +1,61 @@
+"""Segments a picture with a file that `export` wrote. It needs jax, flatbuffers, numpy and pillow, nothing else.
+
+python run_exported.py model.pfcn photo.jpg segments.png
+"""
+
+import functools
+import json
+import sys
+
+import jax
+import numpy as np
+from jax import export
+from PIL import Image, ImageOps
+
+
+def choose(meta, original):
+    """The size (height, width) that a picture gets on its canvas, and the cheapest program with room for it."""
+    short, long = meta["resize_to"]
+    size = [short if side == min(original) else short / min(original) * side for side in original]
+    size = [max(1, int(side * min(1, long / max(size)) + 0.5)) for side in size]
+    for program in meta["programs"]:  # the cheapest comes first
+        if all(side <= room for side, room in zip([*size, *original], program["canvas"] + program["output"])):
+            return size, program
+    raise ValueError(f"a picture of {original} (height, width) fits into none of {meta['programs']}")
+
+
+def load(path):
+    """A function: RGB uint8 [h, w, 3] -> (int32 [h, w], 0 = no segment; a list of segments). And what is known."""
+    file = np.load(path)  # arrays, programs as bytes, and meta.json: reading them executes nothing
+    meta = json.loads(file["meta.json"])
+    weights = jax.device_put({name: file[name] for name in file.files if name.startswith("weights/")})
+    compiled = functools.cache(lambda name: jax.jit(export.deserialize(bytearray(file[name])).call))
+
+    def segment(picture):
+        original = picture.shape[:2]
+        size, program = choose(meta, original)
+        image = np.zeros((program["batch"], *program["canvas"], 3), np.uint8)
+        wide = Image.fromarray(picture).resize((size[1], original[0]), Image.Resampling.BILINEAR)
+        image[:, : size[0], : size[1]] = wide.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        sizes = (np.array([value] * len(image), np.int32) for value in (size, original))
+        found = compiled(program["file"])(weights, image, *sizes)
+        found = {name: np.asarray(value)[0] for name, value in found.items()}
+        segments = [
+            {"id": int(row) + 1, "score": float(found["score"][row]), "area": int(found["area"][row])}
+            | {"class_id": int(found["class_id"][row]), "class": meta["classes"][found["class_id"][row]]["name"]}
+            for row in np.flatnonzero(found["valid"])
+        ]
+        return found["segment_map"][: original[0], : original[1]], segments
+
+    return segment, meta
+
+
+if __name__ == "__main__":
+    model, photo, output = sys.argv[1:]
+    segment, meta = load(model)
+    segment_map, segments = segment(np.array(ImageOps.exif_transpose(Image.open(photo)).convert("RGB")))
+    colors = np.zeros((segment_map.max() + 1, 3), np.uint8)
+    for entry in segments:
+        colors[entry["id"]] = meta["classes"][entry["class_id"]]["color"]
+        print(f"{entry['id']:4d} {entry['class']:24s} score {entry['score']:.3f} {entry['area']:9d} pixels")
+    Image.fromarray(colors[segment_map]).save(output)
