@@ -2,7 +2,7 @@
 
 model.pfcn         the whole program, picture to panoptic ids, for CPU, GPU and TPU; runs with JAX alone
 model.safetensors  the parameters alone, with config and classes; `load` and --checkpoint read it
-model.onnx         the whole program for one canvas (needs requirements-onnx.txt)
+model.onnx         the whole program for one canvas; needs requirements-onnx.txt
 another name       an Orbax checkpoint of the parameters, without the state of training
 """
 
@@ -14,7 +14,7 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -23,11 +23,13 @@ from flax import traverse_util
 import pfcn_jax
 from pfcn_jax.engine.config import Config, to_json
 from pfcn_jax.engine.loading import WHOLE_MODEL, LoadedModel, load_with_config
-from pfcn_jax.engine.steps import predict_step
+from pfcn_jax.engine.steps import generate, generate_views, picture_extent, predict_step
 from pfcn_jax.errors import UserError
 from pfcn_jax.export.container import WEIGHTS, write_container
-from pfcn_jax.export.program import PLATFORMS, Shape, Size, lower
+from pfcn_jax.export.onnx import convert
+from pfcn_jax.export.program import PLATFORMS, Function, Shape, Size, lower
 from pfcn_jax.interop.writer import write_safetensors
+from pfcn_jax.panoptic.predict import predict_image
 from pfcn_jax.types import SIZE_DIVISOR
 
 ENDINGS = {".pfcn": "program", ".safetensors": "safetensors", ".onnx": "onnx", "": "orbax"}
@@ -72,9 +74,8 @@ def main(args: argparse.Namespace) -> int:
         shapes = program_shapes(loaded.config, args.output_sides, args.batch_sizes)
         print(f"{output}: {write_program(output, loaded, shapes)}")
     elif kind == "onnx":
-        from pfcn_jax.engine.export_onnx import write_onnx
-
-        print(f"{output}: {write_onnx(output, loaded, onnx_shape(loaded.config, args))}")
+        shape = onnx_shape(loaded.config, args.canvas, args.output_sides)
+        print(f"{output}: {write_onnx(output, loaded, shape)}")
     else:
         print(f"{output}: {write_parameters(output, loaded, kind)}")
     if not args.compare:
@@ -110,7 +111,7 @@ def all_canvases(config: Config) -> list[Size]:
     return canvases
 
 
-def prediction(loaded: LoadedModel, output: Size) -> Any:
+def prediction(loaded: LoadedModel, output: Size) -> Function:
     """(flat weights, image, size, original size) -> the arrays of FIELDS: the whole prediction of one output size."""
 
     def predict(weights: Mapping[str, Any], image: Any, size: Any, original_size: Any) -> dict[str, Any]:
@@ -136,21 +137,18 @@ def write_program(path: pathlib.Path, loaded: LoadedModel, shapes: Sequence[Shap
     weights = {f"{WEIGHTS}{name}": array for name, array in flatten(loaded.variables).items()}
     programs: dict[str, bytes] = {}
     entries: list[dict[str, Any]] = []
-    convention = 0
     for shape in shapes:
         exported = lower(prediction(loaded, shape.output), weights, shape)
-        convention = exported.calling_convention_version
         programs[shape.name] = bytes(exported.serialize())
-        entries.append({"file": shape.name, **dataclasses.asdict(shape)})
-    write_container(
-        path, meta={**describe(loaded, convention), "programs": entries}, programs=programs, weights=weights
-    )
+        convention = exported.calling_convention_version
+        entries.append({"file": shape.name, **dataclasses.asdict(shape), "calling_convention": convention})
+    write_container(path, meta={**describe(loaded), "programs": entries}, programs=programs, weights=weights)
     count = f"{len(programs)} program{'s' * (len(programs) > 1)} for {', '.join(PLATFORMS)}"
     of_programs, size = sum(map(len, programs.values())), path.stat().st_size
     return f"{count} ({of_programs / 1e6:.1f} MB) and {len(weights)} arrays, {size / 1e6:.1f} MB"
 
 
-def describe(loaded: LoadedModel, convention: int) -> dict[str, Any]:
+def describe(loaded: LoadedModel) -> dict[str, Any]:
     """What somebody without this package wants to know about a program."""
     config = loaded.config
     return {
@@ -182,7 +180,6 @@ def describe(loaded: LoadedModel, convention: int) -> dict[str, Any]:
         "versions": {
             "pfcn_jax": pfcn_jax.__version__,
             **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
-            "calling_convention": convention,
         },
     }
 
@@ -217,7 +214,12 @@ def write_parameters(path: pathlib.Path, loaded: LoadedModel, kind: str) -> str:
 
 def flatten(variables: Any) -> dict[str, np.ndarray]:
     """`params/backbone/.../kernel` -> array."""
-    return traverse_util.flatten_dict(jax.tree.map(np.asarray, dict(variables)), sep="/")
+    return flatten_shapes(jax.tree.map(np.asarray, dict(variables)))
+
+
+def flatten_shapes(variables: Any) -> dict[str, Any]:
+    """`flatten` for shapes and types instead of arrays."""
+    return traverse_util.flatten_dict(dict(variables), sep="/")
 
 
 def unflatten(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,13 +228,57 @@ def unflatten(weights: Mapping[str, Any]) -> dict[str, Any]:
     return {"batch_stats": {}, **tree}
 
 
-def onnx_shape(config: Config, args: argparse.Namespace) -> Shape:
-    """One picture on one canvas."""
-    canvas = tuple(args.canvas or config.data.eval_canvases[0])
-    if canvas[0] % SIZE_DIVISOR or canvas[1] % SIZE_DIVISOR:
-        raise UserError(f"--canvas: both sides must be multiples of {SIZE_DIVISOR}, got {canvas[0]} {canvas[1]}")
-    side = _round_up(max(args.output_sides)) if args.output_sides != OUTPUT_SIDES else OUTPUT_SIDES[0]
-    return Shape(1, (canvas[0], canvas[1]), (side, side))
+# ------------------------------------------------------------------------------------------------------------- ONNX
+def onnx_shape(config: Config, canvas: Sequence[int] | None, output_sides: Sequence[int]) -> Shape:
+    """One picture; the given canvas, or the first of the evaluation's; the first of the outputs."""
+    height, width = canvas or config.data.eval_canvases[0]
+    if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
+        raise UserError(f"--canvas: both sides must be multiples of {SIZE_DIVISOR}, got {height} {width}")
+    side = _round_up(output_sides[0])
+    return Shape(1, (height, width), (side, side))
+
+
+def prediction_of_one(loaded: LoadedModel, output: Size) -> Function:
+    """`prediction` for batches of one picture, without the loop over pictures: the converter gets that one wrong."""
+
+    def predict(weights: Mapping[str, Any], image: Any, size: Any, original_size: Any) -> dict[str, Any]:
+        variables, model, config = unflatten(weights), loaded.model, loaded.config
+        extent = picture_extent(size, image.shape[1:3], "picture")
+        dense = generate(variables, image, size, extent, model)
+        batch = (dense, size, extent, original_size, generate_views(variables, image, size, model, config.tta))
+        dense, size, extent, original_size, others = jax.tree.map(lambda leaf: leaf[0], batch)
+        found = predict_image(
+            dense,
+            lambda kernels: cast(Any, model.apply(variables, kernels, method="embed_things")),
+            lambda kernels: cast(Any, model.apply(variables, kernels, method="embed_stuff")),
+            size,
+            extent,
+            original_size,
+            output_shape=output,
+            others=others,
+            thing_regions=model.thing_regions,
+            **dataclasses.asdict(config.inference),
+        )
+        return {name: getattr(found.panoptic, name)[None] for name in FIELDS}
+
+    return predict
+
+
+def write_onnx(path: pathlib.Path, loaded: LoadedModel, shape: Shape) -> str:
+    """Writes the whole prediction of one shape as an ONNX model; returns a summary.
+
+    Raises:
+      UserError: the converter is not installed, or the file cannot be written.
+    """
+    weights = flatten(loaded.variables)
+    model = convert(prediction_of_one(loaded, shape.output), weights, shape, FIELDS, describe(loaded))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(model)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    (height, width), side = shape.canvas, shape.output[0]
+    return f"the program on {height} x {width}, pictures up to {side} pixels, {len(model) / 1e6:.1f} MB"
 
 
 def _round_up(side: int) -> int:

@@ -20,7 +20,8 @@ from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.engine.preview import compact
 from pfcn_jax.engine.report import write_json
 from pfcn_jax.engine.telemetry import ProgressDisplay
-from pfcn_jax.export.run_exported import load
+from pfcn_jax.export import run_exported
+from pfcn_jax.export.onnx import load_onnx
 
 PIXELS_THAT_MAY_DIFFER = 5e-4  # of a picture; a value may lie within rounding of a threshold
 
@@ -130,15 +131,10 @@ def open_exported(path: pathlib.Path, kind: str) -> Segment:
     """What was written, as those run it who get it."""
     if kind in ("safetensors", "orbax"):
         return live_segments(load_checkpoint(path))
-    if kind == "onnx":
-        from pfcn_jax.export.onnx import load_onnx
-
-        run = load_onnx(path)
-    else:
-        run, _ = load(str(path))
+    meta, run = load_onnx(path) if kind == "onnx" else run_exported.load(path)
 
     def segment(image: Any) -> tuple[np.ndarray, list[int]]:
-        segment_map, segments = run(image)
+        segment_map, segments = run_exported.segment(meta, run, image)
         return segment_map, [entry["class_id"] for entry in segments]
 
     return segment

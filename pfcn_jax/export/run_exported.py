@@ -7,9 +7,8 @@ import functools
 import json
 import sys
 
-import jax
+import jax.export
 import numpy as np
-from jax import export
 from PIL import Image, ImageOps
 
 
@@ -24,36 +23,36 @@ def choose(meta, original):
     raise ValueError(f"a picture of {original} (height, width) fits into none of {meta['programs']}")
 
 
+def segment(meta, run, picture):
+    """RGB uint8 [h, w, 3] -> int32 [h, w], 0 = no segment, and a list of segments."""
+    original = picture.shape[:2]
+    size, program = choose(meta, original)
+    image = np.zeros((program["batch"], *program["canvas"], 3), np.uint8)
+    wide = Image.fromarray(picture).resize((size[1], original[0]), Image.Resampling.BILINEAR)
+    image[:, : size[0], : size[1]] = wide.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    sizes = [np.array([value] * len(image), np.int32) for value in (size, original)]
+    found = {name: np.asarray(value)[0] for name, value in run(program, image, *sizes).items()}
+    segments = [
+        {"id": int(row) + 1, "score": float(found["score"][row]), "area": int(found["area"][row])}
+        | {"class_id": int(found["class_id"][row]), "class": meta["classes"][found["class_id"][row]]["name"]}
+        for row in np.flatnonzero(found["valid"])
+    ]
+    return found["segment_map"][: original[0], : original[1]], segments
+
+
 def load(path):
-    """A function: RGB uint8 [h, w, 3] -> (int32 [h, w], 0 = no segment; a list of segments). And what is known."""
-    file = np.load(path)  # arrays, programs as bytes, and meta.json: reading them executes nothing
-    meta = json.loads(file["meta.json"])
+    """What is known about a model, and what runs its programs. Reading the file executes nothing."""
+    file = np.load(path)  # arrays, programs as bytes, and meta.json
     weights = jax.device_put({name: file[name] for name in file.files if name.startswith("weights/")})
-    compiled = functools.cache(lambda name: jax.jit(export.deserialize(bytearray(file[name])).call))
-
-    def segment(picture):
-        original = picture.shape[:2]
-        size, program = choose(meta, original)
-        image = np.zeros((program["batch"], *program["canvas"], 3), np.uint8)
-        wide = Image.fromarray(picture).resize((size[1], original[0]), Image.Resampling.BILINEAR)
-        image[:, : size[0], : size[1]] = wide.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        sizes = (np.array([value] * len(image), np.int32) for value in (size, original))
-        found = compiled(program["file"])(weights, image, *sizes)
-        found = {name: np.asarray(value)[0] for name, value in found.items()}
-        segments = [
-            {"id": int(row) + 1, "score": float(found["score"][row]), "area": int(found["area"][row])}
-            | {"class_id": int(found["class_id"][row]), "class": meta["classes"][found["class_id"][row]]["name"]}
-            for row in np.flatnonzero(found["valid"])
-        ]
-        return found["segment_map"][: original[0], : original[1]], segments
-
-    return segment, meta
+    compiled = functools.cache(lambda name: jax.jit(jax.export.deserialize(bytearray(file[name])).call))
+    return json.loads(file["meta.json"]), lambda program, *arrays: compiled(program["file"])(weights, *arrays)
 
 
 if __name__ == "__main__":
     model, photo, output = sys.argv[1:]
-    segment, meta = load(model)
-    segment_map, segments = segment(np.array(ImageOps.exif_transpose(Image.open(photo)).convert("RGB")))
+    meta, run = load(model)
+    picture = np.array(ImageOps.exif_transpose(Image.open(photo)).convert("RGB"))
+    segment_map, segments = segment(meta, run, picture)
     colors = np.zeros((segment_map.max() + 1, 3), np.uint8)
     for entry in segments:
         colors[entry["id"]] = meta["classes"][entry["class_id"]]["color"]

@@ -297,10 +297,10 @@ def _table(
     return PanopticPrediction(
         segment_map=segment_map,
         class_id=rows(things.class_id[placed.slot], first_stuff + stuff.class_id),
-        is_thing=rows(is_thing, jnp.zeros_like(of_stuff)),
+        is_thing=rows(is_thing.astype(jnp.int32), jnp.zeros_like(segment_id)) > 0,
         score=rows(things.score[placed.slot], stuff.score),
         area=rows(placed.area, free),
-        valid=rows(is_thing, of_stuff),
+        valid=rows(is_thing.astype(jnp.int32), of_stuff.astype(jnp.int32)) > 0,
     )
 
 

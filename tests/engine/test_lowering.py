@@ -1,0 +1,72 @@
+"""The canonical model's two programs lower for every platform, from shapes alone: no parameter is made."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from pfcn_jax.data.classes import coco_classes
+from pfcn_jax.engine import state as state_lib
+from pfcn_jax.engine.config import from_command_line
+from pfcn_jax.engine.export import FIELDS, flatten_shapes, prediction
+from pfcn_jax.engine.loading import LoadedModel
+from pfcn_jax.engine.steps import train_step
+from pfcn_jax.export.program import PLATFORMS, Shape, foreign_calls, lower
+from pfcn_jax.types import Batch, SegmentTable
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    config = from_command_line([f"--config={ROOT / 'configs' / 'panoptic_fcn_r50.py'}"])
+    return config, state_lib.build_model(config.model, coco_classes())
+
+
+def test_the_prediction_lowers(parts):
+    config, model = parts
+    variables = state_lib.abstract_variables(model)
+    loaded = LoadedModel(pathlib.Path("nowhere"), config, coco_classes(), model, variables)
+    shape = Shape(2, (800, 1344), (768, 768))
+    exported = lower(prediction(loaded, shape.output), flatten_shapes(variables), shape)
+    assert exported.platforms == PLATFORMS and foreign_calls(exported) == []
+    found = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    assert set(found) == set(FIELDS) and found["segment_map"].shape == (2, 768, 768)
+    assert "tensor<?" not in exported.mlir_module()
+
+
+def test_the_training_step_lowers(parts):
+    config, model = parts
+    optimizer = state_lib.build_optimizer(config, model)
+
+    def create() -> state_lib.TrainState:
+        variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state_lib.abstract_variables(model))
+        params, stats = variables["params"], variables["batch_stats"]
+        return state_lib.TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+
+    def rows(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((2, *shape), dtype)
+
+    slots, canvas = config.data.max_segments, (800, 1344)
+    table = SegmentTable(
+        rows(np.int32, slots), rows(bool, slots), rows(bool, slots), rows(np.float32, slots, 4), rows(bool, slots)
+    )
+    batch = Batch(
+        rows(np.uint8, *canvas, 3), rows(np.int32, *canvas), table, rows(np.int32, 2), rows(np.int32, 2),
+        rows(np.int32), rows(bool), rows(np.int32),
+    )  # fmt: skip
+    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, config=config))
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
+        exported = export.export(step, platforms=PLATFORMS)(jax.eval_shape(create), batch)
+    assert exported.platforms == PLATFORMS and foreign_calls(exported) == []
+    assert "tensor<?" not in exported.mlir_module()
