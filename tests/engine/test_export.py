@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -66,7 +67,8 @@ def test_the_program_runs_where_there_is_nothing_but_jax(program, checkpoint, sc
         "script, *sys.argv = sys.argv[1:]; sys.argv.insert(0, script); runpy.run_path(script, run_name='__main__')"
     )
     argv = [sys.executable, "-I", "-c", code, script, program, scene, tmp_path / "segments.png"]
-    done = subprocess.run(list(map(str, argv)), cwd=tmp_path, capture_output=True, text=True)
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    done = subprocess.run(list(map(str, argv)), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     live = pfcn_jax.load(checkpoint)(scene)
     lines = [line.split() for line in done.stdout.splitlines()]
