@@ -3,7 +3,7 @@
 model.pfcn         the whole program, picture to panoptic ids, for CPU, GPU and TPU; runs with JAX alone
 model.safetensors  the parameters alone, with config and classes; `load` and --checkpoint read it
 model.onnx         the whole program for one canvas; needs requirements-onnx.txt
-another name       an Orbax checkpoint of the parameters, without the state of training
+name (no ending)   an Orbax checkpoint of the parameters, without the state of training
 """
 
 from __future__ import annotations
