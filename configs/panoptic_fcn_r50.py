@@ -86,9 +86,11 @@ def get_config():
     config.data.crop, config.data.crop_with_instance, config.data.jitter = (0, 0), False, (0.0, 0.0)
     config.data.max_segments = 256
     config.data.cache, config.data.workers = False, 4
+    config.data.on_broken, config.data.max_broken = "stop", 100
 
     # Schedule: 1x
     config.train.steps = 90_000
     config.train.batch_size, config.train.accumulate = 16, 1
     config.train.ema_decay = 0.0  # no averaged weights
+    config.train.on_nonfinite, config.train.max_skipped = "stop", 100
     return config

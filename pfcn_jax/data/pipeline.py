@@ -7,9 +7,11 @@ not depend on the number of hosts, workers or threads, and the position is a sin
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -115,25 +117,19 @@ class BatchLoader:
         *,
         max_segments: int,
         rows: slice,
-        max_broken: int = 0,
+        skip_broken: bool = False,
     ):
         self.source, self.recipe, self.plan = source, recipe, plan
-        self.max_segments, self.rows, self.max_broken = max_segments, rows, max_broken
+        self.max_segments, self.rows, self.skip_broken = max_segments, rows, skip_broken
         self._is_thing = np.array(source.classes.is_thing, bool)
-        self._broken: set[int] = set()
         own_rows = rows.stop - rows.start
         self._memory = BufferPool(max(canvas_bytes(own_rows, canvas) for canvas in plan.canvases))
-        self._lock = threading.Lock()
         keep_freed_memory()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.Lock()
         keep_freed_memory()
-        cv2.setNumThreads(1)  # this is a worker process: Grain runs several loaders, OpenCV should not multiply them
+        _settle_in_worker()
 
     def __call__(self, number: int) -> Arrays:
         planned = self.plan[int(number)]
@@ -151,21 +147,38 @@ class BatchLoader:
         return arrays
 
     def _read(self, index: int) -> tuple[Example, int]:
-        """Example `index`, or, where broken ones are tolerated, the next of the same canvas that can be read."""
-        while True:
+        """Example `index`, or, where broken ones are skipped, the next of the same canvas that can be read.
+
+        What stands in for a broken example follows from the plan and the files alone: not from the worker, from what
+        was read before, or from where a run was interrupted.
+        """
+        group = self.plan.groups[int(self.plan.canvas_of[index])]
+        start = int(np.searchsorted(group, index))
+        for offset in range(len(group)):
+            candidate = int(group[(start + offset) % len(group)])
             try:
-                return self.source[index], index
+                return self.source[candidate], candidate
             except DataError as error:
-                with self._lock:
-                    self._broken.add(index)
-                    broken = len(self._broken)
-                if self.max_broken == 0:
+                if not self.skip_broken:
                     raise
-                if broken > self.max_broken:
-                    raise DataError(f"more than {self.max_broken} broken examples, the last: {error}") from error
-                warnings.warn(f"skipped a broken example: {error}", RuntimeWarning, stacklevel=2)
-                group = self.plan.groups[int(self.plan.canvas_of[index])]
-                index = int(group[(np.searchsorted(group, index) + 1) % len(group)])
+                last = error
+        raise DataError(f"none of the {len(group)} pictures of this canvas can be read, the last: {last}") from last
+
+
+def _settle_in_worker() -> None:
+    """What a process that loads batches needs, if this is one."""
+    cv2.setNumThreads(1)  # Grain runs several loaders, OpenCV should not multiply them
+    parent = multiprocessing.parent_process()
+    if parent is None or threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: who trains ends the workers
+    # A training process that is killed cannot end its workers, and Grain's would wait for it for ever.
+    threading.Thread(target=_end_with, args=(parent,), name="parent-watch", daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 class Pipeline:
@@ -190,7 +203,7 @@ class Pipeline:
         workers: int = 0,
         threads: int = 2,
         buffered_batches: int = 4,
-        max_broken: int = 0,
+        skip_broken: bool = False,
     ):
         """Plans the batches; nothing is read yet.
 
@@ -206,8 +219,8 @@ class Pipeline:
           workers: processes that load; 0 loads in this process, in `threads` threads.
           threads: in this process, or in each worker.
           buffered_batches: how many batches are loaded ahead (by each worker).
-          max_broken: training only: this many unreadable examples (in each process that loads) are skipped with a
-            warning, each replaced by its neighbour; one more is an error. 0: the first one is.
+          skip_broken: training only: an example that cannot be read is replaced by its neighbour on the same canvas,
+            and `image_id` says so: it differs from the plan's. False: the first one is an error.
 
         Raises:
           DataError: a picture fits on no canvas.
@@ -217,14 +230,16 @@ class Pipeline:
             raise ValueError(f"batch size {batch_size} on process {process_index} of {process_count} does not divide")
         if max_segments < 1:
             raise ValueError(f"max_segments {max_segments}: at least 1")
-        if max_broken and not shuffle:
+        if skip_broken and not shuffle:
             raise ValueError("an evaluation cannot skip broken examples: its result would not be comparable")
         self.plan = BatchPlan(
             source.sizes(), recipe.largest_size, canvases=canvases, batch_size=batch_size, shuffle=shuffle, seed=seed
         )
         rows = batch_size // process_count
         own = slice(process_index * rows, (process_index + 1) * rows)
-        self.loader = BatchLoader(source, recipe, self.plan, max_segments=max_segments, rows=own, max_broken=max_broken)
+        self.loader = BatchLoader(
+            source, recipe, self.plan, max_segments=max_segments, rows=own, skip_broken=skip_broken
+        )
         self.workers, self.threads, self.buffered_batches = workers, threads, buffered_batches
 
     def __len__(self) -> int:

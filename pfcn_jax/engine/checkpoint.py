@@ -3,88 +3,83 @@
 A checkpoint `<workdir>/checkpoints/<step>` has three items: `model` (parameters and frozen statistics), `training`
 (optimiser state, step, and the raw parameters if `model` has averaged ones; absent in converted models) and `meta`
 (JSON: the whole config, the classes, the position in the data). Orbax writes into a temporary folder and renames it
-when complete: it exists whole or not at all.
+when complete: it exists whole or not at all. `manifest.json` in it has the checksum of every file; `score.json` beside
+it is added when the step has been evaluated.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from pfcn_jax.engine.manifest import MANIFEST, find_damage, write_manifest
 from pfcn_jax.errors import UserError
 
 PyTree = Any
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1 had no manifest
+SCORE = "score.json"
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be found, read or fitted; the message names the path and the way out."""
 
 
-class Checkpoints:
-    """The checkpoints of one run: the latest n and the best by PQ are kept."""
+def damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str]:
+    """What is wrong with the files of a checkpoint (of these items); an empty list if they are as they were written.
 
-    def __init__(self, workdir: pathlib.Path, *, keep_latest: int, keep_best: int):
-        policies: list[Any] = [preservation_policy.LatestN(keep_latest)]
-        if keep_best:
-            policies.append(
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics["PQ"], n=keep_best, keep_checkpoints_without_metrics=False
-                )
-            )
-        options = ocp.CheckpointManagerOptions(
-            create=True,
-            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            enable_async_checkpointing=True,
-        )
-        self.directory = workdir.absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("model", "training", "meta"))
+    A checkpoint of format 1 has no checksums: it counts as intact if all of it can be read.
+    """
+    found = find_damage(checkpoint, items)
+    if found is not None:
+        return found
+    try:
+        if load_meta(checkpoint)["format"] != 1:
+            return [f"{MANIFEST}: missing"]
+        for item in items or ("model", "training"):
+            if item != "meta" and (item == "model" or (checkpoint / item).is_dir()):
+                load_stored(checkpoint, item)
+    except CheckpointError as error:
+        return [str(error)]
+    return []
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
 
-    def save(
-        self, step: int, *, model: PyTree, training: PyTree, meta: Mapping[str, Any], pq: float | None = None
-    ) -> None:
-        """Starts writing a checkpoint in the background; a step that is already there is left alone."""
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(model),
-                training=ocp.args.StandardSave(training),
-                meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
-            ),
-            metrics=None if pq is None else {"PQ": pq},
-        )
+def check_intact(checkpoint: pathlib.Path, items: Sequence[str] = ("model", "meta")) -> None:
+    """Raises CheckpointError if files of these items are not as they were written; it names them and what to do."""
+    lines = damage(checkpoint, items)
+    if lines:
+        others = [entry.name for entry in checkpoint.parent.glob("*") if entry.name.isdigit() and entry != checkpoint]
+        way = f"; beside it lie {', '.join(sorted(others, key=int))}" if others else ""
+        listing = "\n  ".join(lines[:10])
+        raise CheckpointError(f"{checkpoint}: damaged, a file is not as it was written{way}:\n  {listing}")
 
-    def restore(self, step: int, *, model: PyTree, training: PyTree) -> tuple[PyTree, PyTree, dict[str, Any]]:
-        """Reads a checkpoint of this run into the given abstract trees (shapes, dtypes, shardings)."""
-        _check_fit(self.directory / str(step), model)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(model),
-                training=ocp.args.StandardRestore(training),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
-        return restored["model"], restored["training"], restored["meta"]
 
-    def wait(self) -> None:
-        """Returns when every started checkpoint is on disk."""
-        self._manager.wait_until_finished()
+def score_of(checkpoint: pathlib.Path) -> float | None:
+    """The PQ of the evaluation at a checkpoint's step; None if there was none, or it cannot be read."""
+    for path in (checkpoint / SCORE, checkpoint / "metrics" / "metrics"):  # the second one: format 1
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return float(json.loads(path.read_text())["PQ"])
+    return None
 
-    def close(self) -> None:
-        self._manager.close()
+
+class Handler(ocp.CompositeCheckpointHandler):
+    """Writes the manifest when all items are complete, before the checkpoint gets its name."""
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        write_manifest(pathlib.Path(directory))
+
+
+@ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
+class Items(ocp.args.Composite):
+    """What `Handler` writes: Orbax finds a handler's arguments by their class."""
 
 
 def save_model(directory: pathlib.Path, *, model: PyTree, meta: Mapping[str, Any]) -> pathlib.Path:
@@ -96,10 +91,8 @@ def save_model(directory: pathlib.Path, *, model: PyTree, meta: Mapping[str, Any
     target = directory.absolute() / "checkpoints" / "0"
     if target.exists():
         raise CheckpointError(f"{target}: exists already; choose another output directory")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(model), meta=ocp.args.JsonSave({"format": FORMAT, **meta})
-        )
+    with ocp.Checkpointer(Handler()) as checkpointer:
+        items = Items(model=ocp.args.StandardSave(model), meta=ocp.args.JsonSave({"format": FORMAT, **meta}))
         checkpointer.save(target, args=items)
     return target
 
@@ -107,7 +100,7 @@ def save_model(directory: pathlib.Path, *, model: PyTree, meta: Mapping[str, Any
 def find_checkpoint(path: pathlib.Path, *, best: bool = False) -> pathlib.Path:
     """The checkpoint that `path` means: itself, or the latest (or best) one of a run's working directory."""
     path = path.absolute()
-    if (path / "meta").is_dir() and (path / "model").is_dir():
+    if (path / MANIFEST).is_file() or ((path / "meta").is_dir() and (path / "model").is_dir()):
         return path
     for parent in (path / "checkpoints", path):
         steps = sorted((int(entry.name), entry) for entry in parent.glob("*") if entry.name.isdigit())
@@ -123,7 +116,7 @@ def load_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
             meta = checkpointer.restore(checkpoint, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     except Exception as error:
         raise CheckpointError(f"{checkpoint}: its 'meta' cannot be read ({error})") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    if not isinstance(meta, dict) or meta.get("format") not in READABLE:
         raise CheckpointError(f"{checkpoint}: not a checkpoint of this version (format {FORMAT})")
     return meta
 
@@ -145,19 +138,36 @@ def load_model(checkpoint: pathlib.Path, abstract: PyTree) -> PyTree:
         raise CheckpointError(f"{checkpoint}: cannot read its parameters, a file may be damaged ({error})") from error
 
 
-def load_stored(checkpoint: pathlib.Path) -> PyTree:
-    """The model item of a checkpoint as it is stored, whatever model it is for; NumPy arrays."""
+def load_stored(checkpoint: pathlib.Path, item: str = "model") -> PyTree:
+    """An item of a checkpoint as it is stored, whatever model it is for; NumPy arrays."""
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            items = ocp.args.Composite(model=ocp.args.PyTreeRestore(restore_args=_as_numpy(checkpoint)))
-            return checkpointer.restore(checkpoint, args=items)["model"]
+            items = ocp.args.Composite(**{item: ocp.args.PyTreeRestore(restore_args=_as_numpy(checkpoint / item))})
+            return checkpointer.restore(checkpoint, args=items)[item]
     except Exception as error:
-        raise CheckpointError(f"{checkpoint}: cannot read its parameters, a file may be damaged ({error})") from error
+        what = "parameters" if item == "model" else item
+        raise CheckpointError(f"{checkpoint}: cannot read its {what}, a file may be damaged ({error})") from error
 
 
-def _as_numpy(checkpoint: pathlib.Path) -> PyTree:
+def load_run(checkpoint: pathlib.Path, *, model: PyTree, training: PyTree) -> tuple[PyTree, PyTree]:
+    """Reads what a run goes on from into the given abstract trees (shapes, dtypes, shardings).
+
+    Raises:
+      CheckpointError: names or shapes of the model differ from the config's, or the files cannot be read.
+    """
+    _check_fit(checkpoint, model)
+    items = ocp.args.Composite(model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(checkpoint, args=items)
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint}: cannot read its state ({error})") from error
+    return restored["model"], restored["training"]
+
+
+def _as_numpy(item: pathlib.Path) -> PyTree:
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(checkpoint / "model").item_metadata
+        stored = checkpointer.metadata(item).item_metadata
     tree = getattr(stored, "tree", stored)
     return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
 
@@ -194,9 +204,7 @@ def _best_of(checkpoints: list[pathlib.Path]) -> pathlib.Path:
     """The checkpoint with the highest recorded PQ; the latest if none has one."""
     best, best_pq = checkpoints[-1], -1.0
     for checkpoint in checkpoints:
-        metrics = checkpoint / "metrics" / "metrics"
-        if metrics.is_file():
-            pq = float(json.loads(metrics.read_text()).get("PQ", -1.0))
-            if pq >= best_pq:
-                best, best_pq = checkpoint, pq
+        pq = score_of(checkpoint)
+        if pq is not None and pq >= best_pq:
+            best, best_pq = checkpoint, pq
     return best

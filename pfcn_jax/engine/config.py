@@ -56,6 +56,9 @@ class DataConfig:
     max_segments: int = 256  # rows of the segment table; segments beyond are dropped and counted
     cache: bool = False  # keep decoded pictures in memory, in each process that loads: for sets that fit
     workers: int = 4  # decoding processes; 0 = in the training process
+    # A training picture that cannot be read stops the run, or its neighbour on the canvas stands in for it.
+    on_broken: Literal["stop", "skip"] = "stop"
+    max_broken: int = 100  # "skip": so many pictures of a run may be broken; one more stops it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +183,9 @@ class TrainConfig:
     keep_best: int = 1  # by PQ of the evaluation
     preview_pictures: int = 8  # overlay pictures written by the last evaluation
     init_from: str = ""  # a checkpoint of this project to start from: a model, or a backbone made by `convert`
+    # A loss or gradient that is not finite stops the run, or leaves the update of its step out.
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 100  # "skip": so many steps of a run may be left out; one more stops it
     fresh_heads: bool = False  # what does not fit outside its backbone (other classes) starts fresh; else an error
 
 
@@ -336,6 +342,9 @@ def _check_values(config: Config) -> None:
     for key in ("steps", "batch_size", "accumulate", "log_every", "eval_batch_size", "checkpoint_every", "keep_latest"):
         if getattr(config.train, key) < 1:
             raise ConfigError(f"config.train.{key}: must be at least 1, got {getattr(config.train, key)}")
+    for section_name, key in (("data", "max_broken"), ("train", "max_skipped")):
+        if getattr(getattr(config, section_name), key) < 0:
+            raise ConfigError(f"config.{section_name}.{key}: must be at least 0")
     if not 0.0 <= config.train.ema_decay < 1.0:
         raise ConfigError(f"config.train.ema_decay: must be at least 0 and below 1, got {config.train.ema_decay}")
 

@@ -10,8 +10,12 @@ import argparse
 import re
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from pfcn_jax.errors import UserError
+
+_MESSAGE_BYTES = 2000
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +58,28 @@ def join(args: argparse.Namespace) -> None:
         num_processes=args.num_processes,
         process_id=args.process_id,
     )
+
+
+def raise_together(problem: str) -> None:
+    """Raises UserError on every process if any of them has a problem ("": none), so that none waits for the others.
+
+    Every process must call it at the same place.
+    """
+    if jax.process_count() > 1:
+        message = np.zeros(_MESSAGE_BYTES, np.uint8)
+        data = problem.encode()[:_MESSAGE_BYTES]
+        message[: len(data)] = np.frombuffer(data, np.uint8)
+        rows = multihost_utils.process_allgather(message).reshape(-1, _MESSAGE_BYTES)
+        problem = next((text for row in rows if (text := row.tobytes().rstrip(b"\0").decode(errors="ignore"))), "")
+    if problem:
+        raise UserError(problem)
+
+
+def number_of_process_0(value: int) -> int:
+    """What process 0 calls it with; every process must call it at the same place."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _initialize(problem: str, **keywords: str | int) -> None:

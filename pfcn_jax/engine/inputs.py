@@ -96,6 +96,7 @@ def train_pipeline(config: Config, source: Source) -> Pipeline:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=data.workers,
+        skip_broken=data.on_broken == "skip",
     )
 
 

@@ -160,8 +160,11 @@ def loss_fn(
         divided, position_weight=config.loss.position_weight, segment_weight=config.loss.segmentation_weight
     )
     total = sum(losses.values(), start=jnp.zeros(()))
-    dropped = jnp.sum(targets.dropped, dtype=jnp.float32)
-    return total, {"loss": total, **losses, "positives": sums.positives, "dropped_positives": dropped}
+    scalars = {"loss": total, **losses, "positives": sums.positives}
+    scalars["dropped_positives"] = jnp.sum(targets.dropped, dtype=jnp.float32)
+    if batch.dropped_segments is not None:
+        scalars["dropped_segments"] = jnp.sum(batch.dropped_segments, dtype=jnp.float32)
+    return total, scalars
 
 
 def batch_counts(batch: Batch, *, model: PanopticFCN, config: Config, mesh: Mesh | None) -> Scalars:
@@ -213,7 +216,10 @@ def train_step(
     config: Config,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Scalars]:
-    """Loss, gradients, update, and the moving average of the weights if there is one: the whole training program."""
+    """Loss, gradients, update, and the moving average of the weights if there is one: the whole training program.
+
+    A step whose loss or gradients are not finite changes nothing but the step's number (`skipped` is 1).
+    """
     gradients, scalars = gradients_of(state, batch, model=model, config=config, mesh=mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -221,8 +227,15 @@ def train_step(
     average = state.average
     if average is not None:
         average = update_average(average, params, state.step, decay=config.train.ema_decay)
-    after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, average=average)
-    return after, scalars
+    after = dataclasses.replace(state, params=params, opt_state=opt_state, average=average)
+    finite = _all_finite((scalars["loss"], gradients))
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    scalars["skipped"] = 1.0 - finite.astype(jnp.float32)
+    return dataclasses.replace(after, step=state.step + 1), scalars
+
+
+def _all_finite(tree: PyTree) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def generate_views(

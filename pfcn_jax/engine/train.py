@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
-import time
-from collections.abc import Iterator
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from pfcn_jax.data.pipeline import BatchIterator
-from pfcn_jax.data.sources import Source
+from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.engine import distributed
-from pfcn_jax.engine.checkpoint import CheckpointError, Checkpoints, load_meta
+from pfcn_jax.engine.checkpoint import CheckpointError, load_meta, load_run, score_of
 from pfcn_jax.engine.config import Config, TrainConfig, from_command_line, from_dict, to_json
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation, open_training, train_pipeline
 from pfcn_jax.engine.loading import start_from
 from pfcn_jax.engine.optim import learning_rate_schedule
+from pfcn_jax.engine.prefetch import DevicePrefetch
 from pfcn_jax.engine.preview import PreviewWriter
-from pfcn_jax.engine.report import format_table, write_json
+from pfcn_jax.engine.report import format_table, write_json, write_text
+from pfcn_jax.engine.run_checkpoints import Checkpoints
 from pfcn_jax.engine.state import (
     TrainState,
     build_model,
@@ -36,30 +39,44 @@ from pfcn_jax.engine.state import (
     put_batch,
     replicated,
 )
-from pfcn_jax.engine.steps import train_step
-from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay
+from pfcn_jax.engine.steps import Scalars, train_step
+from pfcn_jax.engine.stopping import STOPPED, Stopped, StopRequest
+from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay, StepTimer
+from pfcn_jax.engine.watch import NonFiniteError, Watch, make_report
+from pfcn_jax.engine.workdir import RunLock, check_room
 from pfcn_jax.errors import UserError
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-
-PyTree = Any
+from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.types import Batch
 
 
 class Trainer:
-    """One run: what `train` builds from a config and a working directory, and the loop over it."""
+    """One run: what `train` builds from a config and a working directory, and the loop over it.
+
+    The working directory belongs to it until `close`.
+    """
 
     def __init__(self, config: Config, workdir: pathlib.Path):
         self.config, self.workdir = config, workdir
         check_division(config.train)
         self.mesh: Mesh = data_mesh()
-        self.source: Source = open_training(config.data)
-        self.model: PanopticFCN = build_model(config.model, self.source.classes)
-        self.pipeline = train_pipeline(config, self.source)
-        self.batches: BatchIterator = iter(self.pipeline)
-        self.checkpoints = Checkpoints(workdir, keep_latest=config.train.keep_latest, keep_best=config.train.keep_best)
-        self.state = self._restore()
-        self.train_step = jax.jit(
+        self._flags: dict[bool, jax.Array] = {}
+        self._lock = _take(workdir)
+        try:
+            self.source: Source = open_training(config.data)
+            self.model: PanopticFCN = build_model(config.model, self.source.classes)
+            self.pipeline = train_pipeline(config, self.source)
+            self.batches: BatchIterator = iter(self.pipeline)
+            keep = config.train
+            self.checkpoints = Checkpoints(workdir, keep_latest=keep.keep_latest, keep_best=keep.keep_best)
+            self.state, counts = self._begin()
+            self.watch = Watch(config, self.source, self.pipeline.plan, counts)
+        except BaseException:
+            self.close()
+            raise
+        self.step = jax.jit(
             functools.partial(
-                train_step,
+                watched_step,
                 model=self.model,
                 optimizer=build_optimizer(config, self.model),
                 config=config,
@@ -69,51 +86,104 @@ class Trainer:
         )
 
     def run(self) -> EvaluationResult:
-        """Trains to the last step and returns the final evaluation."""
-        train = self.config.train
-        main_process = jax.process_index() == 0
-        if main_process:
-            (self.workdir / "config.json").write_text(to_json(self.config) + "\n")
-        rate = learning_rate_schedule(self.config.optim, steps=train.steps, batch_size=train.batch_size)
-        writer, start = MetricsWriter(self.workdir) if main_process else None, int(self.state.step)
-        display = ProgressDisplay(train.steps, start=start)
-        timer = _StepTimer(train.batch_size)
-        result = None
-        for step, batch in self._device_batches(start):
-            self.state, scalars = self.train_step(self.state, batch)
-            step += 1
-            if step % train.log_every == 0 or step == train.steps:
-                values = {key: float(value) for key, value in jax.device_get(scalars).items()}
-                _check_finite(step, values)
-                values |= timer.lap(step - start) | {"learning_rate": float(rate(np.int32(step - 1)))}
-                if writer:
-                    writer.write(step, values)
-                display.update(step, _losses_line(values))
-            last = step == train.steps
-            result = None
-            if last or (train.eval_every and step % train.eval_every == 0):
-                result = self.evaluate(step, writer, everything=last)
-                timer.restart(step - start)
-            if result or step % train.checkpoint_every == 0:
-                self.save(step, pq=result.pq.all.PQ if result else None)
-        display.close()
-        if writer:
-            writer.close()
-        self.checkpoints.close()
-        self.batches.close()
-        return result if result else self.evaluate(start, None, everything=True)
+        """Trains to the last step and returns the final evaluation.
 
-    def evaluate(self, step: int, writer: MetricsWriter | None, *, everything: bool) -> EvaluationResult:
-        """Scores the validation split; `everything` takes all of it, with AP, mIoU, pictures and files."""
+        Raises:
+          Stopped: SIGTERM or SIGINT came; a checkpoint of the last step is written.
+          UserError: the run cannot go on, or its last checkpoint cannot be written.
+        """
+        start = int(self.state.step)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            stop = stack.enter_context(StopRequest())
+            if jax.process_index() == 0:
+                _write_config(self.workdir, self.config)
+            due = self._evaluation_due(start)
+            writer = None
+            if jax.process_index() == 0 and (due or start < self.config.train.steps):
+                writer = MetricsWriter(self.workdir, start=start, scored=not due)
+                stack.callback(writer.close)
+            result = self._evaluate_at(start, writer, stop) if due else None
+            if start < self.config.train.steps:
+                result = self._steps(start, writer, stop)
+            return result or self.evaluate(start, None, everything=True, stop=stop)
+
+    def _steps(self, start: int, writer: MetricsWriter | None, stop: StopRequest) -> EvaluationResult | None:
+        """The loop. Returns the evaluation of the last step."""
+        train = self.config.train
+        rate = learning_rate_schedule(self.config.optim, steps=train.steps, batch_size=train.batch_size)
+        timer = StepTimer(train.batch_size, start)
+        step, result = start, None
+        put = functools.partial(put_batch, mesh=self.mesh)
+        with (
+            DevicePrefetch(self.batches, put, limit=train.steps - start) as batches,
+            contextlib.closing(ProgressDisplay(train.steps, start=start)) as display,
+        ):
+            while step < train.steps:
+                try:
+                    batch = next(batches)
+                    self.state, scalars, report = self.step(self.state, batch, self._stop_flags(stop))
+                    batches.idle_after = scalars["loss"]
+                    step += 1
+                    self.watch.add(step, scalars, report)
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"{error}\n{self._kept()}") from error
+                except Exception as error:
+                    self._give_up(step, stop, error)
+                last = step == train.steps
+                stopping = self.watch.stop if jax.process_count() > 1 else bool(stop)
+                if step % train.log_every == 0 or last or stopping:
+                    values = {key: float(value) for key, value in jax.device_get(scalars).items()}
+                    self.watch.read()
+                    values |= timer.lap(step, batches.waited_seconds)
+                    values |= {"learning_rate": float(rate(np.int32(step - 1))), **self._counts(writer)}
+                    if writer:
+                        writer.write(step, values)
+                    display.update(step, _losses_line(values))
+                    self.checkpoints.poll()
+                evaluating = last or (train.eval_every and step % train.eval_every == 0)
+                if stopping or evaluating or step % train.checkpoint_every == 0:
+                    self.save(step)
+                if stopping:
+                    self._leave(step, stop)
+                if evaluating:
+                    result = self._evaluate_at(step, writer, stop)
+                    timer.restart(step, batches.waited_seconds)
+        self._ensure_saved(step)
+        return result
+
+    def evaluate(
+        self, step: int, writer: MetricsWriter | None, *, everything: bool, stop: StopRequest | None = None
+    ) -> EvaluationResult:
+        """Scores the validation split; `everything` takes all of it, with AP, mIoU, pictures and files.
+
+        Raises:
+          Stopped: a single process was asked to stop.
+        """
         data, train = self.config.data, self.config.train
         limits = [data.eval_examples] if everything else [data.eval_examples, train.eval_examples]
         examples = min((limit for limit in limits if limit), default=0)
         source = open_evaluation(data, examples)
         preview = PreviewWriter(self.workdir / "pictures", source.classes, train.preview_pictures if everything else 0)
-        result = evaluate_model(
-            self.state.model, self.model, source, self.config, self.mesh, detailed=everything, on_picture=preview
-        )
+
+        def on_picture(example: Example, prediction: Prediction) -> None:
+            if stop and jax.process_count() == 1:
+                self._leave(step, stop)
+            preview(example, prediction)
+
+        try:
+            result = evaluate_model(
+                self.state.model, self.model, source, self.config, self.mesh, detailed=everything, on_picture=on_picture
+            )
+            if everything and jax.process_index() == 0:
+                write_json(self.workdir / "evaluation.json", result.to_dict(source.classes))
+        except OSError as error:
+            self._ensure_saved(step)
+            raise UserError(
+                f"the evaluation of step {step} cannot be written ({error}); the same command again evaluates it"
+            ) from error
         pq = result.pq
+        self.checkpoints.score(step, pq.all.PQ)
         if writer:
             scalars = {"eval/PQ": pq.all.PQ, "eval/PQ_th": pq.things.PQ, "eval/PQ_st": pq.stuff.PQ}
             scalars |= {"eval/SQ": pq.all.SQ, "eval/RQ": pq.all.RQ}
@@ -121,12 +191,12 @@ class Trainer:
                 scalars |= {"eval/AP": result.ap.AP, "eval/mIoU": result.semantic.mIoU}
             writer.write(step, scalars)
         if everything and jax.process_index() == 0:
-            write_json(self.workdir / "evaluation.json", result.to_dict(source.classes))
             print(format_table(pq, source.classes.names))
         return result
 
-    def save(self, step: int, *, pq: float | None) -> None:
-        """Starts a checkpoint in the background."""
+    def save(self, step: int) -> None:
+        """Starts a checkpoint in the background, once every step up to this one is known to be finite."""
+        self.watch.read()
         self.checkpoints.save(
             step,
             model=self.state.model,
@@ -135,28 +205,46 @@ class Trainer:
                 "config": json.loads(to_json(self.config)),
                 "classes": self.source.classes.to_json(),
                 "position": self.batches.get_state() | {"batch": step},
+                "counts": self.watch.to_json(),
             },
-            pq=pq,
         )
 
-    def _restore(self) -> TrainState:
-        """The state of the latest checkpoint with its position in the data, or a fresh one."""
-        step = self.checkpoints.latest_step()
-        if step is None:
-            return self._fresh_state()
+    def close(self) -> None:
+        """Waits for the checkpoint that is being written, ends the workers and gives the working directory back."""
+        for name in ("checkpoints", "batches"):
+            if hasattr(self, name):
+                getattr(self, name).close()
+        if self._lock:
+            self._lock.release()
+
+    def _begin(self) -> tuple[TrainState, dict[str, Any]]:
+        """The state of the newest intact checkpoint with its position in the data and its counts, or a fresh one."""
+        abstract = jax.eval_shape(lambda: create_state(self.config, self.model, self.mesh))
+        step, problem = None, ""
+        if jax.process_index() == 0:
+            try:
+                step, kept = self.checkpoints.choose(), self.config.train.keep_latest + self.config.train.keep_best
+                check_room(self.workdir, abstract, kept=kept, there=len(self.checkpoints.steps()))
+            except (UserError, OSError) as error:
+                if jax.process_count() == 1 and isinstance(error, UserError):
+                    raise
+                problem = str(error)
+        distributed.raise_together(problem)
+        found = distributed.number_of_process_0(-1 if step is None else step)
+        path = self.checkpoints.directory / str(found)
+        if found < 0:
+            return self._fresh_state(), {}
+        distributed.raise_together("" if path.is_dir() else f"{path}: process {jax.process_index()} does not see it")
         sharding = replicated(self.mesh)
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(lambda: create_state(self.config, self.model, self.mesh)),
-        )
-        path = self.checkpoints.directory / str(step)
-        check_same_state(from_dict(load_meta(path)["config"]), self.config, str(path))
-        model, training, meta = self.checkpoints.restore(step, model=abstract.model, training=abstract.training)
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+        meta = load_meta(path)
+        check_same_state(from_dict(meta["config"]), self.config, str(path))
+        model, training = load_run(path, model=target.model, training=target.training)
         try:
             self.batches.set_state(meta["position"])
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        return TrainState.from_items(model, training)
+        return TrainState.from_items(model, training), meta.get("counts", {})
 
     def _fresh_state(self) -> TrainState:
         """Random parameters, or those that the config asks to start from."""
@@ -169,34 +257,94 @@ class Trainer:
         print("\n".join([f"starting from {train.init_from}", *notes]), flush=True)
         return create_state(self.config, self.model, self.mesh, merged)
 
-    def _device_batches(self, start: int) -> Iterator[tuple[int, PyTree]]:
-        """(step, batch on the mesh) to the end; the next batch is on its way while a step runs."""
-        steps = self.config.train.steps
-        if start >= steps:
-            return
-        batch = put_batch(next(self.batches), self.mesh)
-        for step in range(start, steps):
-            current = batch
-            yield step, current
-            if step + 1 < steps:
-                batch = put_batch(next(self.batches), self.mesh)
+    def _evaluation_due(self, step: int) -> bool:
+        """Whether a run that goes on at `step` was stopped before the evaluation of that step had ended."""
+        train = self.config.train
+        if step == 0 or not (step >= train.steps or (train.eval_every and step % train.eval_every == 0)):
+            return False
+        missing = score_of(self.checkpoints.directory / str(step)) is None
+        return bool(distributed.number_of_process_0(int(missing)))
+
+    def _evaluate_at(self, step: int, writer: MetricsWriter | None, stop: StopRequest) -> EvaluationResult:
+        return self.evaluate(step, writer, everything=step >= self.config.train.steps, stop=stop)
+
+    def _stop_flags(self, stop: StopRequest) -> jax.Array:
+        """Whether this process was asked to stop, for each of its devices; the step tells it to the others."""
+        asked = bool(stop) and jax.process_count() > 1
+        if asked not in self._flags:
+            self._flags[asked] = put_batch(np.full(jax.local_device_count(), asked, np.int32), self.mesh)
+        return self._flags[asked]
+
+    def _counts(self, writer: MetricsWriter | None) -> dict[str, float]:
+        failed = self.checkpoints.failures + (writer.failures if writer else 0)
+        return {**self.watch.totals(), "failed_writes": float(failed)}
+
+    def _kept(self) -> str:
+        self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        return f"The last checkpoint is of step {steps[-1]}." if steps else "There is no checkpoint yet."
+
+    def _give_up(self, step: int, stop: StopRequest, error: Exception) -> NoReturn:
+        """The data cannot be read on: what was learnt so far is kept, as far as a process can do that alone."""
+        if jax.process_count() == 1 and step > 0 and isinstance(error, (DataError, OSError, RuntimeError)):
+            with contextlib.suppress(NonFiniteError, DataError):
+                self.save(step)
+                self.checkpoints.wait()
+            if stop:  # whoever stopped the run has stopped its workers, too
+                self._leave(step, stop)
+        if isinstance(error, DataError) and self.config.data.on_broken == "stop":
+            raise DataError(f"{error}; --config.data.on_broken=skip goes on without it\n{self._kept()}") from error
+        raise error
+
+    def _leave(self, step: int, stop: StopRequest) -> NoReturn:
+        """Ends the run once the checkpoint of `step` is on disk."""
+        self._ensure_saved(step)
+        raise Stopped(
+            f"stopped by {stop.signal_name or 'a signal to another process'} after step {step}; its checkpoint is "
+            f"written, the same command continues ({self.workdir})"
+        )
+
+    def _ensure_saved(self, step: int) -> None:
+        """Raises UserError unless the checkpoint of `step` is there; it is tried once more."""
+        self.checkpoints.wait()
+        problem = ""
+        if jax.process_index() == 0 and step not in self.checkpoints.steps():
+            self.save(step)
+            self.checkpoints.wait()
+            if step not in self.checkpoints.steps():
+                problem = (
+                    f"the checkpoint of step {step} cannot be written ({self.checkpoints.problem}). {self._kept()} "
+                    "Make room and start the same command again: it goes on from there"
+                )
+        distributed.raise_together(problem)
 
 
-class _StepTimer:
-    """Images/s since the last lap."""
+def watched_step(
+    state: TrainState, batch: Batch, stop: Array, *, mesh: Mesh, **keywords: Any
+) -> tuple[TrainState, Scalars, Array]:
+    """`train_step` and the report of what happened (`watch.make_report`), the same on every device."""
+    state, scalars = train_step(state, batch, mesh=mesh, **keywords)
+    report = make_report(scalars, batch.image_id, stop)
+    return state, scalars, jax.lax.with_sharding_constraint(report, replicated(mesh))
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self.restart(0)
 
-    def restart(self, steps: int) -> None:
-        self._steps, self._time = steps, time.monotonic()
+def _take(workdir: pathlib.Path) -> RunLock | None:
+    """Process 0 takes the working directory for all; if it cannot, every process says so."""
+    lock, problem = None, ""
+    if jax.process_index() == 0:
+        try:
+            lock = RunLock(workdir)
+        except UserError as error:
+            problem = str(error)
+    distributed.raise_together(problem)
+    return lock
 
-    def lap(self, steps: int) -> dict[str, float]:
-        now = time.monotonic()
-        done, spent = steps - self._steps, max(now - self._time, 1e-9)
-        self.restart(steps)
-        return {"images_per_second": done * self._batch_size / spent, "step_seconds": spent / max(done, 1)}
+
+def _write_config(workdir: pathlib.Path, config: Config) -> None:
+    try:
+        write_text(workdir / "config.json", to_json(config) + "\n")
+    except OSError as error:
+        raise UserError(f"{workdir / 'config.json'}: cannot be written ({error.strerror})") from error
 
 
 def check_division(train: TrainConfig) -> None:
@@ -210,15 +358,10 @@ def check_division(train: TrainConfig) -> None:
         )
 
 
-def _check_finite(step: int, values: dict[str, float]) -> None:
-    bad = [key for key, value in values.items() if not np.isfinite(value)]
-    if bad:
-        raise UserError(f"step {step}: {', '.join(bad)} not finite; lower the learning rate or look at the data")
-
-
 def _losses_line(values: dict[str, float]) -> str:
     parts = [f"{key} {values[key]:.3f}" for key in ("loss", "loss_pos_th", "loss_pos_st", "loss_seg_th", "loss_seg_st")]
-    return "  ".join([*parts, f"{values['images_per_second']:.1f} images/s"])
+    waited = values["input_wait_seconds"] / max(values["step_seconds"], 1e-9)
+    return "  ".join([*parts, f"{values['images_per_second']:.1f} images/s", f"{waited:.0%} waiting for input"])
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -233,7 +376,11 @@ def main(args: argparse.Namespace) -> int:
     if args.init_from:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=args.init_from))
     workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
-    result = Trainer(config, workdir).run()
+    try:
+        result = Trainer(config, workdir).run()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return STOPPED
     pq = result.pq
     if jax.process_index() == 0:
         print(f"PQ {pq.all.PQ:.2f}  PQ_th {pq.things.PQ:.2f}  PQ_st {pq.stuff.PQ:.2f}  ({workdir}/evaluation.json)")

@@ -67,8 +67,8 @@ def test_a_stopped_run_continues_to_the_same_bits(workdir, tmp_path):
         pass
 
     class StoppingTrainer(Trainer):
-        def save(self, step, *, pq):
-            super().save(step, pq=pq)
+        def save(self, step):
+            super().save(step)
             if step == 2:
                 self.checkpoints.wait()
                 raise Stopped

@@ -1,0 +1,80 @@
+"""The list of a checkpoint's files with their checksums: what Orbax does not notice, this does.
+
+Orbax writes a checkpoint whole or not at all, but a disk may lose or change what was written. Of bits flipped in the
+stored arrays Orbax notices only those that break the compression: about half of them came back as other numbers
+(docs/decisions.md). So `manifest.json` is written into the checkpoint before it gets its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+MANIFEST = "manifest.json"
+# Notes of Orbax at the top of a checkpoint, written after the manifest; nothing is read from them.
+_NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+def write_manifest(checkpoint: pathlib.Path) -> None:
+    """Lists every file below `checkpoint`, once all of it is there, and sees to it that it is on the disk."""
+    files = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        name = path.relative_to(checkpoint).as_posix()
+        if name not in (*_NOTES, MANIFEST):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            files[name] = [path.stat().st_size, digest]
+    with (checkpoint / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"files": files, "sha256": _digest(files)}, indent=1, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def find_damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str] | None:
+    """What differs from the manifest, one line for each file; an empty list: every byte is as it was written.
+
+    Args:
+      items: look only at these items ("model", "meta"); all of them otherwise.
+
+    Returns:
+      None for a checkpoint without a manifest (one of an earlier version, or one that has lost it).
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        files = manifest["files"]
+        if _digest(files) != manifest["sha256"]:
+            return [f"{MANIFEST}: its checksum differs"]
+        entries = [(name, int(size), str(digest)) for name, (size, digest) in files.items()]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return [f"{MANIFEST}: cannot be read ({error.strerror})"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST}: not readable as it was written"]
+    chosen = [entry for entry in entries if not items or entry[0].split("/")[0] in items]
+    return [line for name, size, digest in chosen if (line := _damage_of(checkpoint / name, name, size, digest))]
+
+
+def _damage_of(path: pathlib.Path, name: str, size: int, digest: str) -> str:
+    """What is wrong with one file; "" if nothing."""
+    try:
+        there = path.stat().st_size
+        if there != size:
+            return f"{name}: {there} of {size} bytes"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                return f"{name}: its checksum differs"
+    except FileNotFoundError:
+        return f"{name}: missing"
+    except OSError as error:
+        return f"{name}: cannot be read ({error.strerror})"
+    return ""
+
+
+def _digest(files: Any) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""The checkpoints of a run: written in the background, thinned out, and the newest intact one found again."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from pfcn_jax.engine.checkpoint import FORMAT, SCORE, CheckpointError, Handler, Items, damage, score_of
+from pfcn_jax.engine.report import write_json
+
+PyTree = Any
+_DELETED = ".deleted"  # a folder on its way out
+
+
+class Checkpoints:
+    """The checkpoints of one run: the latest n and the best by PQ are kept.
+
+    The state is the same on every process, so process 0 writes it alone: the others call the same methods, which do
+    nothing there.
+
+    A checkpoint that cannot be written (the disk is full) is reported and counted, and the run goes on.
+
+    Attributes:
+      failures: how many checkpoints could not be written.
+      problem: why the last one could not be written; "" if it was.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, keep_latest: int, keep_best: int):
+        self.directory = workdir.absolute() / "checkpoints"
+        self.failures, self.problem = 0, ""
+        self._keep_latest, self._keep_best = keep_latest, keep_best
+        self._writes = jax.process_index() == 0
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._writing: int | None = None
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
+        return sorted(int(entry.name) for entry in self.directory.glob("*") if entry.name.isdigit())
+
+    def choose(self) -> int | None:
+        """The newest step whose checkpoint is intact; None if there is no checkpoint at all.
+
+        Clears away what an interrupted run has left half-written. Damaged checkpoints are reported, file by file, and
+        moved to `<workdir>/damaged/`, so that the run can write these steps again. Call it on process 0.
+
+        Raises:
+          CheckpointError: there are checkpoints, but every one is damaged.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._clear()
+        bad: dict[int, list[str]] = {}
+        for step in reversed(self.steps()):
+            lines = damage(self.directory / str(step))
+            if not lines:
+                self._set_aside(bad, step)
+                return step
+            bad[step] = lines
+        if bad:
+            listing = "\n  ".join(f"{step}: {line}" for step, lines in bad.items() for line in lines[:3])
+            raise CheckpointError(
+                f"{self.directory}: every checkpoint is damaged; nothing is begun anew over them:\n  {listing}\n"
+                "restore the files, or start another workdir (with --init-from and what is left)"
+            )
+        return None
+
+    def save(self, step: int, *, model: PyTree, training: PyTree, meta: Mapping[str, Any]) -> None:
+        """Starts writing a checkpoint in the background; a step that is already there is left alone."""
+        if not self._writes:
+            return
+        self.wait()
+        if step in self.steps():
+            return
+        try:
+            if self._writer is None:
+                self._writer = ocp.AsyncCheckpointer(_handler(), async_options=_ASYNC, multiprocessing_options=_ALONE)
+            self._writer.save(
+                self.directory / str(step),
+                args=Items(
+                    model=ocp.args.StandardSave(_local(model)),
+                    training=ocp.args.StandardSave(_local(training)),
+                    meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
+                ),
+            )
+            self._writing = step
+        except Exception as error:  # of many kinds: TensorStore's are ValueErrors
+            self._note_failure(step, error)
+
+    def wait(self) -> None:
+        """Returns when the checkpoint that was started is on disk, or has failed."""
+        if self._writing is None or self._writer is None:
+            return
+        step, self._writing = self._writing, None
+        try:
+            self._writer.wait_until_finished()
+        except Exception as error:
+            self._note_failure(step, error)
+            return
+        self.problem = ""
+        self._thin_out()
+
+    def poll(self) -> None:
+        """Reports a checkpoint that has failed in the background, without waiting for one that is being written."""
+        if self._writing is None or self._writer is None:
+            return
+        try:
+            self._writer.check_for_errors()
+        except Exception as error:
+            step, self._writing = self._writing, None
+            self._note_failure(step, error)
+
+    def score(self, step: int, pq: float) -> None:
+        """Adds the PQ of an evaluation to the checkpoint of its step, by which the best are kept."""
+        if not self._writes:
+            return
+        self.wait()
+        target = self.directory / str(step)
+        if target.is_dir():
+            try:
+                write_json(target / SCORE, {"PQ": pq})
+            except OSError as error:
+                _tell(f"{target / SCORE}: cannot be written ({error.strerror}); this step will not count as the best")
+            self._thin_out()
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self.wait()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _note_failure(self, step: int, error: Exception) -> None:
+        self.failures += 1
+        self.problem = " ".join(str(error).split())[:300]
+        _tell(f"{self.directory / str(step)}: this checkpoint could not be written; training goes on ({self.problem})")
+        if self._writer is not None:
+            with contextlib.suppress(Exception):  # what it had to say has been said
+                self._writer.close()
+            self._writer = None
+        self._clear()  # a half-written one takes the room that the next one needs
+
+    def _clear(self) -> None:
+        for entry in self.directory.glob("*"):
+            if entry.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in entry.name:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _thin_out(self) -> None:
+        """Deletes all but the latest n and the best n; renamed first, so that a half-deleted one has no step."""
+        steps = self.steps()
+        scores = ((score_of(self.directory / str(step)), step) for step in steps)
+        best = sorted(((pq, step) for pq, step in scores if pq is not None), reverse=True)[: self._keep_best]
+        for step in set(steps[: -self._keep_latest]) - {step for _, step in best}:
+            old = self.directory / str(step)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(old.rename(old.with_name(f"{step}{_DELETED}")))
+
+    def _set_aside(self, bad: Mapping[int, Sequence[str]], instead: int) -> None:
+        for step, lines in bad.items():
+            place = self.directory.parent / "damaged" / str(step)
+            while place.exists():
+                place = place.with_name(place.name + "_")
+            place.parent.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(place)
+            _tell(
+                f"{self.directory / str(step)}: damaged, so the checkpoint of step {instead} is used; moved to {place}",
+                *[f"  {line}" for line in lines],
+            )
+
+
+# Process 0 alone takes part. Its directories are made at once: a full disk is then an error and not a timeout.
+_ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="pfcn")
+_ASYNC = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+
+
+def _handler() -> ocp.CompositeCheckpointHandler:
+    return Handler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=_ALONE, async_options=_ASYNC),
+        model=ocp.StandardCheckpointHandler(multiprocessing_options=_ALONE),
+        training=ocp.StandardCheckpointHandler(multiprocessing_options=_ALONE),
+        meta=ocp.JsonCheckpointHandler(multiprocessing_options=_ALONE),
+    )
+
+
+def _local(tree: PyTree) -> PyTree:
+    """Replicated arrays as arrays of this process alone."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+def _tell(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr, flush=True)

@@ -1,0 +1,143 @@
+"""What a run looks at after every step: losses that are not finite, broken pictures, what found no slot.
+
+The compiled step puts it all into one small array of integers (`make_report`). The host reads the array of one step
+while the next one runs, so nothing waits; before a checkpoint it reads the last one, too. The array is the same on
+every process, so all of them decide alike.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from pfcn_jax.data.plan import FILLER, BatchPlan
+from pfcn_jax.data.sources import DataError, Source
+from pfcn_jax.engine.config import Config
+from pfcn_jax.errors import UserError
+
+_COUNTED = ("skipped", "dropped_positives", "dropped_segments")  # scalars of a step that are whole numbers
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient that is not finite; the state is that of the step before."""
+
+
+def make_report(
+    scalars: Mapping[str, Array], image_id: Int[Array, " batch"], stop: Int[Array, " devices"]
+) -> Int[Array, " 4+batch"]:
+    """On the device: was the step left out, what was dropped, was any process asked to stop, which pictures it saw."""
+    counted = [scalars[name].astype(jnp.int32) for name in _COUNTED]
+    return jnp.concatenate([jnp.stack([*counted, jnp.max(stop)]), image_id.astype(jnp.int32)])
+
+
+class Watch:
+    """Reads the reports of the steps and keeps the run's counts.
+
+    Attributes:
+      stop: a process was asked to stop, as of the last report that was read.
+    """
+
+    def __init__(self, config: Config, source: Source, plan: BatchPlan, counts: Mapping[str, Any] | None = None):
+        """Args:
+        counts: what `to_json` said at the checkpoint from which the run goes on.
+
+        Raises:
+          DataError: more pictures are known to be broken than the config allows.
+        """
+        self.config, self._source, self._plan = config, source, plan
+        counts = counts or {}
+        self._totals = {name: int(counts.get(name, 0)) for name in _COUNTED}
+        self._broken = {int(index) for index in counts.get("broken", ())}
+        self._unread: tuple[int, Mapping[str, Array], Array] | None = None
+        self.stop = False
+        self._check_broken("")
+
+    def add(self, step: int, scalars: Mapping[str, Array], report: Array) -> None:
+        """Hands over the results of a step (from 1) that may still be running, and reads those of the one before.
+
+        Raises:
+          NonFiniteError, DataError: see `read`.
+        """
+        self.read()
+        self._unread = (step, scalars, report)
+
+    def read(self) -> None:
+        """Reads the report of the last step; it waits until that is done.
+
+        Raises:
+          NonFiniteError: a loss or gradient was not finite and the config says "stop", or it was so too often.
+          DataError: more broken pictures than `data.max_broken`.
+        """
+        if self._unread is None:
+            return
+        (step, scalars, report), self._unread = self._unread, None
+        values = np.asarray(jax.device_get(report))
+        for name, value in zip(_COUNTED, values):
+            self._totals[name] += int(value)
+        self.stop = bool(values[len(_COUNTED)])
+        images = values[len(_COUNTED) + 1 :]
+        self._find_broken(step, images)
+        if values[0]:
+            self._not_finite(step, scalars, images)
+
+    def totals(self) -> dict[str, float]:
+        """Counts since the beginning of the run, for the metrics."""
+        return {
+            "skipped_steps": float(self._totals["skipped"]),
+            "broken_pictures": float(len(self._broken)),
+            "total_dropped_positives": float(self._totals["dropped_positives"]),
+            "total_dropped_segments": float(self._totals["dropped_segments"]),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, for a checkpoint."""
+        return {**self._totals, "broken": sorted(self._broken)}
+
+    def _find_broken(self, step: int, images: Int[np.ndarray, " batch"]) -> None:
+        """A picture other than the planned one stands in for one that could not be read."""
+        planned = self._plan[step - 1].examples
+        new = [i for i in planned[(planned != images) & (planned != FILLER)].tolist() if i not in self._broken]
+        for index in dict.fromkeys(new):
+            self._broken.add(index)
+            text = self._describe(index) if jax.process_index() == 0 else ""
+            if text:
+                print(f"broken picture {len(self._broken)}, another one stands in: {text}", file=sys.stderr, flush=True)
+            self._check_broken(f", the last: {text}" if text else "")
+
+    def _describe(self, index: int) -> str:
+        """Why a picture is broken; it is read once more to know."""
+        try:
+            self._source[index]
+        except DataError as error:
+            return str(error)
+        return f"{self._source.info(index).file_name} (it can be read now)"
+
+    def _check_broken(self, last: str) -> None:
+        limit = self.config.data.max_broken
+        if self.config.data.on_broken == "skip" and len(self._broken) > limit:
+            raise DataError(f"{len(self._broken)} broken pictures, more than config.data.max_broken = {limit}{last}")
+
+    def _not_finite(self, step: int, scalars: Mapping[str, Array], images: Int[np.ndarray, " batch"]) -> None:
+        train = self.config.train
+        values = {key: float(value) for key, value in jax.device_get(dict(scalars)).items()}
+        bad = [key for key, value in values.items() if key.startswith("loss") and not np.isfinite(value)]
+        infos = [self._source.info(index) for index in images.tolist() if index != FILLER]
+        names = ", ".join(f"{info.image_id} ({info.file_name})" for info in infos)
+        text = f"step {step}: {', '.join(bad) or 'the gradient'} not finite; image ids {names}"
+        if train.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"{text}\nThe step was not applied and is in no checkpoint. Lower the learning rate, look at the "
+                "pictures, or set --config.train.on_nonfinite=skip to leave such steps out."
+            )
+        if jax.process_index() == 0:
+            print(f"{text}; left out ({self._totals['skipped']} so far)", file=sys.stderr, flush=True)
+        if self._totals["skipped"] > train.max_skipped:
+            raise NonFiniteError(
+                f"{text}; more than config.train.max_skipped = {train.max_skipped} steps were left out"
+            )
