@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from pfcn_jax.engine.report import write_json
 
 PyTree = Any
 _DELETED = ".deleted"  # a folder on its way out
+_SETTLE_SECONDS = 0.05
 
 
 class Checkpoints:
@@ -39,6 +42,7 @@ class Checkpoints:
         self._writes = jax.process_index() == 0
         self._writer: ocp.AsyncCheckpointer | None = None
         self._writing: int | None = None
+        logging.getLogger("absl").addFilter(_is_news)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
@@ -143,15 +147,24 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # what it had to say has been said
                 self._writer.close()
             self._writer = None
-        self._clear()  # a half-written one takes the room that the next one needs
+        for _ in range(20):  # a half-written one takes the room that the next one needs
+            self._clear()
+            time.sleep(_SETTLE_SECONDS)
+            if not self._leftovers():  # some of Orbax' threads may have written on for a moment
+                break
+
+    def _leftovers(self) -> list[pathlib.Path]:
+        """Half-written and half-deleted checkpoints."""
+        entries = self.directory.glob("*")
+        return [path for path in entries if path.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in path.name]
 
     def _clear(self) -> None:
-        for entry in self.directory.glob("*"):
-            if entry.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in entry.name:
-                shutil.rmtree(entry, ignore_errors=True)
+        for path in self._leftovers():
+            shutil.rmtree(path, ignore_errors=True)
 
     def _thin_out(self) -> None:
         """Deletes all but the latest n and the best n; renamed first, so that a half-deleted one has no step."""
+        self._clear()
         steps = self.steps()
         scores = ((score_of(self.directory / str(step)), step) for step in steps)
         best = sorted(((pq, step) for pq, step in scores if pq is not None), reverse=True)[: self._keep_best]
@@ -190,6 +203,11 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 def _local(tree: PyTree) -> PyTree:
     """Replicated arrays as arrays of this process alone."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that each of Orbax' threads logs: a checkpoint that fails is reported once, by us."""
+    return not (record.levelno == logging.ERROR and "orbax" in record.pathname)
 
 
 def _tell(*lines: str) -> None:

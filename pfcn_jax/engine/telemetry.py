@@ -127,7 +127,7 @@ class _Board:
     def _open(self) -> RecordWriter:
         self.path.mkdir(parents=True, exist_ok=True)
         self._files += 1
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{self._files}"
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(str(self.path / name))
         _add(self._records, Event(file_version="brain.Event:2"))
         if self._files == 1:  # what an earlier process wrote of later steps is not to be shown

@@ -105,7 +105,10 @@ class Trainer:
                 stack.callback(writer.close)
             result = self._evaluate_at(start, writer, stop) if due else None
             if start < self.config.train.steps:
-                result = self._steps(start, writer, stop)
+                try:
+                    result = self._steps(start, writer, stop)
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"{error}\n{self._kept()}") from error
             return result or self.evaluate(start, None, everything=True, stop=stop)
 
     def _steps(self, start: int, writer: MetricsWriter | None, stop: StopRequest) -> EvaluationResult | None:
@@ -126,8 +129,6 @@ class Trainer:
                     batches.idle_after = scalars["loss"]
                     step += 1
                     self.watch.add(step, scalars, report)
-                except NonFiniteError as error:
-                    raise NonFiniteError(f"{error}\n{self._kept()}") from error
                 except Exception as error:
                     self._give_up(step, stop, error)
                 last = step == train.steps
@@ -287,7 +288,9 @@ class Trainer:
     def _give_up(self, step: int, stop: StopRequest, error: Exception) -> NoReturn:
         """The data cannot be read on: what was learnt so far is kept, as far as a process can do that alone."""
         if jax.process_count() == 1 and step > 0 and isinstance(error, (DataError, OSError, RuntimeError)):
-            with contextlib.suppress(NonFiniteError, DataError):
+            with contextlib.suppress(DataError):
+                self.watch.read()
+            with contextlib.suppress(NonFiniteError):
                 self.save(step)
                 self.checkpoints.wait()
             if stop:  # whoever stopped the run has stopped its workers, too

@@ -64,8 +64,8 @@ class Watch:
         Raises:
           NonFiniteError, DataError: see `read`.
         """
-        self.read()
-        self._unread = (step, scalars, report)
+        before, self._unread = self._unread, (step, scalars, report)
+        self._look(before)
 
     def read(self) -> None:
         """Reads the report of the last step; it waits until that is done.
@@ -74,9 +74,13 @@ class Watch:
           NonFiniteError: a loss or gradient was not finite and the config says "stop", or it was so too often.
           DataError: more broken pictures than `data.max_broken`.
         """
-        if self._unread is None:
+        last, self._unread = self._unread, None
+        self._look(last)
+
+    def _look(self, at: tuple[int, Mapping[str, Array], Array] | None) -> None:
+        if at is None:
             return
-        (step, scalars, report), self._unread = self._unread, None
+        step, scalars, report = at
         values = np.asarray(jax.device_get(report))
         for name, value in zip(_COUNTED, values):
             self._totals[name] += int(value)
@@ -103,11 +107,13 @@ class Watch:
         """A picture other than the planned one stands in for one that could not be read."""
         planned = self._plan[step - 1].examples
         new = [i for i in planned[(planned != images) & (planned != FILLER)].tolist() if i not in self._broken]
+        text = ""
         for index in dict.fromkeys(new):
             self._broken.add(index)
-            text = self._describe(index) if jax.process_index() == 0 else ""
-            if text:
+            if jax.process_index() == 0:
+                text = self._describe(index)
                 print(f"broken picture {len(self._broken)}, another one stands in: {text}", file=sys.stderr, flush=True)
+        if new:
             self._check_broken(f", the last: {text}" if text else "")
 
     def _describe(self, index: int) -> str:
@@ -126,7 +132,7 @@ class Watch:
     def _not_finite(self, step: int, scalars: Mapping[str, Array], images: Int[np.ndarray, " batch"]) -> None:
         train = self.config.train
         values = {key: float(value) for key, value in jax.device_get(dict(scalars)).items()}
-        bad = [key for key, value in values.items() if key.startswith("loss") and not np.isfinite(value)]
+        bad = sorted(key for key, value in values.items() if key.startswith("loss") and not np.isfinite(value))
         infos = [self._source.info(index) for index in images.tolist() if index != FILLER]
         names = ", ".join(f"{info.image_id} ({info.file_name})" for info in infos)
         text = f"step {step}: {', '.join(bad) or 'the gradient'} not finite; image ids {names}"

@@ -23,7 +23,7 @@ class RunLock:
     """A working directory that belongs to this process until `release`, or until the process is gone, however it ends.
 
     The system holds the lock, not the file: a file that is left behind locks nothing. Worker processes do not inherit
-    it.
+    it. (It is a POSIX lock: this process would lose it by opening and closing the file once more.)
     """
 
     def __init__(self, workdir: pathlib.Path):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
+import pathlib
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -186,23 +189,63 @@ def test_a_broken_picture_stops_the_run_and_is_named(root, workers):
         (root / "hidden.png").rename(root / "annotations/panoptic_val/000000000002.png")
 
 
-def test_broken_pictures_may_be_skipped_up_to_a_limit(root):
-    pipeline = training(root, max_broken=2, threads=1)
-    pipeline.loader.source = Breaking(CocoFolder(root, "train"), {1, 4})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        batches = take(pipeline, 8)
-    assert any("skipped a broken example" in str(one.message) for one in caught)
-    shown = {int(i) for batch in batches for i in batch.image_id}
-    assert shown == set(range(10)) - {1, 4} and all(batch.valid.all() for batch in batches)
-    pipeline = training(root, max_broken=2, threads=1)
-    pipeline.loader.source = Breaking(CocoFolder(root, "train"), {1, 2, 4})
-    with (
-        pytest.raises(DataError, match=r"more than 2 broken examples, the last: .*: broken"),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        take(pipeline, 8)
+def _with_broken(root, broken: set[int], **options) -> Pipeline:
+    pipeline = training(root, skip_broken=True, **options)
+    pipeline.loader.source = Breaking(CocoFolder(root, "train"), broken)
+    return pipeline
+
+
+def test_what_stands_in_for_a_broken_picture_follows_from_the_plan_alone(root):
+    whole, broken = take(training(root), 8), {1, 4}
+    batches = take(_with_broken(root, broken, threads=1), 8)
+    assert {int(i) for batch in batches for i in batch.image_id} == set(range(10)) - broken
+    for ours, theirs in zip(batches, whole):
+        replaced = np.isin(theirs.image_id, list(broken))
+        np.testing.assert_array_equal(ours.image_id != theirs.image_id, replaced)  # so who reads it knows which
+        np.testing.assert_array_equal(ours.image[~replaced], theirs.image[~replaced])
+        assert ours.valid.all() and ours.image.shape == theirs.image.shape
+    assert any(np.isin(batch.image_id, list(broken)).any() for batch in whole)
+    # From the middle, by other workers and threads: the same.
+    with iter(_with_broken(root, broken, workers=1)) as later:
+        later.set_state({**iter(training(root)).get_state(), "batch": 3})
+        for batch in batches[3:6]:
+            assert_same(batch, next(later))
+
+
+def test_a_canvas_without_a_readable_picture_is_an_error(root):
+    with pytest.raises(DataError, match=r"none of the \d+ pictures of this canvas can be read, the last: .*: broken"):
+        take(_with_broken(root, set(range(10))), 1)
+
+
+WATCHED = """
+import os, sys
+sys.path.insert(0, {root!r})
+from tests.data.test_pipeline import training
+if __name__ == "__main__":
+    batches = iter(training({data!r}, workers=1))
+    next(batches)
+    print(*[child.pid for child in __import__("multiprocessing").active_children()], flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_do_not_outlive_a_training_process_that_is_killed(root, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(WATCHED.format(root=str(pathlib.Path(__file__).parents[2]), data=str(root)))
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    pids = [int(word) for word in ran.stdout.split()]
+    assert ran.returncode == -9 and pids, ran.stderr
+    deadline = time.monotonic() + 30
+    while any(_lives(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_unusable_settings_are_refused(root):
@@ -215,7 +258,7 @@ def test_unusable_settings_are_refused(root):
         with pytest.raises(ValueError, match=message):
             training(root, **options)
     with pytest.raises(ValueError, match="cannot skip broken examples"):
-        evaluation(root, max_broken=1)
+        evaluation(root, skip_broken=True)
     with pytest.raises(TypeError, match="infinite"):
         len(training(root))
     assert dataclasses.is_dataclass(Batch)
