@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.engine.checkpoint import CheckpointError, find_checkpoint, load_meta, load_model, load_stored
+from pfcn_jax.engine.checkpoint import (
+    CheckpointError,
+    check_intact,
+    find_checkpoint,
+    load_meta,
+    load_model,
+    load_stored,
+)
 from pfcn_jax.engine.config import Config, ConfigError, from_command_line, from_dict
 from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.errors import UserError
@@ -45,6 +52,7 @@ def load_checkpoint(path: pathlib.Path, *, best: bool = True) -> LoadedModel:
     if path.suffix == ".safetensors":
         return load_safetensors(path)
     checkpoint = find_checkpoint(path, best=best)
+    check_intact(checkpoint)
     meta = load_meta(checkpoint)
     if meta.get("kind") == BACKBONE:
         raise CheckpointError(f"{checkpoint}: a backbone alone; start training from it with config.train.init_from")
@@ -116,6 +124,7 @@ def start_from(
       The variables, and notes for the user: what stayed fresh, and settings that differ from the checkpoint's.
     """
     checkpoint = find_checkpoint(path, best=True)
+    check_intact(checkpoint)
     meta = load_meta(checkpoint)
     stored = load_stored(checkpoint)
     converted = Converted(stored, ModelFacts(), meta.get("converted_from", "panoptic_fcn"))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -17,6 +20,7 @@ import pytest
 
 from pfcn_jax.engine import distributed
 from pfcn_jax.engine.loading import load_checkpoint
+from pfcn_jax.engine.stopping import STOPPED
 from pfcn_jax.errors import UserError
 from tests.engine.tiny import TINY
 
@@ -135,6 +139,42 @@ def test_a_run_continues_on_other_devices(alone, devices, processes, tmp_path):
     _train(run, devices=devices, processes=processes)
     assert sorted(_losses(run)) == [4, 5]
     _assert_same_run(run, alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_and_they_continue(alone, tmp_path):
+    run = tmp_path / "run"
+    argv = ["train", *FLAGS, "--workdir", str(run)]
+    processes = [_start([*argv, *flags], 1, tmp_path / f"{i}.json") for i, flags in enumerate(_joined(2))]
+    try:
+        deadline = time.monotonic() + 600
+        while not (run / "config.json").exists():  # both are about to compile the step
+            assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        time.sleep(1.0)
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=600)[0].decode() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [STOPPED, STOPPED], outputs
+    assert "stopped by SIGTERM after step" in outputs[1] and "a signal to another process after step" in outputs[0]
+    (stopped_at,) = [int(path.name) for path in (run / "checkpoints").iterdir()]
+    assert stopped_at < 5
+    _train(run, devices=2, processes=2)
+    _assert_same_run(run, alone)
+
+
+@pytest.mark.slow
+def test_two_processes_on_a_directory_in_use_are_both_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        argv = ["train", *FLAGS, "--workdir", str(tmp_path / "run")]
+        processes = [_start([*argv, *flags], 1, tmp_path / f"{i}.json") for i, flags in enumerate(_joined(2))]
+        outputs = [process.communicate(timeout=600)[0].decode() for process in processes]
+    for process, output in zip(processes, outputs):
+        assert process.returncode == 2 and "in use by another process" in output
 
 
 @pytest.mark.slow

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from pfcn_jax import main as front_door
 from pfcn_jax.data.scenes import Scenes
 from pfcn_jax.engine.checkpoint import save_model
 from pfcn_jax.engine.config import ConfigError, from_command_line, to_json
@@ -57,3 +60,17 @@ def test_a_picture_larger_than_the_output_canvas_is_an_error():
     for size in ((65, 96), (64, 97)):
         with pytest.raises(UserError, match=rf"{size[0]} x {size[1]} pixels .* output canvas of 64 x 96: .* cut off"):
             crop_prediction(prediction, size)
+
+
+@pytest.mark.parametrize("verb", [["evaluate"], ["predict", "--output", "out", "picture.png"]])
+def test_a_damaged_checkpoint_is_one_clear_line_everywhere(checkpoint, verb, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("picture.png")
+    copy = shutil.copytree(checkpoint, tmp_path / "run" / "checkpoints" / "7")
+    victim = max((copy / "model").rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 4
+    victim.write_bytes(data)
+    assert front_door.main([verb[0], "--checkpoint", "run", *verb[1:]]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {copy}: damaged") and victim.name in said and "Traceback" not in said

@@ -1,0 +1,134 @@
+"""A training that is killed again and again, also while it writes a checkpoint, ends with the very bits of one that is
+not: the real command in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from pfcn_jax.engine.checkpoint import damage, load_stored
+from pfcn_jax.engine.stopping import STOPPED
+from tests.engine.tiny import TINY
+
+ROOT = pathlib.Path(__file__).parents[2]
+KILLS = 20
+STEPS = 120
+SMALLER = [
+    "--config.data.scene_size=(32, 32)",
+    "--config.data.short_sides=(32,)",
+    "--config.data.eval_short_side=32",
+    "--config.data.canvases=((32, 32),)",
+    "--config.data.eval_canvases=((32, 32),)",
+    "--config.data.eval_examples=1",
+    "--config.model.fpn_channels=8",
+    "--config.model.head_channels=8",
+    "--config.model.kernel_channels=8",
+    "--config.train.preview_pictures=0",
+    "--config.train.ema_decay=0.9",
+    f"--config.train.steps={STEPS}",
+    "--config.train.checkpoint_every=2",
+]
+KEYS = {word.partition("=")[0] for word in SMALLER}
+RUN = [*(word for word in TINY if word.partition("=")[0] not in KEYS), *SMALLER]  # a tuple given twice would grow
+NOT_COMPARED = ("images_per_second", "step_seconds", "input_wait_seconds", "failed_writes")  # they measure the machine
+
+
+class Run:
+    """The command in a process; it can be killed."""
+
+    def __init__(self, workdir: pathlib.Path, cache: pathlib.Path):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "pfcn_jax.main", "train", *RUN, "--workdir", str(workdir)]
+        self.checkpoints = workdir / "checkpoints"
+        self.log = workdir.with_name(f"{workdir.name}.log")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def step(self) -> int:
+        """The newest step with a checkpoint."""
+        return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()), default=0)
+
+    def wait_for(self, condition) -> bool:
+        """False: the process has ended before."""
+        deadline = time.monotonic() + 600
+        while self.process.poll() is None:
+            if condition():
+                return True
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.001)
+        return False
+
+    def finish(self) -> int:
+        try:
+            return self.process.wait(timeout=900)
+        finally:
+            self.process.kill()
+
+
+def _half_written(checkpoints: pathlib.Path) -> bool:
+    return any("orbax-checkpoint-tmp" in path.name for path in checkpoints.glob("*"))
+
+
+def _kill_at_random(run: Run, rng: random.Random, number: signal.Signals) -> str:
+    """Sends the signal once the run has come some steps further; returns what it did just then."""
+    start, more = run.step(), rng.randrange(1, 5)
+    writing = rng.random() < 0.5
+    if not run.wait_for(lambda: run.step() >= start + more):
+        return "ended"
+    if writing and not run.wait_for(lambda: _half_written(run.checkpoints)):
+        return "ended"
+    if not writing:
+        time.sleep(rng.random() * 0.2)
+    run.process.send_signal(number)
+    return "writing" if _half_written(run.checkpoints) else "computing"
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path):
+    whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
+    assert Run(whole, cache).finish() == 0
+    rng, kills, when = random.Random(7), 0, []
+    while kills < KILLS:
+        number = signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL
+        run = Run(killed, cache)
+        try:
+            when.append(_kill_at_random(run, rng, number))
+        finally:
+            status = run.finish()
+        assert status == (STOPPED if number == signal.SIGTERM else -signal.SIGKILL), run.log.read_text()[-3000:]
+        kills += 1
+    assert when.count("writing") >= 3 and "ended" not in when, when
+    assert run.step() < STEPS  # all of them came before the end
+    run = Run(killed, cache)
+    assert run.finish() == 0
+    log = run.log.read_text()
+    assert log.count("stopped by SIGTERM after step") == KILLS // 3 and "damaged" not in log
+
+    states = []
+    for workdir in (killed, whole):
+        path = workdir / "checkpoints" / str(STEPS)
+        assert damage(path) == []
+        states.append((load_stored(path, "model"), load_stored(path, "training")))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    metrics = [(workdir / "metrics.jsonl").read_text().splitlines() for workdir in (killed, whole)]
+    lines = [[json.loads(line) for line in each] for each in metrics]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+    for ours, theirs in zip(*lines):
+        assert all(ours[key] == theirs[key] for key in theirs if key not in NOT_COMPARED), ours["step"]
