@@ -35,16 +35,21 @@ class CheckpointError(UserError):
 def damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str]:
     """What is wrong with the files of a checkpoint (of these items); an empty list if they are as they were written.
 
-    A checkpoint of format 1 has no checksums: it counts as intact if all of it can be read.
+    A checkpoint of format 1 has no checksums: it counts as intact if all of it can be read (which a single process can
+    find out; one of several would wait for the others).
     """
     found = find_damage(checkpoint, items)
     if found is not None:
         return found
     try:
-        if load_meta(checkpoint)["format"] != 1:
+        if json.loads((checkpoint / "meta" / "metadata").read_bytes())["format"] != 1:
             return [f"{MANIFEST}: missing"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{MANIFEST}: missing", f"meta/metadata: cannot be read ({error})"]
+    try:
         for item in items or ("model", "training"):
-            if item != "meta" and (item == "model" or (checkpoint / item).is_dir()):
+            there = item == "model" or (checkpoint / item).is_dir()
+            if there and item != "meta" and jax.process_count() == 1:
                 load_stored(checkpoint, item)
     except CheckpointError as error:
         return [str(error)]

@@ -21,6 +21,7 @@ from pfcn_jax.engine.stopping import STOPPED
 from tests.engine.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[2]
+WORKER = pathlib.Path(__file__).with_name("kill_worker.py")
 KILLS = 20
 STEPS = 120
 SMALLER = [
@@ -29,11 +30,9 @@ SMALLER = [
     "--config.data.eval_short_side=32",
     "--config.data.canvases=((32, 32),)",
     "--config.data.eval_canvases=((32, 32),)",
-    "--config.data.eval_examples=1",
     "--config.model.fpn_channels=8",
     "--config.model.head_channels=8",
     "--config.model.kernel_channels=8",
-    "--config.train.preview_pictures=0",
     "--config.train.ema_decay=0.9",
     f"--config.train.steps={STEPS}",
     "--config.train.checkpoint_every=2",
@@ -44,9 +43,10 @@ NOT_COMPARED = ("images_per_second", "step_seconds", "input_wait_seconds", "fail
 
 
 class Run:
-    """The command in a process; it can be killed."""
+    """The command in a process that is ready to begin; it can be killed."""
 
-    def __init__(self, workdir: pathlib.Path, cache: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path):
+        cache = pathlib.Path(str(jax.config.jax_compilation_cache_dir)) / "kills"
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -55,11 +55,19 @@ class Run:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, "-m", "pfcn_jax.main", "train", *RUN, "--workdir", str(workdir)]
+        command = [sys.executable, str(WORKER), "train", *RUN, "--workdir", str(workdir)]
         self.checkpoints = workdir / "checkpoints"
         self.log = workdir.with_name(f"{workdir.name}.log")
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
+            )
+
+    def begin(self) -> Run:
+        assert self.process.stdin
+        self.process.stdin.write(b"\n")
+        self.process.stdin.close()
+        return self
 
     def step(self) -> int:
         """The newest step with a checkpoint."""
@@ -102,24 +110,22 @@ def _kill_at_random(run: Run, rng: random.Random, number: signal.Signals) -> str
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path):
-    whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
-    assert Run(whole, cache).finish() == 0
-    rng, kills, when = random.Random(7), 0, []
-    while kills < KILLS:
-        number = signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL
-        run = Run(killed, cache)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ready = Run(killed)
+    assert Run(whole).begin().finish() == 0
+    rng, when = random.Random(7), []
+    for number in [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL] * (KILLS // 4):
+        run, ready = ready.begin(), Run(killed)  # the next one imports meanwhile
         try:
             when.append(_kill_at_random(run, rng, number))
         finally:
             status = run.finish()
         assert status == (STOPPED if number == signal.SIGTERM else -signal.SIGKILL), run.log.read_text()[-3000:]
-        kills += 1
     assert when.count("writing") >= 3 and "ended" not in when, when
     assert run.step() < STEPS  # all of them came before the end
-    run = Run(killed, cache)
-    assert run.finish() == 0
+    assert ready.begin().finish() == 0
     log = run.log.read_text()
-    assert log.count("stopped by SIGTERM after step") == KILLS // 3 and "damaged" not in log
+    assert log.count("stopped by SIGTERM after step") == KILLS // 4 and "damaged" not in log
 
     states = []
     for workdir in (killed, whole):
