@@ -1,7 +1,7 @@
 """The front door in a process that imports everything first and begins when it reads a line: so that a test that starts
 it twenty times need not wait for the imports. Scores are not computed: they have tests of their own.
 
-Usage: kill_worker.py ARGUMENTS OF pfcn_jax.main ...
+Usage: kill_worker.py [--stand-in] ARGUMENTS OF pfcn_jax.main ...     (--stand-in: the step of test_faults.py)
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 
 from pfcn_jax import main as front_door
+from pfcn_jax.engine import train
 from pfcn_jax.engine.evaluate import EvaluationResult
-from pfcn_jax.engine.train import Trainer
 from pfcn_jax.metrics.pq import PQCounts, pq_result
 
 
@@ -21,8 +21,26 @@ def without_predicting(self, step, writer, *, everything, stop=None):
     return EvaluationResult(pq=pq, ap=None, semantic=None, pictures=0, seconds=0.0)
 
 
+def without_network() -> None:
+    from tests.engine.test_faults import Fake, _small_state
+
+    begin = train.Trainer.__init__
+
+    def begin_with_stand_in(self, config, workdir):
+        begin(self, config, workdir)
+        self.step = Fake()
+
+    train.build_model = train.build_optimizer = lambda *_: None
+    train.create_state = _small_state
+    train.Trainer.__init__ = begin_with_stand_in
+
+
 if __name__ == "__main__":
-    Trainer.evaluate = without_predicting
+    train.Trainer.evaluate = without_predicting
+    words = sys.argv[1:]
+    if words[0] == "--stand-in":
+        without_network()
+        words = words[1:]
     if not sys.stdin.readline():
         sys.exit("not needed")
-    sys.exit(front_door.main(sys.argv[1:]))
+    sys.exit(front_door.main(words))

@@ -23,7 +23,6 @@ from tests.engine.tiny import TINY
 ROOT = pathlib.Path(__file__).parents[2]
 WORKER = pathlib.Path(__file__).with_name("kill_worker.py")
 KILLS = 20
-STEPS = 120
 SMALLER = [
     "--config.data.scene_size=(32, 32)",
     "--config.data.short_sides=(32,)",
@@ -34,7 +33,6 @@ SMALLER = [
     "--config.model.head_channels=8",
     "--config.model.kernel_channels=8",
     "--config.train.ema_decay=0.9",
-    f"--config.train.steps={STEPS}",
     "--config.train.checkpoint_every=2",
 ]
 KEYS = {word.partition("=")[0] for word in SMALLER}
@@ -45,7 +43,7 @@ NOT_COMPARED = ("images_per_second", "step_seconds", "input_wait_seconds", "fail
 class Run:
     """The command in a process that is ready to begin; it can be killed."""
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path, *words: str):
         cache = pathlib.Path(str(jax.config.jax_compilation_cache_dir)) / "kills"
         environment = {
             **os.environ,
@@ -55,7 +53,7 @@ class Run:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, str(WORKER), "train", *RUN, "--workdir", str(workdir)]
+        command = [sys.executable, str(WORKER), *words, "--workdir", str(workdir)]
         self.checkpoints = workdir / "checkpoints"
         self.log = workdir.with_name(f"{workdir.name}.log")
         with self.log.open("ab") as log:
@@ -109,27 +107,29 @@ def _kill_at_random(run: Run, rng: random.Random, number: signal.Signals) -> str
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize(("stand_in", "steps"), [(["--stand-in"], 200), ([], 120)], ids=["stand_in", "network"])
+def test_a_training_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path, stand_in, steps):
+    words = [*stand_in, "train", *RUN, f"--config.train.steps={steps}"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ready = Run(killed)
-    assert Run(whole).begin().finish() == 0
+    ready = Run(killed, *words)
+    assert Run(whole, *words).begin().finish() == 0
     rng, when = random.Random(7), []
     for number in [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL] * (KILLS // 4):
-        run, ready = ready.begin(), Run(killed)  # the next one imports meanwhile
+        run, ready = ready.begin(), Run(killed, *words)  # the next one imports meanwhile
         try:
             when.append(_kill_at_random(run, rng, number))
         finally:
             status = run.finish()
         assert status == (STOPPED if number == signal.SIGTERM else -signal.SIGKILL), run.log.read_text()[-3000:]
     assert when.count("writing") >= 3 and "ended" not in when, when
-    assert run.step() < STEPS  # all of them came before the end
+    assert run.step() < steps  # all of them came before the end
     assert ready.begin().finish() == 0
     log = run.log.read_text()
     assert log.count("stopped by SIGTERM after step") == KILLS // 4 and "damaged" not in log
 
     states = []
     for workdir in (killed, whole):
-        path = workdir / "checkpoints" / str(STEPS)
+        path = workdir / "checkpoints" / str(steps)
         assert damage(path) == []
         states.append((load_stored(path, "model"), load_stored(path, "training")))
     jax.tree.map(np.testing.assert_array_equal, *states)
