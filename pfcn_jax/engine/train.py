@@ -94,8 +94,8 @@ class Trainer:
         """
         start = int(self.state.step)
         with contextlib.ExitStack() as stack:
-            stack.callback(self.close)
             stop = stack.enter_context(StopRequest())
+            stack.callback(self.close)
             if jax.process_index() == 0:
                 _write_config(self.workdir, self.config)
             due = self._evaluation_due(start)
