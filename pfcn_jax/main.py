@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 
+from pfcn_jax.engine.stopping import STOPPED, Stopped
 from pfcn_jax.errors import UserError
 
 VERBS = {
@@ -75,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return STOPPED
 
 
 def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
 from typing import Any, NoReturn
 
 import jax
@@ -40,7 +39,7 @@ from pfcn_jax.engine.state import (
     replicated,
 )
 from pfcn_jax.engine.steps import Scalars, train_step
-from pfcn_jax.engine.stopping import STOPPED, Stopped, StopRequest
+from pfcn_jax.engine.stopping import Stopped, StopRequest
 from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay, StepTimer
 from pfcn_jax.engine.watch import NonFiniteError, Watch, make_report
 from pfcn_jax.engine.workdir import RunLock, check_room
@@ -379,12 +378,7 @@ def main(args: argparse.Namespace) -> int:
     if args.init_from:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=args.init_from))
     workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
-    try:
-        result = Trainer(config, workdir).run()
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return STOPPED
-    pq = result.pq
+    pq = Trainer(config, workdir).run().pq
     if jax.process_index() == 0:
         print(f"PQ {pq.all.PQ:.2f}  PQ_th {pq.things.PQ:.2f}  PQ_st {pq.stuff.PQ:.2f}  ({workdir}/evaluation.json)")
     return 0
