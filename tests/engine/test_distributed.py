@@ -153,7 +153,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_they_continue(alone, tm
             time.sleep(0.05)
         time.sleep(1.0)
         processes[1].send_signal(signal.SIGTERM)
-        outputs = [process.communicate(timeout=600)[0].decode() for process in processes]
+        outputs = [process.communicate(timeout=900)[0].decode() for process in processes]
     finally:
         for process in processes:
             process.kill()
