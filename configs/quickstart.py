@@ -21,7 +21,7 @@ def get_config():
 
     config.targets.max_positives = 32
     config.inference.candidates = 30
-    config.inference.min_stuff_area = 400  # of 16384 pixels; 98 % of the regions in the scenes are larger
+    config.inference.min_stuff_area = 800  # of 16384 pixels; 98 % of the regions in the scenes are larger
     config.inference.merge_score = 0.15
 
     config.optim.name = "adamw"
