@@ -119,7 +119,8 @@ def test_a_table_goes_into_its_section(tmp_path):
     document.write_text("# Title\n\n<!-- benchmark one -->\nold\n<!-- end one -->\n\nthe rest\n")
     rows = [{"batch": 1, "seconds": 0.5, "efficiency": 0.5}, {"batch": 8, "seconds": 2.0, "efficiency": None}]
     environment = {**measure.environment(), "load_average": [0.0, 0.1, 0.2]}
-    result = {"command": "x", "environment": environment, "weights": "w", "config_hash": "c", "rows": rows}
+    about = {"part": "post", "command": "x", "weights": "w", "config_hash": "c"}
+    result = {**about, "environment": environment, "rows": rows}
     tables.write_section(document, "one", tables.markdown(result))
     text = document.read_text()
     assert "old" not in text and "| 8 | 2 |  |" in text and "| 1 | 0.5 | 50 % |" in text and text.endswith("the rest\n")
