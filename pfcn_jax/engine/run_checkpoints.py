@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from pfcn_jax.engine.checkpoint import FORMAT, SCORE, CheckpointError, Handler, Items, damage, score_of
@@ -201,8 +202,17 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 
 def _local(tree: PyTree) -> PyTree:
-    """Replicated arrays as arrays of this process alone."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree)
+    """Replicated arrays as arrays of this process alone. Among several processes as NumPy's: there Orbax takes a
+    `jax.Array` that is not everybody's for a mistake. Copied, because the next step is given the memory of these."""
+    alone = jax.process_count() == 1
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        data = leaf.addressable_data(0)
+        return data if alone else np.array(data)
+
+    return jax.tree.map(own, tree)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
