@@ -8,11 +8,9 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -20,7 +18,6 @@ import pytest
 
 from pfcn_jax.engine import distributed
 from pfcn_jax.engine.loading import load_checkpoint
-from pfcn_jax.engine.stopping import STOPPED
 from pfcn_jax.errors import UserError
 from tests.engine.tiny import TINY
 
@@ -138,30 +135,6 @@ def test_a_run_continues_on_other_devices(alone, devices, processes, tmp_path):
     (run / "metrics.jsonl").unlink()
     _train(run, devices=devices, processes=processes)
     assert sorted(_losses(run)) == [4, 5]
-    _assert_same_run(run, alone)
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both_and_they_continue(alone, tmp_path):
-    run = tmp_path / "run"
-    argv = ["train", *FLAGS, "--workdir", str(run)]
-    processes = [_start([*argv, *flags], 1, tmp_path / f"{i}.json") for i, flags in enumerate(_joined(2))]
-    try:
-        deadline = time.monotonic() + 600
-        while not (run / "config.json").exists():  # both are about to compile the step
-            assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
-            time.sleep(0.05)
-        time.sleep(1.0)
-        processes[1].send_signal(signal.SIGTERM)
-        outputs = [process.communicate(timeout=900)[0].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [STOPPED, STOPPED], outputs
-    assert "stopped by SIGTERM after step" in outputs[1] and "a signal to another process after step" in outputs[0]
-    (stopped_at,) = [int(path.name) for path in (run / "checkpoints").iterdir()]
-    assert stopped_at < 5
-    _train(run, devices=2, processes=2)
     _assert_same_run(run, alone)
 
 
