@@ -28,7 +28,7 @@ from pfcn_jax.engine.inputs import eval_pipeline, open_evaluation, output_shape
 from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.prefetch import DevicePrefetch
 from pfcn_jax.engine.report import format_table, write_json
-from pfcn_jax.engine.state import data_mesh, put_batch, replicated
+from pfcn_jax.engine.state import data_mesh, put_batch, put_replicated
 from pfcn_jax.engine.steps import predict_step
 from pfcn_jax.engine.telemetry import ProgressDisplay
 from pfcn_jax.errors import UserError
@@ -143,7 +143,7 @@ def evaluate_model(
       on_picture: called with each example and its prediction (cropped, NumPy), on the host that read it.
     """
     begin = time.monotonic()
-    variables = jax.device_put(variables, replicated(mesh))  # a loaded checkpoint lies on one device
+    variables = put_replicated(variables, mesh)  # a loaded checkpoint lies on one device
     pipeline = eval_pipeline(config, source)
     step = jax.jit(
         functools.partial(

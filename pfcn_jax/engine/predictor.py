@@ -17,7 +17,7 @@ from pfcn_jax.engine.config import Config
 from pfcn_jax.engine.evaluate import crop_prediction, local_row
 from pfcn_jax.engine.inputs import output_shape
 from pfcn_jax.engine.loading import LoadedModel
-from pfcn_jax.engine.state import put_batch, replicated
+from pfcn_jax.engine.state import put_batch, put_replicated
 from pfcn_jax.engine.steps import predict_step
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import SIZE_DIVISOR
@@ -54,7 +54,7 @@ class Predictor:
         self.loaded, self.config, self._mesh = loaded, config, mesh
         devices = mesh.size if mesh else 1
         self.batch_size = -(-batch_size // devices) * devices
-        self._variables = jax.device_put(loaded.variables, replicated(mesh)) if mesh else loaded.variables
+        self._variables = put_replicated(loaded.variables, mesh) if mesh else loaded.variables
         self._step = jax.jit(
             functools.partial(predict_step, model=loaded.model, config=config.inference, tta=config.tta, mesh=mesh),
             static_argnames="output_shape",

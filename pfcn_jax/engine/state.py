@@ -115,6 +115,21 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
 
 
+def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The same tree on every process -> global arrays that every device of the mesh holds whole.
+
+    What a process has loaded for itself goes through the host: a backend may not move arrays between processes.
+    """
+    sharding = replicated(mesh)
+
+    def put(leaf: Any) -> jax.Array:
+        if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    return jax.tree.map(put, tree)
+
+
 def split_batch(batch: PyTree, parts: int, mesh: Mesh | None) -> PyTree:
     """[B, ...] -> [parts, B / parts, ...]. Every device cuts its own rows: no picture moves."""
 
@@ -159,4 +174,5 @@ def create_state(config: Config, model: PanopticFCN, mesh: Mesh, variables: PyTr
         average = jax.tree.map(jnp.copy, params) if config.train.ema_decay else None
         return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), average)
 
-    return jax.jit(create, out_shardings=replicated(mesh))(variables)
+    start = None if variables is None else put_replicated(variables, mesh)
+    return jax.jit(create, out_shardings=replicated(mesh))(start)

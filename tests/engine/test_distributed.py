@@ -8,9 +8,11 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 
 from pfcn_jax.engine import distributed
 from pfcn_jax.engine.loading import load_checkpoint
+from pfcn_jax.engine.stopping import STOPPED
 from pfcn_jax.errors import UserError
 from tests.engine.tiny import TINY
 
@@ -60,10 +63,10 @@ def _finish(processes: list[subprocess.Popen]) -> list[str]:
     return outputs
 
 
-def _train(workdir: pathlib.Path, *, devices: int, processes: int = 1) -> list[list[int]]:
+def _train(workdir: pathlib.Path, *more: str, devices: int, processes: int = 1) -> list[list[int]]:
     """Runs the command to its end on `devices` in all; returns what each process read of the training data."""
     reads = [workdir.with_name(f"{workdir.name}_reads_{index}.json") for index in range(processes)]
-    argv = ["train", *FLAGS, "--workdir", str(workdir)]
+    argv = ["train", *FLAGS, "--workdir", str(workdir), *more]
     together = [[]] if processes == 1 else _joined(processes)
     _finish([_start([*argv, *flags], devices // processes, path) for flags, path in zip(together, reads)])
     return [json.loads(path.read_text()) for path in reads]
@@ -136,6 +139,37 @@ def test_a_run_continues_on_other_devices(alone, devices, processes, tmp_path):
     _train(run, devices=devices, processes=processes)
     assert sorted(_losses(run)) == [4, 5]
     _assert_same_run(run, alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_and_they_continue(tmp_path):
+    run, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    argv = ["train", *FLAGS, "--workdir", str(run), "--config.train.steps=100000"]
+    processes = [_start([*argv, *flags], 1, tmp_path / f"{i}.json") for i, flags in enumerate(_joined(2))]
+    try:
+        deadline = time.monotonic() + 600
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=600)[0].decode() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [STOPPED, STOPPED], outputs
+    assert "stopped by SIGTERM after step" in outputs[1] and "a signal to another process after step" in outputs[0]
+    stopped_at = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    assert sorted(_losses(run))[-1] == stopped_at
+    _train(run, f"--config.train.steps={stopped_at + 2}", devices=2, processes=2)
+    assert sorted(_losses(run)) == list(range(1, stopped_at + 3))
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_a_checkpoint(alone, tmp_path):
+    start = f"--init-from={alone / 'checkpoints' / '5'}"
+    _train(tmp_path / "together", start, devices=2, processes=2)
+    _train(tmp_path / "one", start, devices=1)
+    _assert_same_run(tmp_path / "together", tmp_path / "one")
 
 
 @pytest.mark.slow
