@@ -2,10 +2,10 @@
 
 Command:   python -m pfcn_jax.main --config configs/nuclei.py --config.data.root=DIR --workdir runs/nuclei
 Data:      a COCO-panoptic folder with the splits `train` and `val`; one thing (nucleus), one stuff (background).
-Model:     the quickstart's small network. Training sees windows of 256 x 256 of pictures enlarged up to 2.5 times:
-           centers of nuclei ten pixels apart fall into one cell of stride 8 otherwise. Scored are whole pictures of
-           short side 256: nuclei look alike, so kernels tell them apart by the coordinate channels, which must span
-           as many pixels as in training. For the same reason only nearly equal kernels are fused.
+Model:     the quickstart's small network with 128 channels in the encoder. Nuclei look alike, so kernels tell them
+           apart by the coordinate channels: these need channels, and must span as many pixels in training as when
+           scored. So training sees whole pictures on the canvases of the evaluation, and no windows. For the same
+           reason only nearly equal kernels are fused.
 Result:    docs/benchmarks.md
 """
 
@@ -16,7 +16,11 @@ def get_config():
     config = quickstart.get_config()
     config.name = "nuclei"
 
+    config.model.encoder_channels = 128
+    config.model.position_deformable = False  # the shapes hardly differ
     config.targets.max_positives = 256
+    config.loss.positives = 4  # half of the nuclei cover no more positions of stride 8
+
     inference = config.inference
     inference.candidates, inference.max_things = 400, 400
     inference.center_threshold, inference.fusion_threshold = 0.1, 0.99
@@ -25,18 +29,17 @@ def get_config():
     data = config.data
     data.source, data.root = "coco", "data/nuclei"
     data.train_split, data.eval_split = "train", "val"
-    data.short_sides, data.max_long_side = (384, 448, 512, 576, 640), 1280
-    data.crop, data.crop_with_instance = (256, 256), True
-    data.canvases = ((256, 256),)
-    data.eval_short_side, data.eval_max_long_side = 256, 544
-    data.eval_canvases = ((256, 256), (256, 352), (288, 544))
+    data.short_sides, data.max_long_side = (320,), 448
+    data.eval_short_side, data.eval_max_long_side = 320, 448
+    data.canvases = data.eval_canvases = ((320, 320), (320, 448))
     data.max_segments, data.eval_examples = 400, 0
 
-    config.optim.learning_rate, config.optim.warmup_steps = 1.2e-3, 100
+    optim = config.optim
+    optim.learning_rate, optim.reference_batch, optim.warmup_steps = 1e-3, 2, 150
 
     train = config.train
-    train.steps, train.batch_size = 4000, 4
+    train.steps, train.batch_size = 4800, 2
     train.ema_decay = 0.998
-    train.log_every, train.eval_every, train.eval_examples, train.eval_batch_size = 20, 0, 32, 4
+    train.log_every, train.eval_every, train.eval_examples, train.eval_batch_size = 10, 0, 32, 4
     train.checkpoint_every = 500
     return config
