@@ -2,7 +2,8 @@
 
 Legend: B batch, H W canvas (padded input), h w = H/4 W/4, hl wl = size of level l, L = 5 levels (p3..p7),
 S segment slots of the table, T thing classes, C region channels (1 + stuff classes; channel 0 is "any thing"),
-K channels of the kernel map, E channels of the encoded feature, M kernel slots, P predicted-segment slots,
+K channels of the kernel map, E channels of the encoded feature, M kernel slots, P predicted-segment slots (in targets
+and losses: (instance, level) pairs, each with k sampled positions),
 H0 W0 output canvas.  Sizes are (height, width).  `mask` means pixels, `valid` means "this slot is not padding".
 
 Class ids are contiguous with things first: 0..T-1 are things, T.. are stuff, and stuff class c has region channel
@@ -62,7 +63,7 @@ class DenseOutputs:
 @struct.dataclass
 class Kernels:
     """Kernels, padded to M slots. `class_id` is the head's own channel: the thing class for kernels of things, the
-    region channel (0 = "any thing", c = stuff class c - 1 + T) for kernels of stuff."""
+    region channel (see the legend) for kernels of stuff."""
 
     weight: Float[Array, "*B M E"]
     class_id: Int[Array, "*B M"]

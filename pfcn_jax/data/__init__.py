@@ -1,1 +1,1 @@
-"""numpy only: files -> Example -> Batch."""
+"""The host side: files -> Example -> Batch, as NumPy arrays."""

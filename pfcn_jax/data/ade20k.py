@@ -26,7 +26,6 @@ from pfcn_jax.data.decode import decode_ids, decode_values
 from pfcn_jax.data.layouts import UNKNOWN_CLASS, VOID_CLASS, LabelledFolder, lookup, pair_up, require_folder
 from pfcn_jax.data.sources import DataError, Source
 
-SPLITS = ("training", "validation")
 _SHORT = {"training": "train", "validation": "val"}  # in the names of the panoptic files
 _FOLDER = "ADEChallengeData2016"
 _INSTANCE = 256  # values from here on are instances: 256 * number + thing

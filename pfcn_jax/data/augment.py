@@ -32,7 +32,7 @@ class ResizeShortSide:
       short_sides: one is drawn for each picture; a single one makes the recipe deterministic (with flip 0).
       max_long_side: limit of the long side.
       flip: probability of exchanging left and right.
-      crop_size: a window of at most (height, width) is cut out after resizing; none if empty.
+      crop_size: a window of at most (height, width) is cut out after resizing; None: the whole picture.
       crop_classes: is_thing by class id: the window then holds an instance (paper: Cityscapes, Mapillary Vistas).
       resize_method: see `transforms.resize_image`.
     """

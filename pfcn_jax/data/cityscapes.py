@@ -25,7 +25,6 @@ from pfcn_jax.data.layouts import VOID_CLASS, Entry, LabelledFolder, lookup, req
 from pfcn_jax.data.sources import DataError
 
 INSTANCE_FACTOR = 1000
-SPLITS = ("train", "val")
 _PICTURE, _LABELS = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 _NO_TRAIN_ID = 255
 

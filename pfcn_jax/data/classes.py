@@ -79,6 +79,14 @@ class ClassTable:
         """The dataset's category id -> contiguous class id."""
         return {category: index for index, category in enumerate(self.category_ids)}
 
+    def difference(self, other: ClassTable) -> str:
+        """What another table calls otherwise, for a message; "" if both mean the same (colours may differ)."""
+        ours, theirs = (list(zip(table.names, table.category_ids, table.is_thing)) for table in (self, other))
+        for index, (own, found) in enumerate(zip(ours, theirs)):
+            if own != found:
+                return f"class {index} is {_describe(*own)} here, {_describe(*found)} there"
+        return "" if len(ours) == len(theirs) else f"{len(ours)} classes here, {len(theirs)} there"
+
     @property
     def palette(self) -> Int32[np.ndarray, "classes 3"]:
         """The colours as an array, RGB."""
@@ -165,3 +173,7 @@ def coco_classes() -> ClassTable:
     """COCO panoptic's 80 things and 53 stuff classes, for weights that come without their data set."""
     text = importlib.resources.files("pfcn_jax.data").joinpath("coco_classes.json").read_text()
     return ClassTable.from_coco(json.loads(text))
+
+
+def _describe(name: str, category_id: int, is_thing: bool) -> str:
+    return f"{name!r} (category {category_id}, {'thing' if is_thing else 'stuff'})"

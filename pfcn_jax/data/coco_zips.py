@@ -11,6 +11,7 @@ import io
 import os
 import pathlib
 import zipfile
+import zlib
 
 from pfcn_jax.data.coco import PanopticFiles, parse_index
 from pfcn_jax.data.sources import DataError
@@ -38,10 +39,14 @@ class CocoZips(PanopticFiles):
             with _open_zip(candidate) as annotations:
                 if f"{inner}.json" not in annotations.namelist():
                     continue
-                self.index = parse_index(annotations.read(f"{inner}.json"), f"{candidate}:{inner}.json")
                 if f"{inner}.zip" not in annotations.namelist():
                     raise DataError(f"{candidate}: has {inner}.json but no {inner}.zip")
-                self.labels = zipfile.ZipFile(io.BytesIO(annotations.read(f"{inner}.zip")))
+                try:
+                    content, labels = (annotations.read(f"{inner}.{kind}") for kind in ("json", "zip"))
+                    self.labels = zipfile.ZipFile(io.BytesIO(labels))
+                except (zipfile.BadZipFile, zlib.error) as error:
+                    raise DataError(f"{candidate}: broken zip ({error}); download it again") from error
+                self.index = parse_index(content, f"{candidate}:{inner}.json")
                 return
         raise DataError(f"{base}: no {inner}.json in {', '.join(candidate.name for candidate in candidates)}")
 
@@ -55,7 +60,7 @@ class CocoZips(PanopticFiles):
         archive = self.labels if name.startswith("panoptic_") else self.pictures
         try:
             return archive.read(name)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error) as error:
             raise OSError(str(error)) from error
 
 

@@ -24,7 +24,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, I
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGB_8BIT = (8, 2)  # bit depth and colour type in a PNG's header
 _GREY, _PALETTE = 0, 3  # colour types
-_ORIENTATION = 0x0112  # EXIF tag
+_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # EXIF and TIFF tags
 
 
 def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
@@ -40,17 +40,17 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
         with Image.open(io.BytesIO(data)) as picture:  # reads the header only
             mode, kind = picture.mode, picture.format
             orientation = read_orientation(picture) if upright else 1
+            if mode.startswith(("I", "F")) or _has_deep_channels(picture, data):
+                raise DataError(
+                    f"{name}: a picture of mode {mode} with more than 8 bits a channel; convert it to 8 bits",
+                    kind="picture-format",
+                )
             if mode in ("RGB", "L") and _is_complete(data, kind):
                 decoded = cv2.imdecode(
                     np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
                 )
                 if decoded is not None and decoded.shape[:2] == (picture.height, picture.width):
                     return turn(decoded, orientation)
-            if mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{name}: a picture of mode {mode} (more than 8 bits a channel); convert it to 8 bits",
-                    kind="picture-format",
-                )
             return turn(np.array(picture.convert("RGB")), orientation)
     except DataError:
         raise
@@ -124,6 +124,10 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
             f"{color}",
             kind="label-format",
         )
+    if color == _GREY and 1 < depth < 8:  # these would come out scaled to 0..255
+        raise DataError(
+            f"{name}: a grey PNG of {depth} bits a pixel; save it with 8 bits or as a palette", kind="label-format"
+        )
     if color == _GREY and depth >= 8 and _is_complete(data, "PNG"):
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if decoded is not None:
@@ -133,6 +137,15 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
             return np.asarray(picture).astype(np.int32)
     except _BROKEN as error:
         raise DataError(f"{name}: broken PNG ({error})", kind="label-unreadable") from error
+
+
+def _has_deep_channels(picture: Image.Image, data: bytes) -> bool:
+    """Whether the file has 16 bits a channel where Pillow's mode hides it: PNGs with colour or alpha, TIFFs."""
+    if picture.format == "PNG":
+        return len(data) > 24 and data[24] > 8
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8  # type: ignore[attr-defined]
+    return False
 
 
 def _is_complete(data: bytes, kind: str | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -76,8 +77,8 @@ def lint(path: pathlib.Path, report: Report) -> tuple[PanopticIndex, Declared]:
     index = index_content(content, str(path))
     by_image = {annotation["image_id"]: annotation["segments_info"] for annotation in kept}
     listed = [segment for image_id in index.image_ids for segment in by_image[image_id]]
-    area = np.array([segment.get("area", -1) for segment in listed], np.int64)
-    box = np.array([segment.get("bbox") or (-1, -1, -1, -1) for segment in listed], np.float64)
+    area = np.array([_declared_area(segment) for segment in listed], np.int64)
+    box = np.array([_declared_box(segment) for segment in listed], np.float64)
     return index, Declared(area, np.rint(box).astype(np.int64).reshape(-1, 4), frozenset(damaged))
 
 
@@ -99,6 +100,19 @@ def _unique(
     return table, incomplete
 
 
+def _declared_area(segment: Mapping[str, Any]) -> int:
+    """The area that a segment declares; -1 if it declares none that could be true."""
+    area = segment.get("area")
+    return int(area) if isinstance(area, (int, float)) and math.isfinite(area) else -1
+
+
+def _declared_box(segment: Mapping[str, Any]) -> tuple[float, ...]:
+    """The box (x, y, width, height) that a segment declares; -1 four times if it declares none that could be true."""
+    box = segment.get("bbox")
+    usable = isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box)
+    return tuple(box) if usable and all(map(math.isfinite, box)) else (-1, -1, -1, -1)
+
+
 def _segments(annotation: Mapping[str, Any], classes: ClassTable, where: str, report: Report) -> list[dict[str, Any]]:
     """The usable segments of an annotation."""
     class_of = classes.class_of_category
@@ -109,6 +123,9 @@ def _segments(annotation: Mapping[str, Any], classes: ClassTable, where: str, re
             report("entry-incomplete", f"{where}: a segment without id or category_id")
             continue
         name = f"{where}, segment {segment['id']}"
+        if not isinstance(segment["id"], int) or not isinstance(segment["category_id"], int):
+            report("entry-incomplete", f"{name}: id and category_id must be whole numbers")
+            continue
         if segment["category_id"] not in class_of:
             report("category-unknown", f"{name}: category {segment['category_id']}")
         elif not VOID_ID < segment["id"] <= MAX_ID:

@@ -28,7 +28,6 @@ from pfcn_jax.data.layouts import VOID_CLASS, LabelledFolder, lookup, pair_up, r
 from pfcn_jax.data.sources import DataError, Source
 
 INSTANCE_FACTOR = 256
-SPLITS = ("training", "validation")
 _CONFIGS = ("config.json", "config_v1.2.json")
 _KEYS = ("name", "readable", "color", "instances", "evaluate")
 _PANOPTIC = "panoptic_2018.json"

@@ -19,7 +19,7 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, UInt8
 
 from pfcn_jax.data.augment import Recipe
 from pfcn_jax.data.buffers import BufferPool, keep_freed_memory
@@ -316,8 +316,3 @@ class BatchIterator(Iterator[Batch]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def count_dropped(batch: Batch) -> Int[np.ndarray, ""]:
-    """Segments of a batch that found no slot."""
-    return np.sum(np.asarray(batch.dropped_segments))

@@ -85,6 +85,7 @@ class BatchPlan:
         self.canvas_of = choose_canvases(sizes, largest_size, self.canvases)
         self.groups = [np.flatnonzero(self.canvas_of == c) for c in range(len(self.canvases))]
         self.num_examples = len(sizes)
+        self._sizes_digest = hashlib.sha256(np.ascontiguousarray(sizes, np.int64).tobytes()).hexdigest()
         self._make_caches()
 
     def _make_caches(self) -> None:
@@ -107,8 +108,8 @@ class BatchPlan:
         return sum(-(-len(group) // self.batch_size) for group in self.groups)
 
     def fingerprint(self) -> str:
-        """Changes whenever batch t could be another one: pictures, their order, canvases, batch size or seed."""
-        state = repr((self.canvases, self.batch_size, self.shuffle, self.seed, self.num_examples))
+        """Changes whenever batch t could be another one: pictures (by their sizes), canvases, batch size or seed."""
+        state = repr((self.canvases, self.batch_size, self.shuffle, self.seed, self.num_examples, self._sizes_digest))
         digest = hashlib.sha256(state.encode())
         digest.update(np.ascontiguousarray(self.canvas_of, np.int64).tobytes())
         return digest.hexdigest()[:16]

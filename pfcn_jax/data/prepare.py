@@ -40,6 +40,13 @@ class Labelled:
     hidden: int = 0
 
 
+# What every entry of a detection file must have.
+_DETECTION_KEYS = {
+    "categories": ("id", "name"),
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id"),
+}
+
 Labeller = Callable[[pathlib.Path, tuple[int, int]], Labelled]  # (picture, its height and width) -> its labels
 
 
@@ -55,12 +62,19 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     found = sorted(path for path in base.iterdir() if path.suffix.lower() in SUFFIXES)
     if not found:
         raise DataError(f"{base}: no pictures (looked for {', '.join(SUFFIXES)})")
-    stems: dict[str, pathlib.Path] = {}
-    for path in found:
-        if path.stem in stems:
-            raise DataError(f"{path}: has the same name as {stems[path.stem].name}, apart from the suffix")
-        stems[path.stem] = path
+    _require_unique_stems(found)
     return found
+
+
+def _require_unique_stems(pictures: Iterable[pathlib.Path]) -> None:
+    """Pictures of one name, apart from folder and suffix, would have one file of labels."""
+    stems: dict[str, pathlib.Path] = {}
+    for path in pictures:
+        if path.stem in stems:
+            raise DataError(
+                f"{path}: has the same name as {stems[path.stem]}, apart from folder and suffix; rename one"
+            )
+        stems[path.stem] = path
 
 
 def hold_out(pictures: Sequence[pathlib.Path], fraction: float) -> dict[str, list[pathlib.Path]]:
@@ -147,7 +161,7 @@ def from_detection(
     is left out and counted.
 
     Raises:
-      DataError: not such a JSON, or a picture in it has no file.
+      DataError: not such a JSON, a picture in it has no file, or two pictures have one name.
     """
     content = _read_detection(pathlib.Path(path))
     things = [{"isthing": 1} | category for category in content["categories"]]
@@ -160,8 +174,13 @@ def from_detection(
         raise DataError(f"{path}: {error}", kind="category-invalid") from error
     instances: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
+        name = f"{path}: annotation {annotation.get('id')}"
         if annotation["image_id"] not in instances:
-            raise DataError(f"{path}: an annotation of image {annotation['image_id']}, which is not in images")
+            raise DataError(f"{name}: of image {annotation['image_id']}, which is not in images")
+        if annotation["category_id"] not in classes.class_of_category:
+            raise DataError(
+                f"{name}: category {annotation['category_id']} is not in categories", kind="category-unknown"
+            )
         instances[annotation["image_id"]].append(annotation)
     by_name = {image["file_name"]: image for image in content["images"]}
     base = pathlib.Path(pictures)
@@ -171,6 +190,7 @@ def from_detection(
         raise DataError(
             f"{missing[0]}: no such picture ({len(missing)} of {len(files)} missing)", kind="picture-missing"
         )
+    _require_unique_stems(files)
 
     def label(picture: pathlib.Path, size: tuple[int, int]) -> Labelled:
         image = by_name[picture.relative_to(base).as_posix()]
@@ -329,6 +349,11 @@ def _read_detection(path: pathlib.Path) -> dict[str, Any]:
     missing = [key for key in ("categories", "images", "annotations") if not content.get(key)]
     if missing:
         raise DataError(f"{path}: no {', '.join(missing)}; is it a COCO detection file?", kind="json-part-missing")
+    for part, keys in _DETECTION_KEYS.items():
+        for position, entry in enumerate(content[part]):
+            missing = [key for key in keys if key not in entry]
+            if missing:
+                raise DataError(f"{path}: {part}[{position}] has no {', '.join(missing)}", kind="entry-incomplete")
     return content
 
 
@@ -347,6 +372,6 @@ def _detection_mask(annotation: Mapping[str, Any], size: tuple[int, int], path: 
         mask = coco_mask.decode(rle)
         if mask.shape != size:
             raise ValueError(f"its size is {mask.shape}, its picture's {size}")
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except Exception as error:  # pycocotools raises that itself
         raise DataError(f"{path}: annotation {annotation.get('id')}: unusable segmentation ({error})") from error
     return mask.astype(bool)

@@ -142,7 +142,7 @@ def prepare(
       The prepared directory, a root for `TfdsSource`.
 
     Raises:
-      DataError: the parts have different classes, or an example is broken.
+      DataError: the parts have different classes, an example is broken, or the directory holds other data already.
     """
     tables = {files.classes for files in parts.values()}
     if len(tables) != 1:
@@ -156,8 +156,22 @@ def prepare(
     )
     builder.download_and_prepare()
     root = epath.Path(builder.data_path)
+    _check_prepared(root, parts)
     _write_index(root, tables.pop(), {split: _scan(root, split) for split in parts})
     return root
+
+
+def _check_prepared(root: epath.Path, parts: Mapping[str, PanopticFiles]) -> None:
+    """TFDS keeps what an earlier run has prepared; its labels are numbers, which other classes would rename."""
+    info = tfds.builder_from_directory(os.fspath(root)).info
+    there, label = info.splits, info.features["panoptic_objects"].feature["label"]
+    for split, files in parts.items():
+        found = there[split].num_examples if split in there else 0
+        if found != len(files.index.image_ids) or tuple(label.names) != files.classes.names:
+            raise DataError(
+                f"{root}: holds other data already ({found} pictures in {split}, expected "
+                f"{len(files.index.image_ids)}, or other classes); delete it, or choose another --output"
+            )
 
 
 def _write_index(root: epath.Path, classes: ClassTable, splits: Mapping[str, Any]) -> None:

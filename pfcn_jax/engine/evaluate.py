@@ -99,7 +99,9 @@ class Scores:
         thing = np.minimum(example.class_id, first_stuff - 1)
         stuff = example.class_id - classes.num_things + first_stuff
         channel = np.where(example.class_id < classes.num_things, thing, stuff)
-        pixels = semantic_counts(semantic_map(truth, channel), prediction.semantic_map, regions)
+        nothing = -1  # what a prediction has beyond its picture; 255 may be a class
+        labelled = semantic_map(truth, channel, ignore=nothing)
+        pixels = semantic_counts(labelled, prediction.semantic_map, regions, ignore=nothing)
         with self.lock:
             self.semantic += pixels
         things = prediction.things
@@ -278,7 +280,7 @@ def main(args: argparse.Namespace) -> int:
     distributed.join(args)
     loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
     config = loaded.config
-    source = open_evaluation(config.data, config.data.eval_examples, split=args.split or "")
+    source = open_evaluation(config.data, config.data.eval_examples, split=args.split or "", classes=loaded.classes)
     mesh = data_mesh()
     if args.report and jax.process_count() > 1:
         raise UserError("--report sees the pictures of its own process only: run it in a single process")

@@ -31,9 +31,24 @@ def open_training(config: DataConfig) -> Source:
     return open_split(config, config.train_split or find_split(config, "train"), config.train_examples)
 
 
-def open_evaluation(config: DataConfig, examples: int, *, split: str = "") -> Source:
-    """The split to score: the given one, the configured one, or the one in the data directory named `val...`."""
-    return open_split(config, split or config.eval_split or find_split(config, "val"), examples)
+def open_evaluation(config: DataConfig, examples: int, *, split: str = "", classes: ClassTable | None = None) -> Source:
+    """The split to score: the given one, the configured one, or the one in the data directory named `val...`.
+
+    Args:
+      classes: those that the model has learnt.
+
+    Raises:
+      DataError: the split has other classes than these; they would be scored as one another.
+    """
+    split = split or config.eval_split or find_split(config, "val")
+    source = open_split(config, split, examples)
+    difference = classes.difference(source.classes) if classes else ""
+    if difference:
+        raise DataError(
+            f"{config.root or config.source}, split {split!r}: its classes are not those of the model ({difference}); "
+            "give every split the same categories"
+        )
+    return source
 
 
 def find_split(config: DataConfig, kind: str) -> str:

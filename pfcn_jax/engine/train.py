@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.engine import distributed
@@ -63,6 +64,7 @@ class Trainer:
         self._lock = _take(workdir)
         try:
             self.source: Source = open_training(config.data)
+            open_evaluation(config.data, 1, classes=self.source.classes)  # what cannot be scored is said now
             self.model: PanopticFCN = build_model(config.model, self.source.classes)
             self.pipeline = train_pipeline(config, self.source)
             self.batches: BatchIterator = iter(self.pipeline)
@@ -163,7 +165,7 @@ class Trainer:
         data, train = self.config.data, self.config.train
         limits = [data.eval_examples] if everything else [data.eval_examples, train.eval_examples]
         examples = min((limit for limit in limits if limit), default=0)
-        source = open_evaluation(data, examples)
+        source = open_evaluation(data, examples, classes=self.source.classes)
         preview = PreviewWriter(self.workdir / "pictures", source.classes, train.preview_pictures if everything else 0)
 
         def on_picture(example: Example, prediction: Prediction) -> None:
@@ -239,6 +241,9 @@ class Trainer:
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
         meta = load_meta(path)
         check_same_state(from_dict(meta["config"]), self.config, str(path))
+        difference = ClassTable.from_json(meta["classes"]).difference(self.source.classes)
+        if difference:
+            raise CheckpointError(f"{path}: other classes than those of the data ({difference}); take another workdir")
         model, training = load_run(path, model=target.model, training=target.training)
         try:
             self.batches.set_state(meta["position"])

@@ -11,13 +11,12 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
 
-from pfcn_jax.codec import MAX_ID, read_id_png, write_id_png
+from pfcn_jax.codec import MAX_ID, read_id_png
 from pfcn_jax.errors import UserError
 from pfcn_jax.metrics.pq import PQCounts, PQResult, pq_counts, pq_result
 
@@ -95,44 +94,6 @@ def pq_of_files(
     for counts in _in_threads(count, list(truth), workers):
         total = total + counts
     return pq_result(total, categories.is_thing), categories
-
-
-def write_prediction_png(path: Path, id_map: Integer[np.ndarray, "H W"]) -> None:
-    """Writes an id map (0 = void, ids up to 2^24 - 1) as the PNG of a COCO-panoptic prediction."""
-    write_id_png(path, id_map)
-
-
-def prediction_entry(
-    image_id: ImageId,
-    file_name: str,
-    class_ids: Integer[np.ndarray, " S"] | Sequence[int],
-    category_ids: Sequence[int],
-    *,
-    scores: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """The JSON entry of a picture whose segment i (id i + 1 in the PNG) has class `class_ids[i]`.
-
-    `category_ids[c]` is the dataset's id of class c. Scores are written along if given; PQ does not use them.
-    """
-    segments: list[dict[str, Any]] = [
-        {"id": i + 1, "category_id": int(category_ids[int(c)])} for i, c in enumerate(class_ids)
-    ]
-    if scores is not None:
-        for segment, score in zip(segments, scores, strict=True):
-            segment["score"] = float(score)
-    return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
-
-
-def write_prediction_json(
-    path: Path, entries: Sequence[Mapping[str, Any]], *, categories: Sequence[Mapping[str, Any]] = ()
-) -> None:
-    """Writes the JSON of COCO-panoptic predictions, with names and colours of the classes if `categories` are given; it
-    appears under its name only when complete."""
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    content = {"annotations": list(entries)} | ({"categories": list(categories)} if categories else {})
-    partial.write_text(json.dumps(content))
-    partial.replace(path)
 
 
 def _count(truth: PanopticImage, predicted: PanopticImage, num_classes: int) -> PQCounts:

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -250,6 +251,9 @@ def test_more_than_8_bits_are_refused():
     deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900)
     with pytest.raises(DataError, match="x: a picture of mode I;16"):
         decode_picture(encoded(deep, "PNG"), "x")
+    colour = cv2.imencode(".png", np.full((8, 8, 3), 900, np.uint16))[1].tobytes()
+    with pytest.raises(DataError, match="x: a picture of mode RGB with more than 8 bits a channel"):
+        decode_picture(colour, "x")
 
 
 def test_labels_that_are_no_rgb_png_are_refused():

@@ -145,6 +145,11 @@ def test_values_of_palette_and_one_bit_pngs(tmp_path):
     for name, image in (("palette.png", picture), ("bit.png", Image.fromarray(values.astype(bool)))):
         image.save(tmp_path / name)
         np.testing.assert_array_equal(decode_values((tmp_path / name).read_bytes(), name), values)
+    Image.new("L", (2, 2)).save(tmp_path / "grey.png")
+    grey = bytearray((tmp_path / "grey.png").read_bytes())
+    grey[24] = 4  # bits a pixel
+    with pytest.raises(DataError, match="a grey PNG of 4 bits a pixel"):
+        decode_values(bytes(grey), "grey.png")
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "rgb.png")
     with pytest.raises(DataError, match="one value a pixel") as caught:
         decode_values((tmp_path / "rgb.png").read_bytes(), "rgb.png")

@@ -152,10 +152,34 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
     np.testing.assert_array_equal(crowd, box(0, 0, 40, 30) & ~box(10, 10, 30, 30))
     empty = source[1]
     assert empty.class_id.tolist() == [2] and (empty.segment_map == 1).all()
-    annotations[0]["segmentation"] = []
+    for change, message in (
+        ({"segmentation": []}, "annotation 1: unusable segmentation"),
+        ({"segmentation": [[1, 2]]}, "annotation 1: unusable segmentation"),
+        ({"category_id": 5}, "annotation 1: category 5 is not in categories"),
+        ({"image_id": 7}, "annotation 1: of image 7, which is not in images"),
+    ):
+        path.write_text(json.dumps(content | {"annotations": [annotations[0] | change, *annotations[1:]]}))
+        assert run("instances", *flags) == 2
+        assert message in capsys.readouterr().err
+    del content["images"][1]["height"]
     path.write_text(json.dumps(content))
     assert run("instances", *flags) == 2
-    assert "annotation 1: unusable segmentation" in capsys.readouterr().err
+    assert "images[1] has no height" in capsys.readouterr().err
+
+
+def test_pictures_of_one_name_in_two_folders_are_refused(pictures, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (pictures / folder).mkdir()
+        (pictures / folder / "1.png").write_bytes((pictures / "p1.png").read_bytes())
+    images = [{"id": i, "file_name": f"{f}/1.png", "height": 40, "width": 60} for i, f in enumerate("ab", start=1)]
+    annotation = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[2, 2, 9, 2, 9, 9]]}
+    path = tmp_path / "instances.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": [annotation], "categories": [{"id": 3, "name": "fish"}]})
+    )
+    flags = ["--json", path, "--pictures", pictures, "--output", tmp_path / "out", "--split", "train"]
+    assert run("instances", *flags) == 2
+    assert "b/1.png: has the same name as" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -164,7 +188,7 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
         (lambda pictures, masks: (masks / "p2.png").write_bytes(b"no"), "p2.png: not a PNG file"),
         (lambda pictures, masks: Image.new("L", (3, 3)).save(masks / "p3.png"), "3 x 3, but its picture has 60 x 40"),
         (lambda pictures, masks: (pictures / "p1.png").write_bytes(b"no"), "p1.png: broken picture"),
-        (lambda pictures, masks: (pictures / "p1.jpg").write_bytes(b"no"), "has the same name as p1.jpg"),
+        (lambda pictures, masks: (pictures / "p1.jpg").write_bytes(b"no"), "p1.jpg, apart from folder and suffix"),
         (lambda pictures, masks: [path.unlink() for path in pictures.iterdir()], "no pictures"),
         (lambda pictures, masks: [path.unlink() for path in masks.iterdir()], "no PNG has the name of a picture"),
     ],

@@ -142,6 +142,13 @@ def test_zips_are_read_in_place(root, tmp_path):
     (tmp_path / "other.zip").write_bytes((tmp_path / "train.zip").read_bytes())
     with pytest.raises(DataError, match=r"no annotations/panoptic_other\.json in panoptic_annotations_trainval\.zip"):
         CocoZips(tmp_path, "other")
+    content = (tmp_path / "panoptic_annotations_trainval.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "panoptic_annotations_trainval.zip", "w") as archive:
+        archive.writestr("annotations/panoptic_train.json", (root / "annotations/panoptic_train.json").read_bytes())
+        archive.writestr("annotations/panoptic_train.zip", b"PK no")
+    with pytest.raises(DataError, match=r"panoptic_annotations_trainval\.zip: broken zip"):
+        CocoZips(tmp_path, "train")
+    (tmp_path / "panoptic_annotations_trainval.zip").write_bytes(content)
     (tmp_path / "val.zip").write_bytes(b"PK no")
     with pytest.raises(DataError, match=r"val\.zip: broken zip"):
         CocoZips(tmp_path, "val")
@@ -156,6 +163,22 @@ def test_a_picture_missing_in_its_zip_is_named(root, tmp_path):
         archive.writestr("val/readme.txt", "empty")
     with pytest.raises(DataError, match=r"val/000000000001\.jpg \(image 1\): cannot be read \(.*no item named"):
         CocoZips(tmp_path, "val")[0]
+
+
+def test_records_of_other_data_are_not_taken_for_these(root, tmp_path):
+    tfds_source.prepare(tmp_path, {"train": CocoFolder(root, "train")})
+    assert tfds_source.prepare(tmp_path, {"train": CocoFolder(root, "train")}).exists()
+    more = write_tiny_coco(tmp_path / "more", splits={"train": 6})
+    with pytest.raises(DataError, match=r"holds other data already \(5 pictures in train, expected 6"):
+        tfds_source.prepare(tmp_path, {"train": CocoFolder(more, "train")})
+    content = (root / "annotations/panoptic_train.json").read_text()
+    first = CocoFolder(root, "train").classes.names[0]
+    try:
+        (root / "annotations/panoptic_train.json").write_text(content.replace(f'"{first}"', '"renamed"'))
+        with pytest.raises(DataError, match="holds other data already"):
+            tfds_source.prepare(tmp_path, {"train": CocoFolder(root, "train")})
+    finally:
+        (root / "annotations/panoptic_train.json").write_text(content)
 
 
 def test_broken_examples_are_not_written(root, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import pickle
 import shutil
@@ -44,6 +45,26 @@ def test_splits_that_cannot_be_guessed_are_an_error_with_the_way_out(root):
         open_training(DataConfig(root=str(root / "nowhere")))
     with pytest.raises(DataError, match="no split of a 'coco' data set found"):
         open_training(DataConfig(root=str(root / "annotations" / "panoptic_train2020")))
+
+
+def test_a_split_with_other_classes_is_refused(root):
+    config = DataConfig(root=str(root))
+    classes = open_training(config).classes
+    assert open_evaluation(config, 0, classes=classes).classes == classes
+    path = root / "annotations/panoptic_val2020.json"
+    content = json.loads(path.read_text())
+    for change, message in (
+        (lambda entry: entry | {"color": [1, 2, 3]}, ""),
+        (lambda entry: entry | {"name": f"{entry['name']} 2"}, "class 0 is .* here, .* 2' .* there"),
+        (lambda entry: entry | {"isthing": 0}, "class 0 is .* here, .* there"),
+    ):
+        first, *others = content["categories"]
+        path.write_text(json.dumps(content | {"categories": [change(first), *others]}))
+        if message:
+            with pytest.raises(DataError, match=f"split 'val2020': its classes are not those of the model .*{message}"):
+                open_evaluation(config, 0, classes=classes)
+        else:
+            open_evaluation(config, 0, classes=classes)
 
 
 def test_a_single_split_serves_both_and_says_so(tmp_path, capsys):

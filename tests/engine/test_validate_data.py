@@ -183,6 +183,13 @@ def test_all_damage_at_once_is_all_found(root):
     }  # fmt: skip
 
 
+def test_values_of_the_wrong_kind_are_findings(root):
+    edit(root, lambda c: segments(c)[0].update(area=None, bbox=[1, 2]))
+    edit(root, lambda c: segments(c)[1].update(id="5"))
+    status, report = run(root)
+    assert status == 1 and "id and category_id must be whole numbers" in str(report["findings"]["entry-incomplete"])
+
+
 def test_settings_that_do_not_fit_the_data(root):
     flags = ["--config.data.canvases=((96, 128),)", "--config.data.max_segments=3", "--config.targets.max_positives=2",
              "--config.inference.max_things=1"]  # fmt: skip

@@ -92,22 +92,6 @@ def test_string_image_ids_and_missing_crowd_and_area_are_fine(files):
     assert files.score()["per_class"][1]["TP"] == 4
 
 
-def test_a_prediction_written_here_is_read_here(files):
-    files.write()
-    table = [70000, 5, 300]
-    entries = []
-    for image_id, id_map in zip((3, 4), files.maps["gt"]):
-        rows = sum((i + 1) * (id_map == value) for i, value in enumerate(table))
-        panoptic_files.write_prediction_png(files.folder / "pred" / f"{image_id}.png", rows)
-        entries.append(
-            panoptic_files.prediction_entry(image_id, f"{image_id}.png", [1, 0, 1], [7, 1], scores=[0.9, 0.8, 0.7])
-        )
-    panoptic_files.write_prediction_json(files.folder / "pred.json", entries)
-    assert entries[0]["segments_info"][1] == {"id": 2, "category_id": 7, "score": 0.8}
-    assert files.score()["All"]["PQ"] == 100.0
-    assert sorted(path.name for path in files.folder.iterdir()) == ["gt", "gt.json", "pred", "pred.json"]
-
-
 def refused(files, *words, write=True, **options):
     """Scoring fails with one line that holds all the words."""
     if write:

@@ -151,7 +151,7 @@ class Runs:
 
     def _evaluate(self, config: Config) -> None:
         loaded = load_checkpoint(self.training_directory(config), best=False)
-        source = open_evaluation(config.data, config.data.eval_examples)
+        source = open_evaluation(config.data, config.data.eval_examples, classes=loaded.classes)
         result = evaluate_model(loaded.variables, loaded.model, source, config, data_mesh())
         jax.clear_caches()
         self._write(config, result)
