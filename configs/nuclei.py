@@ -23,7 +23,7 @@ def get_config():
 
     inference = config.inference
     inference.candidates, inference.max_things = 400, 400
-    inference.center_threshold, inference.fusion_threshold = 0.1, 0.99
+    inference.center_threshold, inference.fusion_threshold = 0.15, 0.998
     inference.min_stuff_area = 256
 
     data = config.data

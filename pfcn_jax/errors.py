@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """Shown as one line, without a traceback."""
+
+
+class TryAgain(UserError):
+    """Nothing to mend: the same command may succeed later."""

@@ -10,7 +10,7 @@ import importlib
 import sys
 
 from pfcn_jax.engine.stopping import STOPPED, Stopped
-from pfcn_jax.errors import UserError
+from pfcn_jax.errors import TryAgain, UserError
 
 VERBS = {
     "train": "train a model (and evaluate it, and draw what it sees)",
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(args.run(args))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return STOPPED if isinstance(error, TryAgain) else 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED

@@ -109,8 +109,9 @@ def _declared_area(segment: Mapping[str, Any]) -> int:
 def _declared_box(segment: Mapping[str, Any]) -> tuple[float, ...]:
     """The box (x, y, width, height) that a segment declares; -1 four times if it declares none that could be true."""
     box = segment.get("bbox")
-    usable = isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box)
-    return tuple(box) if usable and all(map(math.isfinite, box)) else (-1, -1, -1, -1)
+    if isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box):
+        return tuple(box) if all(map(math.isfinite, box)) else (-1, -1, -1, -1)
+    return -1, -1, -1, -1
 
 
 def _segments(annotation: Mapping[str, Any], classes: ClassTable, where: str, report: Report) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
 def find_scores(checkpoint: pathlib.Path, meta: dict[str, Any], given: str | None) -> tuple[dict[str, Any] | None, str]:
     """The evaluation that belongs to a checkpoint, or None and why there is none.
 
-    `evaluation.json` of a run scores its last step, so it counts for that step's checkpoint alone.
+    `evaluation.json` of a run names the step that it scores; it counts for that step's checkpoint alone.
 
     Raises:
       UserError: the file that was named cannot be read.
@@ -63,10 +63,11 @@ def find_scores(checkpoint: pathlib.Path, meta: dict[str, Any], given: str | Non
     file = checkpoint.parents[1] / "evaluation.json"
     if not file.is_file():
         return None, "Not evaluated yet."
-    step, last = steps_of(meta), meta["config"]["train"]["steps"]
-    if step != last:
-        return None, f"Not evaluated: the run's evaluation belongs to step {last}, this checkpoint to step {step}."
-    return json.loads(file.read_text()), ""
+    scores = json.loads(file.read_text())
+    step, scored = steps_of(meta), scores.get("step")
+    if step != scored:
+        return None, f"Not evaluated: the run's evaluation belongs to step {scored}, this checkpoint to step {step}."
+    return scores, ""
 
 
 def steps_of(meta: dict[str, Any]) -> int:
@@ -185,7 +186,7 @@ def _limits(config: Config, classes: ClassTable) -> list[str]:
     ]
     if config.data.source == "scenes":
         lines.insert(0, "It was trained on drawn scenes: it is a demonstration and means nothing on photographs.")
-    if config.data.train_examples and config.data.train_split == config.data.eval_split != "":
+    if config.data.train_split == config.data.eval_split != "":
         lines.insert(0, "It is scored on pictures of the split that it was trained on.")
     if classes.num_stuff == 0:
         lines.append("It has no stuff classes: everything but things is void.")

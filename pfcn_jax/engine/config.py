@@ -1,8 +1,8 @@
 """What can be configured: the schema with its defaults, and the door that checks every key.
 
-The defaults are Panoptic FCN with ResNet-50 on COCO, 1x (configs/panoptic_fcn_r50.py states them all). A config file
-returns an `ml_collections.ConfigDict`; `from_dict` turns it into these frozen dataclasses. A key that is not in the
-schema, or a value of another type, is an error that names the key: nothing is silently ignored.
+The defaults are Panoptic FCN with ResNet-50 on COCO, 1x (configs/panoptic_fcn_r50.py states those of the method). A
+config file returns an `ml_collections.ConfigDict`; `from_dict` turns it into these frozen dataclasses. A key that is
+not in the schema, or a value of another type, is an error that names the key: nothing is silently ignored.
 """
 
 from __future__ import annotations
@@ -324,6 +324,19 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     return value
 
 
+# (section, the least value) -> keys; "" is the config itself
+_AT_LEAST = {
+    ("train", 1): (
+        "steps", "batch_size", "accumulate", "log_every", "eval_batch_size", "checkpoint_every", "keep_latest",
+    ),
+    ("train", 0): ("eval_every", "eval_examples", "keep_best", "preview_pictures", "max_skipped"),
+    ("data", 1): ("max_segments", "eval_short_side", "eval_max_long_side", "max_long_side"),
+    ("data", 0): ("train_examples", "eval_examples", "workers", "max_broken"),
+    ("optim", 1): ("reference_batch",),
+    ("", 0): ("seed",),
+}  # fmt: skip
+
+
 def _check_values(config: Config) -> None:
     for scale in config.tta.scales:
         if not 0.25 <= scale <= 4.0 or scale == 1.0:
@@ -339,12 +352,16 @@ def _check_values(config: Config) -> None:
             if canvas[0] % 32 or canvas[1] % 32 or min(canvas) <= 0:
                 raise ConfigError(f"config.data.{name}: sides must be multiples of 32, got {canvas}")
     _check_window(config.data)
-    for key in ("steps", "batch_size", "accumulate", "log_every", "eval_batch_size", "checkpoint_every", "keep_latest"):
-        if getattr(config.train, key) < 1:
-            raise ConfigError(f"config.train.{key}: must be at least 1, got {getattr(config.train, key)}")
-    for section_name, key in (("data", "max_broken"), ("train", "max_skipped")):
-        if getattr(getattr(config, section_name), key) < 0:
-            raise ConfigError(f"config.{section_name}.{key}: must be at least 0")
+    for (section_name, least), keys in _AT_LEAST.items():
+        for key in keys:
+            value = getattr(getattr(config, section_name) if section_name else config, key)
+            if value < least:
+                path = f"config.{section_name}.{key}" if section_name else f"config.{key}"
+                raise ConfigError(f"{path}: must be at least {least}, got {value}")
+    if not 0.0 <= config.data.flip <= 1.0:
+        raise ConfigError(f"config.data.flip: a probability from 0 to 1, got {config.data.flip}")
+    if not config.data.short_sides or min(config.data.short_sides) < 1:
+        raise ConfigError(f"config.data.short_sides: needs at least one side in pixels, got {config.data.short_sides}")
     if not 0.0 <= config.train.ema_decay < 1.0:
         raise ConfigError(f"config.train.ema_decay: must be at least 0 and below 1, got {config.train.ema_decay}")
 

@@ -54,7 +54,7 @@ def make_app(session: DemoSession, *, allowed_hosts: Sequence[str]) -> Starlette
     Args:
       allowed_hosts: names that requests may be addressed to; ("*",): any.
     """
-    waiting = asyncio.Semaphore(_MAX_WAITING)
+    waiting = asyncio.Semaphore(1 + _MAX_WAITING)  # and the one that is computed
 
     async def compute(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
         if waiting.locked():

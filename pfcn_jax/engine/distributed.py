@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pfcn_jax.errors import UserError
+from pfcn_jax.errors import TryAgain, UserError
 
 _MESSAGE_BYTES = 2000
 
@@ -86,4 +86,5 @@ def _initialize(problem: str, **keywords: str | int) -> None:
     try:
         jax.distributed.initialize(**keywords)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{problem} ({error})") from error
+        kind = UserError if isinstance(error, ValueError) else TryAgain  # a neighbour may still be starting
+        raise kind(f"{problem} ({error})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
@@ -165,7 +166,7 @@ def evaluate_model(
         for index, canvas in enumerate(pipeline.plan.canvases)
     }
     scores, done = Scores.zeros(source.classes, model.thing_regions), 0
-    display = ProgressDisplay(len(source), label="evaluate") if show_progress else None
+    display = ProgressDisplay(len(source), label="evaluate") if show_progress and jax.process_index() == 0 else None
 
     def predict(batch: Batch) -> tuple[Batch, Prediction]:
         canvas = (batch.image.shape[1], batch.image.shape[2])
@@ -180,6 +181,7 @@ def evaluate_model(
 
     # The device predicts while the host scores: the thread of the prefetch starts the next batch's program.
     with (
+        contextlib.closing(display) if display else contextlib.nullcontext(),
         iter(pipeline) as loaded,
         DevicePrefetch(loaded, predict, depth=1) as batches,
         concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _SCORING_THREADS)) as threads,
@@ -191,15 +193,13 @@ def evaluate_model(
                 example, prediction = future.result()
                 if on_picture is not None:
                     on_picture(example, prediction)
-            done += len(rows)
+            done += len(rows) * jax.process_count()  # about; the others count theirs
             if display:
-                display.update(done, f"{done / (time.monotonic() - begin):.1f} images/s")
-    if display:
-        display.close()
+                display.update(min(done, len(source)), f"{done / (time.monotonic() - begin):.1f} images/s")
     total = scores.over_hosts()
     return EvaluationResult(
         pq=pq_result(total.pq, source.classes.is_thing),
-        ap=ap_result(total.instances) if detailed and source.classes.num_things else None,
+        ap=ap_result(total.instances) if detailed else None,
         semantic=semantic_result(total.semantic) if detailed else None,
         pictures=len(source),
         seconds=time.monotonic() - begin,

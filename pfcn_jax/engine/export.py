@@ -64,6 +64,10 @@ def main(args: argparse.Namespace) -> int:
     kind = args.format or ENDINGS.get(output.suffix.lower())
     if kind is None:
         raise UserError(f"{output}: unknown ending; name a --format ({', '.join(sorted(ENDINGS.values()))})")
+    if kind in ("safetensors", "onnx") and output.suffix.lower() != f".{kind}":
+        raise UserError(
+            f"{output}: what reads {kind} goes by the ending; name it {output.with_suffix(f'.{kind}').name}"
+        )
     for name in ("output_sides", "batch_sizes", "canvas"):
         if min(getattr(args, name) or (1,)) < 1:
             raise UserError(f"--{name.replace('_', '-')}: must be at least 1")
@@ -245,7 +249,7 @@ def prediction_of_one(loaded: LoadedModel, output: Size) -> Function:
         variables, model, config = unflatten(weights), loaded.model, loaded.config
         extent = picture_extent(size, image.shape[1:3], "picture")
         dense = generate(variables, image, size, extent, model)
-        batch = (dense, size, extent, original_size, generate_views(variables, image, size, model, config.tta))
+        batch = (dense, size, extent, original_size, generate_views(variables, image, size, model, config.tta, None))
         dense, size, extent, original_size, others = jax.tree.map(lambda leaf: leaf[0], batch)
         found = predict_image(
             dense,

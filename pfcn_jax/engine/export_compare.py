@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import statistics
@@ -56,12 +57,11 @@ def compare_and_report(
     exported = open_exported(path, kind)
     opened = time.perf_counter() - begin
     pictures = ((entry.name, image) for entry, image in read_ahead(inputs, broken, upright=True))
-    display = ProgressDisplay(len(inputs), label="compare")
     found = []
-    for comparison in compare(live_segments(loaded), exported, pictures):
-        found.append(comparison)
-        display.update(len(found) + len(broken), f"{comparison.name}: {'same' if comparison.same else 'DIFFERENT'}")
-    display.close()
+    with contextlib.closing(ProgressDisplay(len(inputs), label="compare")) as display:
+        for comparison in compare(live_segments(loaded), exported, pictures, broken):
+            found.append(comparison)
+            display.update(len(found) + len(broken), f"{comparison.name}: {'same' if comparison.same else 'DIFFERENT'}")
     summary = summarize(found)
     if report:
         rows = [{**dataclasses.asdict(one), "same": one.same} for one in found]
@@ -86,10 +86,17 @@ def compare_and_report(
     return 0 if found and not broken and summary["same"] == len(found) else 1
 
 
-def compare(live: Segment, exported: Segment, pictures: Iterable[tuple[str, Any]]) -> Iterable[Comparison]:
-    """Every picture through both, twice: the first run may compile."""
+def compare(
+    live: Segment, exported: Segment, pictures: Iterable[tuple[str, Any]], broken: list[str]
+) -> Iterable[Comparison]:
+    """Every picture through both, twice: the first run may compile. What has no room in the file goes to `broken`."""
     for name, image in pictures:
-        live(image), exported(image)
+        try:
+            exported(image)
+        except ValueError as error:
+            broken.append(f"{name}: {error}")
+            continue
+        live(image)
         (map_1, classes_1), live_seconds = _timed(live, image)
         (map_2, classes_2), exported_seconds = _timed(exported, image)
         common = min(len(classes_1), len(classes_2))

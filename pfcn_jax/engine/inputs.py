@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -59,14 +60,19 @@ def find_split(config: DataConfig, kind: str) -> str:
         return found[0]
     key = {"train": "train_split", "val": "eval_split"}[kind]
     if not found and len(splits) == 1 and not (kind == "train" and splits[0].startswith(("val", "test"))):
-        print(
+        _say_once(
             f"{config.root}: '{splits[0]}' is the only split: it is learnt from and scored; that says nothing about "
-            f"new pictures (set data.{key} otherwise)",
-            file=sys.stderr,
+            f"new pictures (set data.{key} otherwise)"
         )
         return splits[0]
     what = f"{len(found)} splits start with {kind!r}" if found else f"no split starts with {kind!r}"
     raise DataError(f"{config.root}: {what} (there are {', '.join(splits)}); set --config.data.{key}=NAME")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr)
 
 
 def training_recipe(config: DataConfig, classes: ClassTable) -> Recipe:

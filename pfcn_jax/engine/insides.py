@@ -18,7 +18,7 @@ from pfcn_jax.viz import heatmap, mark_points, similarity_matrix
 
 Picture = UInt8[np.ndarray, "h w 3"]
 _SIDE = 256  # long side of a panel of a level or a mask
-_SHOWN_MEMBERS = 7  # of a cluster: all seven levels and repeats that matter
+_SHOWN_MEMBERS = 7  # of a cluster: the five levels, and repeats
 
 
 @dataclasses.dataclass(frozen=True)

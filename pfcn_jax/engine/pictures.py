@@ -45,7 +45,7 @@ def find_inputs(words: Sequence[str], *, exclude: pathlib.Path | None = None) ->
     the output of an earlier call may lie.
 
     Raises:
-      UserError: a path that does not exist, or nothing found at all.
+      UserError: a path that does not exist, a folder inside `exclude`, or nothing found at all.
     """
     found: dict[pathlib.Path, pathlib.PurePath] = {}  # file -> its name relative to where it was found
     for word in words:
@@ -78,6 +78,8 @@ def _expand(word: str, exclude: pathlib.Path | None) -> Iterator[tuple[pathlib.P
 
 
 def _below(folder: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[tuple[pathlib.Path, pathlib.PurePath]]:
+    if exclude is not None and exclude in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(f"{folder}: lies in the folder of the output, {exclude}; choose another --output")
     for path in sorted(folder.rglob("*")):
         if _is_wanted(path, exclude):
             yield path, path.relative_to(folder)

@@ -143,7 +143,7 @@ class Checkpoints:
     def _note_failure(self, step: int, error: Exception) -> None:
         self.failures += 1
         self.problem = " ".join(str(error).split())[:300]
-        _tell(f"{self.directory / str(step)}: this checkpoint could not be written; training goes on ({self.problem})")
+        _tell(f"{self.directory / str(step)}: this checkpoint could not be written ({self.problem})")
         if self._writer is not None:
             with contextlib.suppress(Exception):  # what it had to say has been said
                 self._writer.close()

@@ -65,6 +65,24 @@ def generate(variables: PyTree, image: Array, size: Array, extent: Array, model:
     return cast(DenseOutputs, model.apply(variables, image, size, extent))
 
 
+def generate_apart(
+    variables: PyTree, image: Array, size: Array, extent: Array, model: PanopticFCN, mesh: Mesh | None
+) -> DenseOutputs:
+    """`generate` for prediction. A CPU takes picture by picture: a batch would not fit into its caches."""
+    together = functools.partial(generate, model=model)
+    if image.shape[0] == 1:
+        return together(variables, image, size, extent)
+
+    def one(variables: PyTree, *picture: Array) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[0], together(variables, *(array[None] for array in picture)))
+
+    def apart(variables: PyTree, *pictures: Array) -> PyTree:
+        return per_picture(one, mesh, variables)(*pictures)
+
+    dense = jax.lax.platform_dependent(variables, image, size, extent, cpu=apart, default=together)
+    return cast(DenseOutputs, dense)
+
+
 def batch_targets(
     batch: Batch,
     extent: Array,
@@ -239,7 +257,7 @@ def _all_finite(tree: PyTree) -> Array:
 
 
 def generate_views(
-    variables: PyTree, image: Array, size: Array, model: PanopticFCN, tta: TTAConfig | None
+    variables: PyTree, image: Array, size: Array, model: PanopticFCN, tta: TTAConfig | None, mesh: Mesh | None
 ) -> tuple[tuple[DenseOutputs, View], ...]:
     """The network on further views of a batch (test-time augmentation): other scales, and mirror images of all."""
     if tta is None:
@@ -248,7 +266,9 @@ def generate_views(
         (scale, mirrored) for scale in (1.0, *tta.scales) for mirrored in ((False, True) if tta.flip else (False,))
     ]
     made = [jax.vmap(functools.partial(make_view, scale=s, mirrored=m))(image, size) for s, m in kinds[1:]]
-    return tuple((generate(variables, picture, view.size, view.extent, model), view) for picture, view in made)
+    return tuple(
+        (generate_apart(variables, picture, view.size, view.extent, model, mesh), view) for picture, view in made
+    )
 
 
 def predict_step(
@@ -271,8 +291,8 @@ def predict_step(
     the program cannot see that one is larger, and cuts it (`crop_prediction` finds that out). `tta` adds views.
     """
     extent = picture_extent(size, image.shape[1:3], "picture")
-    dense = generate(variables, image, size, extent, model)
-    others = generate_views(variables, image, size, model, tta)
+    dense = generate_apart(variables, image, size, extent, model, mesh)
+    others = generate_views(variables, image, size, model, tta, mesh)
 
     def one(
         variables: PyTree, dense: DenseOutputs, size: Array, extent: Array, original_size: Array, others: Any

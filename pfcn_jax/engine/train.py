@@ -178,9 +178,11 @@ class Trainer:
                 self.state.model, self.model, source, self.config, self.mesh, detailed=everything, on_picture=on_picture
             )
             if everything and jax.process_index() == 0:
-                write_json(self.workdir / "evaluation.json", result.to_dict(source.classes))
+                write_json(self.workdir / "evaluation.json", {"step": step} | result.to_dict(source.classes))
         except OSError as error:
-            self._ensure_saved(step)
+            self.checkpoints.wait()
+            if jax.process_count() == 1:  # the other processes are elsewhere, and would not answer
+                self._ensure_saved(step)
             raise UserError(
                 f"the evaluation of step {step} cannot be written ({error}); the same command again evaluates it"
             ) from error
@@ -259,7 +261,8 @@ class Trainer:
             return state
         variables = jax.device_get(state.variables)
         merged, notes = start_from(pathlib.Path(train.init_from), variables, self.config, fresh_heads=train.fresh_heads)
-        print("\n".join([f"starting from {train.init_from}", *notes]), flush=True)
+        if jax.process_index() == 0:
+            print("\n".join([f"starting from {train.init_from}", *notes]), flush=True)
         return create_state(self.config, self.model, self.mesh, merged)
 
     def _evaluation_due(self, step: int) -> bool:

@@ -15,6 +15,7 @@ from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.sources import DataError
 from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.engine.result import Result, make_result
+from pfcn_jax.errors import UserError
 
 _FPS_UNKNOWN = 25.0
 _CODEC = "mp4v"
@@ -28,7 +29,8 @@ class Frames:
     """
 
     def __init__(self, source: pathlib.Path | int, *, limit: int = 0):
-        self.name = f"camera {source}" if isinstance(source, int) else str(source)
+        self.is_camera = isinstance(source, int)
+        self.name = f"camera {source}" if self.is_camera else str(source)
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             self._capture.release()
@@ -83,9 +85,10 @@ class VideoWriter:
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             fourcc = cv2.VideoWriter.fourcc(*_CODEC)
-            self._writer = cv2.VideoWriter(str(self._partial), fourcc, self._fps, (frame.shape[1], frame.shape[0]))
-            if not self._writer.isOpened():
-                raise OSError(f"{self._path}: OpenCV cannot write this video")
+            writer = cv2.VideoWriter(str(self._partial), fourcc, self._fps, (frame.shape[1], frame.shape[0]))
+            if not writer.isOpened():
+                raise UserError(f"{self._path}: OpenCV cannot write this video; leave the overlay out")
+            self._writer = writer
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
@@ -106,8 +109,8 @@ class FrameOutputs:
 
 def segment_video(
     frames: Frames, predictor: Predictor, outputs: FrameOutputs, on_frame: Callable[[int, Result], None]
-) -> int:
-    """Segments every frame; returns how many. What was written before an error or Ctrl-C stays and is complete.
+) -> None:
+    """Segments every frame. What was written before an error or Ctrl-C stays and is complete.
 
     Raises:
       DataError: no frame, or fewer than the file promises (after those that can be read were written).
@@ -132,10 +135,10 @@ def segment_video(
                 on_frame(done, result)
         frames.check_complete()
     except KeyboardInterrupt:
-        pass  # a camera is stopped so
+        if not frames.is_camera:  # which has no other end
+            raise
     finally:
         if video:
             video.close()
         if not done:
             outputs.lines.unlink(missing_ok=True)
-    return done

@@ -44,7 +44,7 @@ def run(tmp_path_factory) -> pathlib.Path:
         truth = (example.segment_map, example.class_id, example.is_crowd)
         counts += pq_counts(*truth, kept, example.class_id, len(classes))
     scores = pq_result(counts, classes.is_thing).to_dict(classes.category_ids)
-    write_json(workdir / "evaluation.json", {**scores, "AP": {"AP": 0.0}, "mIoU": 83.25, "pictures": 3})
+    write_json(workdir / "evaluation.json", {"step": 5, **scores, "AP": {"AP": 0.0}, "mIoU": 83.25, "pictures": 3})
     return workdir
 
 

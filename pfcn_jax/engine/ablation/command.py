@@ -70,7 +70,10 @@ def run_tables(tables: Sequence[Table], runs: Runs, seeds: Sequence[int]) -> lis
                 _say(f"== {table.name}, {row.name}, seed {seed}")
                 try:
                     runs.measure(apply(runs.base, row, seed=seed))
-                except UserError as error:
+                except (UserError, RuntimeError, OSError) as error:  # a row may need more memory than there is
+                    if jax.process_count() > 1 and not isinstance(error, UserError):
+                        raise
+                    jax.clear_caches()
                     failed.append(f"{table.name}, {row.name}, seed {seed}: {error}")
                     _say(failed[-1])
                 if jax.process_index() == 0:

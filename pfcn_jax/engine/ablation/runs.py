@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from pfcn_jax.engine import distributed
 from pfcn_jax.engine.ablation.tables import Figures
 from pfcn_jax.engine.benchmark.measure import environment
 from pfcn_jax.engine.config import Config, InferenceConfig, TTAConfig, from_dict
@@ -190,6 +190,4 @@ def training_seconds(directory: pathlib.Path) -> float:
 
 def _agreed(known: bool) -> bool:
     """What process 0 knows: a file that it has just written may not be seen everywhere yet."""
-    if jax.process_count() == 1:
-        return known
-    return bool(multihost_utils.broadcast_one_to_all(np.array(known)))
+    return bool(distributed.number_of_process_0(known))

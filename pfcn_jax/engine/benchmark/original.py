@@ -61,7 +61,7 @@ def _labels(original: Original) -> Row:
 
 
 def prediction_rows(args: argparse.Namespace, folder: pathlib.Path) -> list[Row]:
-    """Prediction end to end for one picture and for a batch of eight, and the part after the heads."""
+    """Prediction end to end, in batches of `--batch` times the photo, and the part after the heads."""
     picture = decode_picture((folder / PHOTO).read_bytes(), str(folder / PHOTO))
     yardstick, measured = Yardstick(), []
     for original in _chosen(PREDICTIONS, args):

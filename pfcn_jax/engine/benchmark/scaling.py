@@ -4,7 +4,7 @@ assumptions.
 A step takes as long as the dearest of three (docs/scaling.md):
 
     device = pictures of a chip x operations of a picture / (peak x share)  +  2 (n - 1) / n x gradient bytes / link
-    input  = pictures of a step / (hosts x cores x pictures a core decodes in a second)
+    input  = pictures of a step / (hosts x pictures that a host decodes in a second)
     step   = max(device, input)
 
 The operations are counted from the traced training step; everything else is an assumption that the caller states.
@@ -266,6 +266,8 @@ def _split(train: TrainConfig, args: argparse.Namespace, chips: int) -> tuple[in
     if chips < 1:
         raise UserError(f"--chips: at least 1, got {chips}")
     if args.per_chip is not None:
+        if args.per_chip < 1:
+            raise UserError(f"--per-chip: at least 1, got {args.per_chip}")
         batch = args.per_chip * chips
         return batch, math.ceil(train.steps * train.batch_size / batch)
     if train.batch_size % chips:
