@@ -284,14 +284,17 @@ def predict_step(
     mesh: Mesh | None = None,
     with_thing_masks: bool = False,
     with_semantic_map: bool = False,
+    dense: DenseOutputs | None = None,
 ) -> Prediction:
     """From uint8 pictures to panoptic ids at each picture's original size: the whole prediction program.
 
     Sizes are data; only the canvas and `output_shape` are compiled in. `output_shape` must hold every original size:
-    the program cannot see that one is larger, and cuts it (`crop_prediction` finds that out). `tta` adds views.
+    the program cannot see that one is larger, and cuts it (`crop_prediction` finds that out). `tta` adds views. `dense`
+    is what the network says, if that is known already.
     """
     extent = picture_extent(size, image.shape[1:3], "picture")
-    dense = generate_apart(variables, image, size, extent, model, mesh)
+    if dense is None:
+        dense = generate_apart(variables, image, size, extent, model, mesh)
     others = generate_views(variables, image, size, model, tta, mesh)
 
     def one(

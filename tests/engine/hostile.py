@@ -123,7 +123,7 @@ def _odd() -> Iterator[Upload]:
     yield "progressive.jpg", encoded(picture(), "JPEG", progressive=True), ""
     yield "animated.gif", encoded(picture(), "GIF", save_all=True, append_images=[picture("L").convert("RGB")] * 5), ""
     yield "animated.webp", encoded(picture(), "WEBP", save_all=True, append_images=[picture()] * 3), ""
-    yield "deep.png", png(48, 40, depth=16, data=(b"\0" + bytes(48 * 6)) * 40), ""
+    yield "deep.png", png(48, 40, depth=16, data=(b"\0" + bytes(48 * 6)) * 40), "more than 8 bits a channel"
     exif = Image.Exif()
     exif[0x0112] = 6
     yield "turned.jpg", encoded(picture(), "JPEG", exif=exif.tobytes()), ""

@@ -75,8 +75,7 @@ def test_after_the_heads_gives_the_prediction_of_the_whole(subject_and_pictures)
     arrays = (placed.image, placed.size, placed.original_size)
     whole = jax.jit(prediction.predict_program(subject, placed))(subject.variables, *arrays)
     dense = jax.jit(prediction.network_program(subject))(subject.variables, *arrays[:2])
-    given = {"dense": dense, "model": subject.variables}
-    after = jax.jit(prediction.post_program(subject, placed))(given, *arrays)
+    after = jax.jit(prediction.post_program(subject, placed))(subject.variables, dense, *arrays)
     np.testing.assert_array_equal(after.panoptic.segment_map, whole.panoptic.segment_map)
 
 

@@ -189,7 +189,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(small_disk, capsys, capl
     assert not caplog.records  # one line each is enough
     assert "No space left on device" in checkpoints.problem
     said = capsys.readouterr().err
-    assert "checkpoints/2: this checkpoint could not be written; training goes on" in said
+    assert "checkpoints/2: this checkpoint could not be written (" in said
     ballast.unlink()
     model, training = _state(4, 50_000)
     checkpoints.save(4, model=model, training=training, meta={})

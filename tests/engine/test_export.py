@@ -114,8 +114,15 @@ def test_differences_are_found(scene):
     pictures = [("scene", ground)]
     cases = [((ground, [1]), True), ((changed, [1]), False), ((ground, [2]), False), ((ground, [1, 2]), False)]
     for other, same in cases:
-        (found,) = compare(lambda image: (ground, [1]), lambda image, other=other: other, pictures)
+        (found,) = compare(lambda image: (ground, [1]), lambda image, other=other: other, pictures, [])
         assert found.same is same
+
+    def too_large(image):
+        raise ValueError("no program for it")
+
+    broken: list[str] = []
+    assert not list(compare(lambda image: (ground, [1]), too_large, pictures, broken))
+    assert broken == ["scene: no program for it"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "folder"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,30 +13,17 @@ import numpy as np
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, against_matmul, compile_program, device_peak_mb, time_runs
 from pfcn_jax.engine.benchmark.subject import Placed, Subject, load_subject, place, read_pictures
 from pfcn_jax.engine.inputs import output_shape
-from pfcn_jax.engine.steps import generate, picture_extent, predict_step
-from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.engine.steps import generate_apart, picture_extent, predict_step
 
 PyTree = Any
-
-
-class _HeadsGiven:
-    """Stands in for a network that has already run: `predict_step` with it is everything after the heads."""
-
-    def __init__(self, model: PanopticFCN):
-        self._model = model
-        self.thing_regions = model.thing_regions
-
-    def apply(self, variables: PyTree, *arguments: Any, method: str | None = None) -> Any:
-        if method is None:
-            return variables["dense"]
-        return self._model.apply(variables["model"], *arguments, method=method)
 
 
 def network_program(subject: Subject) -> Callable[..., PyTree]:
     """(variables, image, size) -> what the heads say."""
 
     def network(variables: PyTree, image: Any, size: Any) -> PyTree:
-        return generate(variables, image, size, picture_extent(size, image.shape[1:3], "picture"), subject.model)
+        extent = picture_extent(size, image.shape[1:3], "picture")
+        return generate_apart(variables, image, size, extent, subject.model, None)
 
     return network
 
@@ -53,10 +40,9 @@ def predict_program(subject: Subject, placed: Placed) -> Callable[..., PyTree]:
 
 
 def post_program(subject: Subject, placed: Placed) -> Callable[..., PyTree]:
-    """The same, with what the heads say in place of the network: ({"dense", "model"}, image, sizes) -> prediction."""
-    given = cast(PanopticFCN, _HeadsGiven(subject.model))
-    step = predict_program(subject, placed)
-    return functools.partial(step, model=given)
+    """The same without the network: (variables, what the heads say, image, size, original size) -> prediction."""
+    step = functools.partial(predict_program(subject, placed), tta=None)
+    return lambda variables, dense, *arrays: step(variables, *arrays, dense=dense)
 
 
 def count_segments(prediction: Any) -> tuple[float, float]:
@@ -76,7 +62,7 @@ def measure_prediction(
         program = compile_program(network_program(subject), *arguments)
     elif part == "post":
         dense = jax.jit(network_program(subject))(subject.variables, *on_device[:2])
-        arguments = ({"dense": dense, "model": subject.variables}, *on_device)
+        arguments = (subject.variables, dense, *on_device)
         program = compile_program(post_program(subject, placed), *arguments)
     else:
         arguments = (subject.variables, *on_device)
