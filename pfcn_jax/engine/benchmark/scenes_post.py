@@ -23,16 +23,17 @@ from pfcn_jax.types import FEATURE_STRIDE, SIZE_DIVISOR, STRIDES, DenseOutputs
 Scene = tuple[DenseOutputs, np.ndarray, np.ndarray, np.ndarray]
 # (input, instances, original size, what is asked for)
 _CITY = {"candidates": 200, "max_things": 200}
+_HUNDRED = {"candidates": 100}  # all may lie on one level, which keeps 50 otherwise
 CASES: tuple[tuple[tuple[int, int], int, tuple[int, int], dict[str, Any]], ...] = (
     ((800, 1088), 10, (480, 640), {}),
     ((800, 1088), 50, (480, 640), {}),
-    ((800, 1088), 100, (480, 640), {}),
+    ((800, 1088), 100, (480, 640), _HUNDRED),
     ((1024, 2048), 200, (1024, 2048), _CITY),
-    ((800, 1088), 100, (3000, 4000), {}),
+    ((800, 1088), 100, (3000, 4000), _HUNDRED),
     ((800, 1088), 10, (480, 640), {"mask_nms": True}),
-    ((800, 1088), 100, (480, 640), {"mask_nms": True}),
+    ((800, 1088), 100, (480, 640), {**_HUNDRED, "mask_nms": True}),
     ((800, 1088), 10, (3000, 4000), {"with_thing_masks": True}),
-    ((800, 1088), 100, (3000, 4000), {"with_thing_masks": True}),
+    ((800, 1088), 100, (3000, 4000), {**_HUNDRED, "with_thing_masks": True}),
 )
 _LOGIT = 6.0  # at the middle of a mask; 0 at its border
 _RANGES = (64.0, 128.0, 256.0, 512.0)  # largest side of an instance on p3, p4, p5, p6; above: p7
