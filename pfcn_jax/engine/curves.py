@@ -76,6 +76,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.config_argv:
+        raise UserError("curves takes no config: it draws what the runs have written")
     output = pathlib.Path(args.output)
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--output {output}: must end in .png, .svg or .pdf")

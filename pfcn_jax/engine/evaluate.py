@@ -268,6 +268,10 @@ def main(args: argparse.Namespace) -> int:
     if any(given):
         if not all(given):
             raise UserError("scoring of files needs --gt-json, --gt-dir, --pred-json and --pred-dir together")
+        keys = [word for word in args.config_argv if word.startswith("--config.")]
+        ignored = [f"--{name}" for name in ("checkpoint", "split") if getattr(args, name)] + keys
+        if ignored:
+            raise UserError(f"{ignored[0]}: scoring of files reads no model and no config; leave it out")
         if args.report:
             raise UserError("--report draws pictures, which scoring of files does not read; it needs --checkpoint")
         result, categories = pq_of_files(*given)

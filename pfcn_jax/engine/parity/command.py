@@ -64,6 +64,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    keys = [word for word in args.config_argv if word.startswith("--config.")]
+    if keys:
+        raise UserError(f"{keys[0]}: parity takes no config, every recorded file says its own")
     reference = pathlib.Path(args.reference)
     if not (reference / "tensors").is_dir():
         raise UserError(f"{reference}: no folder 'tensors' here; expected a reference data directory")
