@@ -16,6 +16,8 @@ import zlib
 from pfcn_jax.data.coco import PanopticFiles, parse_index
 from pfcn_jax.data.sources import DataError
 
+_DAMAGED = (zipfile.BadZipFile, zlib.error)  # in the directory of a zip, and in a member
+
 
 class CocoZips(PanopticFiles):
     """A split inside COCO's zip files. Meant to be read once, in order, by one process (preparing other formats)."""
@@ -44,7 +46,7 @@ class CocoZips(PanopticFiles):
                 try:
                     content, labels = (annotations.read(f"{inner}.{kind}") for kind in ("json", "zip"))
                     self.labels = zipfile.ZipFile(io.BytesIO(labels))
-                except (zipfile.BadZipFile, zlib.error) as error:
+                except _DAMAGED as error:
                     raise DataError(f"{candidate}: broken zip ({error}); download it again") from error
                 self.index = parse_index(content, f"{candidate}:{inner}.json")
                 return
@@ -60,7 +62,7 @@ class CocoZips(PanopticFiles):
         archive = self.labels if name.startswith("panoptic_") else self.pictures
         try:
             return archive.read(name)
-        except (zipfile.BadZipFile, zlib.error) as error:
+        except _DAMAGED as error:
             raise OSError(str(error)) from error
 
 

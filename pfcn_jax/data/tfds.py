@@ -167,10 +167,10 @@ def _check_prepared(root: epath.Path, parts: Mapping[str, PanopticFiles]) -> Non
     there, label = info.splits, info.features["panoptic_objects"].feature["label"]
     for split, files in parts.items():
         found = there[split].num_examples if split in there else 0
-        if found != len(files.index.image_ids) or tuple(label.names) != files.classes.names:
+        if found != len(files) or tuple(label.names) != files.classes.names:
             raise DataError(
                 f"{root}: holds other data already ({found} pictures in {split}, expected "
-                f"{len(files.index.image_ids)}, or other classes); delete it, or choose another --output"
+                f"{len(files)}, or other classes); delete it, or choose another --output"
             )
 
 
