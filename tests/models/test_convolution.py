@@ -58,9 +58,13 @@ def test_stem_convolution_has_the_values_and_gradients_of_the_plain_form(shape: 
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("block", [1, 30, 1000], ids=["a row a block", "blocks of 3 rows, the last of 1", "one block"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_weight_gradient_in_pieces_equals_that_at_once(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "_PIECE_POSITIONS", 24)  # pieces of 3 rows, the last one of 1
+def test_weight_gradient_as_products_equals_the_operators(
+    batch: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "_LARGE_MAP", 0)
+    monkeypatch.setattr(convolution, "_BLOCK_POSITIONS", block)
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.normal(size=(batch, 10, 8, 3)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 5)), jnp.float32)

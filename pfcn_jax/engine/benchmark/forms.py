@@ -98,7 +98,7 @@ def layer_rows(
     cases: list[tuple[str, str, Callable[..., Array], tuple[Array, ...]]] = [
         ("1x1 convolution, stride 8", "matrix product (in use)", convolution.conv2d, wide),
         ("1x1 convolution, stride 8", "operator", plain_conv, wide),
-        ("3x3 convolution, stride 4", "weight gradient in pieces on a CPU (in use)", convolution.conv2d, square),
+        ("3x3 convolution, stride 4", "weight gradient: products on a CPU (in use)", convolution.conv2d, square),
         ("3x3 convolution, stride 4", "operator", plain_conv, square),
         ("7x7 convolution of the picture", "blocks of 2x2 pixels (in use)", stem(convolution.conv2d), picture),
         ("7x7 convolution of the picture", "operator", stem(plain_conv), picture),
