@@ -24,7 +24,7 @@ def get_config():
     data.flip = 0.5
     data.canvases = data.eval_canvases = ((384, 512), (512, 384), (384, 640), (640, 384))
     data.eval_short_side, data.eval_max_long_side = 320, 640
-    data.max_segments, data.eval_examples = 256, 0
+    data.max_segments, data.eval_examples = 255, 0
     data.workers = 2
 
     config.train.steps, config.train.eval_batch_size = 4000, 4

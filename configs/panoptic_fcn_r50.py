@@ -84,7 +84,7 @@ def get_config():
     config.data.train_resize = "pillow"
     config.data.flip = 0.5
     config.data.crop, config.data.crop_with_instance, config.data.jitter = (0, 0), False, (0.0, 0.0)
-    config.data.max_segments = 256
+    config.data.max_segments = 255
     config.data.cache, config.data.workers = False, 4
     config.data.on_broken, config.data.max_broken = "stop", 100
 

@@ -14,7 +14,7 @@ stuff class c has channel c.)  Segment map value 0 is void, value i > 0 is row i
 from __future__ import annotations
 
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 STRIDES = (8, 16, 32, 64, 128)
@@ -41,7 +41,7 @@ class Batch:
     """Pictures and their labels, as they travel to the device."""
 
     image: UInt8[Array, "*B H W 3"]  # RGB, zero outside `size`
-    segment_map: Int[Array, "*B H W"]  # 0 = void, i = row i - 1 of `segments`
+    segment_map: Integer[Array, "*B H W"]  # 0 = void, i = row i - 1 of `segments`; of the smallest type that holds S
     segments: SegmentTable
     size: Int[Array, "*B 2"]  # of the resized picture inside the canvas
     original_size: Int[Array, "*B 2"]  # of the file

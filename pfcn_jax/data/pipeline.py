@@ -24,12 +24,14 @@ from jaxtyping import Bool, UInt8
 from pfcn_jax.data.augment import Recipe
 from pfcn_jax.data.buffers import BufferPool, keep_freed_memory
 from pfcn_jax.data.plan import FILLER, BatchPlan, Size
+from pfcn_jax.data.segments import map_type
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.data.transforms import Canvas, Sample, copy_padded, limit_segments, to_sample
 from pfcn_jax.types import Batch, SegmentTable
 
 Arrays = dict[str, np.ndarray]
 _SHARED_BYTES = 1 << 16
+_OWN_THREADS = 2  # that load in the training process itself
 
 
 def empty_arrays(
@@ -42,12 +44,14 @@ def empty_arrays(
         `place` or by `place_filler`.
     """
     height, width = canvas
-    map_bytes = rows * height * width * 4
+    dtype = map_type(max_segments)
+    map_bytes = rows * height * width * dtype.itemsize
+    whole = canvas_bytes(rows, canvas, max_segments)
     if memory is None:
-        memory = np.zeros(canvas_bytes(rows, canvas), np.uint8)
+        memory = np.zeros(whole, np.uint8)
     return {
-        "segment_map": memory[:map_bytes].view(np.int32).reshape(rows, height, width),
-        "image": memory[map_bytes : canvas_bytes(rows, canvas)].reshape(rows, height, width, 3),
+        "segment_map": memory[:map_bytes].view(dtype).reshape(rows, height, width),
+        "image": memory[map_bytes:whole].reshape(rows, height, width, 3),
         "class_id": np.zeros((rows, max_segments), np.int32),
         "is_thing": np.zeros((rows, max_segments), bool),
         "is_crowd": np.zeros((rows, max_segments), bool),
@@ -61,9 +65,9 @@ def empty_arrays(
     }
 
 
-def canvas_bytes(rows: int, canvas: Size) -> int:
-    """Memory of the pictures and segment maps of a batch."""
-    return rows * canvas[0] * canvas[1] * 7
+def canvas_bytes(rows: int, canvas: Size, max_segments: int) -> int:
+    """Memory of the pictures and segment maps of a batch: 4 bytes a pixel up to 255 segments, else 5."""
+    return rows * canvas[0] * canvas[1] * (3 + map_type(max_segments).itemsize)
 
 
 def place(arrays: Arrays, row: int, sample: Sample, image_id: int, is_thing: Bool[np.ndarray, " classes"]) -> None:
@@ -123,7 +127,7 @@ class BatchLoader:
         self.max_segments, self.rows, self.skip_broken = max_segments, rows, skip_broken
         self._is_thing = np.array(source.classes.is_thing, bool)
         own_rows = rows.stop - rows.start
-        self._memory = BufferPool(max(canvas_bytes(own_rows, canvas) for canvas in plan.canvases))
+        self._memory = BufferPool(max(canvas_bytes(own_rows, canvas, max_segments) for canvas in plan.canvases))
         keep_freed_memory()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -201,7 +205,7 @@ class Pipeline:
         process_index: int = 0,
         process_count: int = 1,
         workers: int = 0,
-        threads: int = 2,
+        threads: int | None = None,
         buffered_batches: int = 4,
         skip_broken: bool = False,
     ):
@@ -217,7 +221,8 @@ class Pipeline:
           seed: of order and augmentation.
           process_index, process_count: this host among all; host p gets rows p B/P .. (p + 1) B/P - 1 of each batch.
           workers: processes that load; 0 loads in this process, in `threads` threads.
-          threads: in this process, or in each worker.
+          threads: in this process, or in each worker; None: two here, but one in a worker, so that two workers are
+            twice one.
           buffered_batches: how many batches are loaded ahead (by each worker).
           skip_broken: training only: an example that cannot be read is replaced by its neighbour on the same canvas,
             and `image_id` says so: it differs from the plan's. False: the first one is an error.
@@ -240,7 +245,8 @@ class Pipeline:
         self.loader = BatchLoader(
             source, recipe, self.plan, max_segments=max_segments, rows=own, skip_broken=skip_broken
         )
-        self.workers, self.threads, self.buffered_batches = workers, threads, buffered_batches
+        self.workers, self.buffered_batches = workers, buffered_batches
+        self.threads = threads if threads is not None else 1 if workers else _OWN_THREADS
 
     def __len__(self) -> int:
         """Batches of one pass; a training pipeline has no length."""

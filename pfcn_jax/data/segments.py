@@ -25,6 +25,11 @@ class Runs:
         return np.repeat(value, self.length).reshape(self.shape)
 
 
+def map_type(rows: int) -> np.dtype:
+    """The smallest unsigned type that a map of `rows` segments fits into: what it costs to move is its bytes."""
+    return np.min_scalar_type(rows)
+
+
 def find_runs(segment_map: Int[np.ndarray, "h w"]) -> Runs:
     """The runs of a map. A map without pixels has none."""
     height, width = segment_map.shape

@@ -12,14 +12,15 @@ import functools
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, UInt8
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 from PIL import Image
 
-from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
+from pfcn_jax.data.segments import count_pixels, find_runs, map_type, tight_boxes
 from pfcn_jax.data.sources import Example
 
 Size = tuple[int, int]  # (height, width)
 RESIZE_METHODS = ("pillow", "opencv")
+_OPENCV_LABELS = (np.uint8, np.uint16, np.int32)  # types that OpenCV resizes
 
 
 _WINDOW_COST = 8  # Pillow's time for a pixel of a window in OpenCV's for a pixel of the whole
@@ -52,9 +53,9 @@ class Canvas:
     """Memory for a picture and its map."""
 
     image: UInt8[np.ndarray, "H W 3"]
-    segment_map: Int32[np.ndarray, "H W"]
+    segment_map: Integer[np.ndarray, "H W"]
 
-    def corner(self, size: Size) -> tuple[UInt8[np.ndarray, "h w 3"] | None, Int32[np.ndarray, "h w"] | None]:
+    def corner(self, size: Size) -> tuple[UInt8[np.ndarray, "h w 3"] | None, Integer[np.ndarray, "h w"] | None]:
         """The part at the top left, where a picture of `size` belongs; None if it does not fit."""
         height, width = size
         if height > self.image.shape[0] or width > self.image.shape[1]:
@@ -69,7 +70,7 @@ class Sample:
     `resize` may write to, so that its result is where it belongs already."""
 
     image: UInt8[np.ndarray, "h w 3"]  # RGB
-    segment_map: Int[np.ndarray, "h w"]  # 0 = void, i = row i - 1
+    segment_map: Integer[np.ndarray, "h w"]  # 0 = void, i = row i - 1; of a small type that holds them
     class_id: Int[np.ndarray, " n"]
     is_crowd: Bool[np.ndarray, " n"]
     box: Float[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels, exclusive ends
@@ -91,7 +92,7 @@ def to_sample(example: Example, canvas: Canvas | None = None) -> Sample:
         box = tight_boxes(find_runs(example.segment_map), len(example.class_id))
     return Sample(
         image=example.image,
-        segment_map=example.segment_map,
+        segment_map=example.segment_map.astype(_map_type(len(example.class_id), canvas)),
         class_id=example.class_id,
         is_crowd=example.is_crowd,
         box=box,
@@ -99,6 +100,12 @@ def to_sample(example: Example, canvas: Canvas | None = None) -> Sample:
         complete=True,
         canvas=canvas,
     )
+
+
+def _map_type(rows: int, canvas: Canvas | None) -> np.dtype:
+    """The canvas's own type, so that OpenCV can write to it, unless the picture has more segments than that holds."""
+    smallest = map_type(rows)
+    return smallest if canvas is None else np.promote_types(smallest, canvas.segment_map.dtype)
 
 
 def resized_size(size: Size, short_side: int, max_long_side: int) -> Size:
@@ -176,26 +183,28 @@ def _opencv_reads_the_same(in_length: int, out_length: int) -> bool:
 
 
 def resize_labels(
-    labels: Int[np.ndarray, "h w"],
+    labels: Integer[np.ndarray, "h w"],
     size: Size,
     *,
     window: Window | None = None,
-    out: Int32[np.ndarray, "H W"] | None = None,
-) -> Int[np.ndarray, "H W"]:
+    out: Integer[np.ndarray, "H W"] | None = None,
+) -> Integer[np.ndarray, "H W"]:
     """A label map at `size` by nearest neighbour, equal to Pillow's, or a window of it.
 
     Args:
-      out: memory that the result may be written to, without a window.
+      out: memory that the result may be written to, without a window and if it is of the labels' type.
     """
     (height, width), (new_height, new_width) = labels.shape, size
     if (height, width) == (new_height, new_width):
         return labels if window is None else labels[window.slices]
     if (
         window is None
-        and labels.dtype == np.int32
+        and labels.dtype in _OPENCV_LABELS
         and _opencv_reads_the_same(height, new_height)
         and _opencv_reads_the_same(width, new_width)
     ):
+        if out is not None and out.dtype != labels.dtype:
+            out = None
         return cv2.resize(labels, (new_width, new_height), dst=out, interpolation=cv2.INTER_NEAREST_EXACT)
     rows, columns = nearest_index(height, new_height), nearest_index(width, new_width)
     if window is not None:

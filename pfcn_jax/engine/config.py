@@ -53,7 +53,7 @@ class DataConfig:
     # Large-scale jitter: instead of the short sides, a picture is fitted into `crop` and scaled by a factor drawn from
     # this range, as (0.1, 2.0); (0, 0): off.
     jitter: tuple[float, float] = (0.0, 0.0)
-    max_segments: int = 256  # rows of the segment table; segments beyond are dropped and counted
+    max_segments: int = 255  # rows of the segment table (to 255: a byte a pixel); more are dropped and counted
     cache: bool = False  # keep decoded pictures in memory, in each process that loads: for sets that fit
     workers: int = 4  # decoding processes; 0 = in the training process
     # A training picture that cannot be read stops the run, or its neighbour on the canvas stands in for it.

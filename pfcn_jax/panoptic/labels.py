@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from pfcn_jax.panoptic.resample import Taps, linear_taps
 from pfcn_jax.types import FEATURE_STRIDE, STRIDES, SegmentTable
@@ -87,7 +87,7 @@ class DenseMasks:
 Masks = IdMapMasks | DenseMasks
 
 
-def from_id_map(id_map: Int[Array, "H W"]) -> IdMapMasks:
+def from_id_map(id_map: Integer[Array, "H W"]) -> IdMapMasks:
     """The id map itself as hard masks of one tap."""
     return IdMapMasks(ids=id_map[None].astype(jnp.int32), weight=jnp.ones((1, *id_map.shape), jnp.float32))
 
@@ -115,7 +115,7 @@ def region_channels(segments: SegmentTable, *, num_things: int, thing_regions: i
 
 
 def region_id_map(
-    segment_map: Int[Array, "H W"], segments: SegmentTable, *, num_things: int, thing_regions: int = 1
+    segment_map: Integer[Array, "H W"], segments: SegmentTable, *, num_things: int, thing_regions: int = 1
 ) -> Int[Array, "H W"]:
     """The semantic labels as an id map: region channel + 1, and 0 where there is no label."""
     ids = region_channels(segments, num_things=num_things, thing_regions=thing_regions) + 1

@@ -12,7 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from pfcn_jax.panoptic.labels import (
     IdMapMasks,
@@ -58,7 +58,7 @@ class Targets:
 
 
 def make_targets(
-    segment_map: Int[Array, "H W"],
+    segment_map: Integer[Array, "H W"],
     segments: SegmentTable,
     size: Int[Array, " 2"],
     extent: Int[Array, " 2"],

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pfcn_jax.data.coco import CocoFolder, read_index
-from pfcn_jax.data.decode import decode_ids, decode_picture
+from pfcn_jax.data.decode import decode_ids, decode_picture, jpeg_header
 from pfcn_jax.data.sources import DataError, FirstExamples, open_source
 from tests.data.fixtures import tiny_examples, write_tiny_coco
 
@@ -215,8 +215,10 @@ def encoded(picture: Image.Image, kind: str, **options) -> bytes:
 
 def test_every_kind_of_picture_becomes_rgb_as_pillow_says():
     rgb = Image.fromarray(tiny_examples(1)[0].image)
-    for picture, kind in (
+    for picture, kind, *options in (
         (rgb, "JPEG"),
+        (rgb, "JPEG", {"progressive": True}),
+        (rgb, "JPEG", {"comment": b"of any length " * 500}),
         (rgb.convert("L"), "JPEG"),
         (rgb.convert("CMYK"), "JPEG"),
         (rgb, "PNG"),
@@ -224,10 +226,23 @@ def test_every_kind_of_picture_becomes_rgb_as_pillow_says():
         (rgb.convert("P"), "PNG"),
         (rgb.convert("RGBA"), "PNG"),
     ):
-        data = encoded(picture, kind)
+        data = encoded(picture, kind, **(options[0] if options else {}))
         ours = decode_picture(data, "x")
         assert ours.dtype == np.uint8 and ours.shape == (96, 128, 3)
         np.testing.assert_array_equal(ours, np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_jpeg_header_is_what_pillow_reads():
+    rgb = Image.fromarray(tiny_examples(1)[0].image)
+    for picture, channels in ((rgb, 3), (rgb.convert("L"), 1), (rgb.convert("CMYK"), 4)):
+        data = encoded(picture, "JPEG")
+        header = (8, 96, 128, channels)
+        assert jpeg_header(data) == header and jpeg_header(data).is_plain == (channels != 4)
+        # A marker may be preceded by bytes that fill up, and markers without a length may stand between.
+        assert jpeg_header(data[:2] + b"\xff\xff\xff\x01" + data[2:]) == header
+        assert jpeg_header(data[:30]) is None and jpeg_header(data[2:]) is None
+        assert jpeg_header(data[:2] + b"\0" + data[2:]) is None
+    assert jpeg_header(encoded(rgb, "PNG")) is None
 
 
 def test_exif_orientation_is_ignored_because_labels_follow_the_pixels():

@@ -86,7 +86,7 @@ def test_a_batch_holds_what_its_examples_say(root):
 def test_every_leaf_has_its_dtype(root):
     batch = take(training(root), 1)[0]
     expected = {
-        "image": np.uint8, "segment_map": np.int32, "size": np.int32, "original_size": np.int32,
+        "image": np.uint8, "segment_map": np.uint8, "size": np.int32, "original_size": np.int32,
         "image_id": np.int32, "valid": np.bool_, "dropped_segments": np.int32,
     }  # fmt: skip
     for name, dtype in expected.items():

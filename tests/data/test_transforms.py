@@ -234,7 +234,7 @@ def test_copy_into_the_same_memory():
 @pytest.mark.parametrize("method", transforms.RESIZE_METHODS)
 def test_a_canvas_takes_the_result_of_the_first_resize(sample, method):
     for size in ((96, 128), (150, 200), (60, 80), (300, 400)):
-        image, segment_map = np.full((200, 260, 3), 9, np.uint8), np.full((200, 260), 9, np.int32)
+        image, segment_map = np.full((200, 260, 3), 9, np.uint8), np.full((200, 260), 9, np.uint8)
         bound = dataclasses.replace(sample, canvas=transforms.Canvas(image, segment_map))
         ours = transforms.flip(transforms.resize(bound, size, method=method))
         expected = transforms.flip(transforms.resize(sample, size, method=method))
