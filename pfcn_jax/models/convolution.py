@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -26,81 +27,114 @@ def conv2d(
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], kernel.shape[-1])
     if size == 7 and stride == 2 and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
         return _stem_conv(x, kernel)
-    if size == 3 and stride == 1 and math.prod(x.shape[1:]) > _LARGE_MAP:
-        return _conv_of_large_map(x, kernel)
     return _conv(x, kernel, stride, (size - 1) // 2)
 
 
+# ------------------------------------------------------------------------------------------- the operator's gradients
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: Float[Array, "B h w I"], kernel: Float[Array, "k k I O"], stride: int, pad: int) -> Array:
-    padding = [(pad, pad), (pad, pad)]
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
+    """The operator, whose gradients are written for a CPU: XLA's own are up to seventy times slower there inside of a
+    loop (gradient accumulation), and the weight gradient of a large map three times slower anywhere."""
+    return _operator(x, kernel, stride, pad)
 
 
-# The operator's weight gradient has the whole map as its window, and a CPU's library computes it at a sixth of the rate
-# of a matrix product. As matrix products over blocks of about this many positions, which stay in its cache, it is
-# three times as fast; one block takes no loop.
-_BLOCK_POSITIONS = 900
+def _operator(x: Array, kernel: Array, stride: int, pad: int) -> Array:
+    return _canonical(x, kernel, [(pad, pad)] * 2, stride=stride)
+
+
+def _canonical(
+    x: Array, kernel: Array, padding: list[tuple[int, int]], *, stride: int = 1, between: int = 1, apart: int = 1
+) -> Array:
+    """The operator in the one order of dimensions that a CPU's library knows; any other is changed by XLA first, but
+    not inside of a loop. `between`: the map's positions lie so far apart, zeros between; `apart`: the kernel's."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        lhs_dilation=(between, between),
+        rhs_dilation=(apart, apart),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _forward(x: Array, kernel: Array, stride: int, pad: int) -> tuple[Array, tuple[Array, Array]]:
+    return _operator(x, kernel, stride, pad), (x, kernel)
+
+
+def _backward(stride: int, pad: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+
+    def by_operators(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        of_x = jax.linear_transpose(lambda x: _operator(x, kernel, stride, pad), x)
+        of_kernel = jax.linear_transpose(lambda kernel: _operator(x, kernel, stride, pad), kernel)
+        return (*of_x(gradient), *of_kernel(gradient))
+
+    def on_a_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        if kernel.shape[0] == 3 and (stride, pad) == (1, 1) and math.prod(x.shape[1:]) > _LARGE_MAP:
+            of_pictures = jax.vmap(_kernel_gradient)(x, gradient)  # apart: devices hold different pictures
+            of_kernel = jnp.sum(of_pictures, axis=0).astype(kernel.dtype)
+        else:
+            of_kernel = _gradient_of_kernel(x, gradient, kernel.shape[0], stride, pad)
+        return _gradient_of_x(kernel, gradient, x.shape, stride, pad), of_kernel
+
+    return jax.lax.platform_dependent(x, kernel, gradient, cpu=on_a_cpu, default=by_operators)
+
+
+_conv.defvjp(_forward, _backward)
+
+
+def _gradient_of_x(kernel: Array, gradient: Array, shape: tuple[int, ...], stride: int, pad: int) -> Array:
+    """A convolution of the gradient, with zeros between if the stride is 2, with the kernel mirrored and transposed."""
+    size = kernel.shape[0]
+    before = size - 1 - pad
+    spread = [(length - 1) * stride + 1 for length in gradient.shape[1:3]]
+    padding = [(before, shape[axis + 1] - spread[axis] + size - 1 - before) for axis in (0, 1)]
+    kernel = jax.lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+    return _canonical(gradient, kernel, padding, between=stride)
+
+
+def _gradient_of_kernel(x: Array, gradient: Array, size: int, stride: int, pad: int) -> Array:
+    """A convolution of the map with the gradient as its kernel: channels take the place of pictures and the reverse."""
+    spread = [(length - 1) * stride + 1 for length in gradient.shape[1:3]]
+    padding = [(pad, size - 1 - pad - x.shape[axis + 1] + spread[axis]) for axis in (0, 1)]
+    x, gradient = x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)
+    return _canonical(x, gradient, padding, apart=stride).transpose(1, 2, 0, 3)
+
+
+# XLA's weight gradient of a large map runs at a sixth of the rate of a matrix product. As one product for each block of
+# about so many positions it is three times as fast.
+_BLOCK_POSITIONS = 450
 _LARGE_MAP = 300_000  # values of a picture's map that the operator still finds in the cache
 
 
-@jax.custom_vjp
-def _conv_of_large_map(x: Float[Array, "B h w I"], kernel: Float[Array, "3 3 I O"]) -> Float[Array, "B h w O"]:
-    """3x3 convolution of stride 1 whose weight gradient is, on a CPU, nine matrix products a block of the map."""
-    return _conv(x, kernel, 1, 1)
-
-
-def _large_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, 1, 1), (x, kernel)
-
-
-def _large_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-
-    def operator(x: Array, gradient: Array) -> Array:
-        (of_kernel,) = jax.linear_transpose(lambda kernel: _conv(x, kernel, 1, 1), kernel)(gradient)
-        return of_kernel
-
-    def products(x: Array, gradient: Array) -> Array:
-        of_pictures = jax.vmap(_kernel_gradient)(x, gradient)  # apart: devices hold different pictures
-        return jnp.sum(of_pictures, axis=0).astype(kernel.dtype)
-
-    (of_x,) = jax.linear_transpose(lambda x: _conv(x, kernel, 1, 1), x)(gradient)
-    return of_x, jax.lax.platform_dependent(x, gradient, cpu=products, default=operator)
-
-
-_conv_of_large_map.defvjp(_large_forward, _large_backward)
-
-
 def _kernel_gradient(x: Float[Array, "h w I"], gradient: Float[Array, "h w O"]) -> Float[Array, "3 3 I O"]:
-    """Sum over positions p of x[p + (i, j) - 1] gradient[p], for each of the nine (i, j).
+    """Sum over positions p of x[p + (i, j) - 1] gradient[p], for each of the nine steps (i, j).
 
     Both maps are laid out as one line of rows of w + 2 positions, so that a step (i, j) is an offset i (w + 2) + j.
+    A block's nine shifted maps stand side by side, and one product is all nine sums.
     """
     height, width = x.shape[:2]
     line = width + 2
     rows = min(height, max(1, round(_BLOCK_POSITIONS / line)))  # of a block
     blocks = math.ceil(height / rows)
     below = blocks * rows - height
-    # One more row than the steps reach, because the last one goes two positions past its line.
+    # One row more than the steps reach, because the last one goes two positions past its line.
     x = jnp.pad(x, ((1, 2 + below), (1, 1), (0, 0))).reshape(-1, x.shape[2])
     gradient = jnp.pad(gradient, ((0, below), (0, 2), (0, 0))).reshape(-1, gradient.shape[2])
     offsets = [i * line + j for i in range(3) for j in range(3)]
 
-    def add(block: Int[Array, ""], total: Float[Array, "9 O I"]) -> Float[Array, "9 O I"]:
+    def add(block: Int[Array, ""], total: Float[Array, "O 9*I"]) -> Float[Array, "O 9*I"]:
         start = block * rows * line
         seen = jax.lax.dynamic_slice_in_dim(x, start, (rows + 3) * line)
         wanted = jax.lax.dynamic_slice_in_dim(gradient, start, rows * line)
-        wanted = jax.lax.optimization_barrier(wanted.T)  # transposed once, not in each of the products
-        products = [
-            jnp.matmul(wanted, seen[offset : offset + rows * line], preferred_element_type=jnp.float32)
-            for offset in offsets
-        ]
-        return total + jnp.stack(products)
+        shifted = jnp.concatenate([seen[offset : offset + rows * line] for offset in offsets], axis=1)
+        wanted = jax.lax.optimization_barrier(wanted.T)  # transposed by itself: faster than inside the product
+        return total + jnp.matmul(wanted, shifted, preferred_element_type=jnp.float32)
 
-    total = jnp.zeros((9, gradient.shape[1], x.shape[1]), jnp.float32)
+    total = jnp.zeros((gradient.shape[1], 9 * x.shape[1]), jnp.float32)
     total = add(jnp.int32(0), total) if blocks == 1 else jax.lax.fori_loop(0, blocks, add, total)
-    return total.reshape(3, 3, *total.shape[1:]).swapaxes(2, 3)
+    return total.reshape(-1, 3, 3, x.shape[1]).transpose(1, 2, 3, 0)
 
 
 def _stem_conv(x: Float[Array, "B H W I"], kernel: Float[Array, "7 7 I O"]) -> Float[Array, "B H/2 W/2 O"]:
@@ -116,13 +150,7 @@ def _stem_conv(x: Float[Array, "B H W I"], kernel: Float[Array, "7 7 I O"]) -> F
     x = x.reshape(batch, blocks[0], 2, blocks[1], 2, channels).transpose(0, 1, 3, 2, 4, 5)
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
     kernel = kernel.reshape(4, 2, 4, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-    return jax.lax.conv_general_dilated(
-        x.reshape(batch, *blocks, 4 * channels),
-        kernel.reshape(4, 4, 4 * channels, -1),
-        (1, 1),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return _conv(x.reshape(batch, *blocks, 4 * channels), kernel.reshape(4, 4, 4 * channels, -1), 1, 0)
 
 
 @jax.named_scope("max_pool")

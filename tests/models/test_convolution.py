@@ -27,6 +27,29 @@ def test_conv2d(size: int, stride: int) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(6, 8), (7, 5), (2, 2)])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+def test_gradients_of_conv2d_are_the_operators_also_inside_of_a_loop(
+    size: int, stride: int, shape: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(size)
+    x = jnp.asarray(rng.normal(size=(2, *shape, 5)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 5, 3)), jnp.float32)
+    theirs, their_vjp = jax.vjp(lambda *arrays: plain_conv(*arrays, stride=stride), x, kernel)
+    cotangent = jnp.asarray(rng.normal(size=theirs.shape), jnp.float32)
+
+    def gradients(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(lambda *arrays: convolution.conv2d(*arrays, stride=stride), x, kernel)[1](cotangent)
+
+    of_x, of_kernel = jax.jit(gradients)(x, cotangent)
+    for one, other in zip((of_x, of_kernel), their_vjp(cotangent), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    pictures = (x[:, None], cotangent[:, None])
+    of_each = jax.jit(lambda pictures: jax.lax.map(lambda picture: gradients(*picture), pictures))(pictures)
+    np.testing.assert_allclose(of_each[0][:, 0], of_x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(of_each[1].sum(0), of_kernel, rtol=1e-4, atol=1e-4)
+
+
 def test_max_pool_has_the_values_and_gradients_of_the_operator_for_windows() -> None:
     """With ties: of equal values the first one in a window, row by row, gets the gradient."""
     rng = np.random.default_rng(0)
