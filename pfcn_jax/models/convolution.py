@@ -72,7 +72,7 @@ def _backward(stride: int, pad: int, saved: tuple[Array, Array], gradient: Array
 
     def on_a_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
         if kernel.shape[0] == 3 and (stride, pad) == (1, 1) and math.prod(x.shape[1:]) > _LARGE_MAP:
-            of_pictures = jax.vmap(_kernel_gradient)(x, gradient)  # apart: devices hold different pictures
+            of_pictures = jax.vmap(_gradient_in_blocks)(x, gradient)  # apart: devices hold different pictures
             of_kernel = jnp.sum(of_pictures, axis=0).astype(kernel.dtype)
         else:
             of_kernel = _gradient_of_kernel(x, gradient, kernel.shape[0], stride, pad)
@@ -108,7 +108,7 @@ _BLOCK_POSITIONS = 450
 _LARGE_MAP = 300_000  # values of a picture's map that the operator still finds in the cache
 
 
-def _kernel_gradient(x: Float[Array, "h w I"], gradient: Float[Array, "h w O"]) -> Float[Array, "3 3 I O"]:
+def _gradient_in_blocks(x: Float[Array, "h w I"], gradient: Float[Array, "h w O"]) -> Float[Array, "3 3 I O"]:
     """Sum over positions p of x[p + (i, j) - 1] gradient[p], for each of the nine steps (i, j).
 
     Both maps are laid out as one line of rows of w + 2 positions, so that a step (i, j) is an offset i (w + 2) + j.
