@@ -36,6 +36,8 @@ def test_operations_of_products_convolutions_and_loops():
     assert _flops(both, (2, 6, 8, 5), (3, 3, 5, 4)) == pytest.approx(3 * forward, rel=0.4)
     scan = lambda x: jax.lax.scan(lambda total, _: (total @ x, None), x, length=6)[0]  # noqa: E731
     assert _flops(scan, (3, 3)) == 6 * 2 * 27
+    larger = lambda x: jax.lax.platform_dependent(x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x)  # noqa: E731
+    assert _flops(larger, (3, 3)) == 2 * 27
 
 
 def test_a_program_knows_its_costs_and_the_cache_is_as_before():
