@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # COCO 2017 panoptic as a plain folder of pictures and PNGs.
 # Usage: launch/coco_folder.sh DIR     needs 42 GB while it unpacks, 21 GB afterwards; continues after a stop
-# Then:  python -m pfcn_jax.main --config configs/panoptic_fcn_r50.py --config.data.root=DIR
+# Then:  python -m pfcn_jax.main --config configs/panoptic_fcn_r50.py --config.data.root=DIR --init-from BACKBONE
 set -euo pipefail
 dir="${1:?usage: launch/coco_folder.sh DIR}"
 mkdir -p "$dir"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # COCO 2017 panoptic -> ArrayRecord (TFDS layout), read from the zip files in place: nothing is unpacked.
 # Usage: launch/coco_tfds.sh DIR     needs 20 GB for the zips and 20 GB for the records; continues after a stop
-# Then:  python -m pfcn_jax.main --config configs/panoptic_fcn_r50.py --config.data.source=tfds --config.data.root=DIR/tfds
+# Then:  python -m pfcn_jax.main --config configs/panoptic_fcn_r50.py --config.data.source=tfds --config.data.root=DIR/tfds \
+#          --init-from BACKBONE
 set -euo pipefail
 dir="${1:?usage: launch/coco_tfds.sh DIR}"
 mkdir -p "$dir/zips"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train on a TPU VM: makes it, installs the committed state of this checkout on it, trains. The same command again continues.
 # Usage: launch/tpu_vm.sh NAME ZONE TYPE SHARE CONFIG RUN [--config.key=value ...]     needs gcloud with a project
-#   as   launch/tpu_vm.sh pfcn us-east5-b v6e-8 10.0.0.2:/share configs/panoptic_fcn_r50.py r50 --config.data.root=share/coco
+#   as   launch/tpu_vm.sh pfcn us-east5-b v6e-8 10.0.0.2:/share configs/panoptic_fcn_r50.py r50 --config.data.root=share/coco \
+#          --init-from=share/r50_imagenet
 # SHARE is a file server (NFS, as Filestore), there as the folder share/: data and runs outlive the machine; RUN is a folder
 # on it. RUNTIME in the environment is the software version that goes with TYPE. The training outlives the connection.
 set -euo pipefail

@@ -225,7 +225,8 @@ def test_the_containers_of_the_manifest_are_one_run(manifest, environment, tmp_p
         port = free.getsockname()[1]
     (container,) = manifest["Job"]["spec"]["template"]["spec"]["containers"]
     local = {"--coordinator": f"127.0.0.1:{port}", "--workdir": str(tmp_path / "run"), "--config": CONFIG}
-    args = [f"{key}={local.get(key, value)}" for key, _, value in (word.partition("=") for word in container["args"])]
+    words = [word for word in container["args"] if not word.startswith("--init-from=")]  # the tiny network has no backbone
+    args = [f"{key}={local.get(key, value)}" for key, _, value in (word.partition("=") for word in words)]
     entry = re.search(r"^ENTRYPOINT \[(.*)\]$", (ROOT / "launch" / "Dockerfile").read_text(), re.MULTILINE)
     assert entry
     command = [word.strip(' "') for word in entry[1].split(",")]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.coco import read_index
 from pfcn_jax.data.sources import DataError
 from pfcn_jax.engine.class_counts import ClassCounts
 from pfcn_jax.engine.loading import load_with_config
@@ -49,13 +50,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-stored", action="store_true", help="ignore EXIF orientation, as the labels of COCO and others do"
     )
+    parser.add_argument(
+        "--ids-of",
+        metavar="JSON",
+        help="give the pictures the ids of this panoptic JSON (found by file name), so that `evaluate` can score them",
+    )
 
 
 class Outputs:
     """Writes results as they come, and at the end what all of them have in common."""
 
-    def __init__(self, folder: pathlib.Path, classes: ClassTable, *, overlay: bool, maps: bool):
-        self._folder, self._classes = folder, classes
+    def __init__(
+        self, folder: pathlib.Path, classes: ClassTable, *, overlay: bool, maps: bool, ids: Mapping[str, int | str]
+    ):
+        """`ids`: what a picture is called in panoptic.json, by its `image_id`; others keep that."""
+        self._folder, self._classes, self._ids = folder, classes, ids
         self._overlay, self._maps = overlay, maps
         self._images: dict[str, dict[str, Any]] = {}
         self._annotations: dict[str, dict[str, Any]] = {}
@@ -64,9 +73,10 @@ class Outputs:
 
     def add_picture(self, entry: Input, result: Result) -> None:
         height, width = result.size
-        image = {"id": entry.image_id, "file_name": str(entry.path), "height": height, "width": width}
+        image_id = self._ids.get(entry.image_id, entry.image_id)
+        image = {"id": image_id, "file_name": str(entry.path), "height": height, "width": width}
         self._images[entry.image_id] = image
-        self._annotations[entry.image_id] = result.to_coco(entry.image_id, f"{entry.name}.png")
+        self._annotations[entry.image_id] = result.to_coco(image_id, f"{entry.name}.png")
         if self._maps:
             path = self._folder / "panoptic" / f"{entry.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,12 +118,14 @@ class Outputs:
 
 def main(args: argparse.Namespace) -> int:
     inputs = _checked_inputs(args)
+    ids = ids_of(args.ids_of, inputs) if args.ids_of else {}
     loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
     devices = jax.device_count()
     batch_size = args.batch_size or (1 if jax.default_backend() == "cpu" else _ACCELERATOR_BATCH * devices)
     mesh = data_mesh() if devices > 1 and batch_size > 1 else None
     predictor = Predictor(loaded, loaded.config, batch_size=batch_size, mesh=mesh)
-    outputs = Outputs(pathlib.Path(args.output), loaded.classes, overlay=not args.no_overlay, maps=not args.no_maps)
+    folder = pathlib.Path(args.output)
+    outputs = Outputs(folder, loaded.classes, overlay=not args.no_overlay, maps=not args.no_maps, ids=ids)
     broken: list[str] = []
     pictures = [entry for entry in inputs if not entry.is_video]
     _segment_pictures(pictures, predictor, outputs, broken, upright=not args.as_stored)
@@ -142,6 +154,21 @@ def _checked_inputs(args: argparse.Namespace) -> list[Input]:
     if not args.pictures and args.camera is None:
         raise UserError("nothing to segment: name files, folders or globs, or a --camera")
     return find_inputs(args.pictures, exclude=pathlib.Path(args.output)) if args.pictures else []
+
+
+def ids_of(labels: str, inputs: Sequence[Input]) -> dict[str, int | str]:
+    """The ids that a panoptic JSON gives to pictures, by their `image_id`.
+
+    Raises:
+      UserError: no such JSON, or a picture that it does not list.
+    """
+    index = read_index(labels)
+    known = {pathlib.PurePath(name).name: image_id for name, image_id in zip(index.file_names, index.image_ids)}
+    pictures = [entry for entry in inputs if not entry.is_video]
+    strangers = [entry.path for entry in pictures if entry.path.name not in known]
+    if strangers:
+        raise UserError(f"{strangers[0]}: not in {labels} ({len(strangers)} of {len(pictures)} pictures are not)")
+    return {entry.image_id: known[entry.path.name] for entry in pictures}
 
 
 def _segment_pictures(

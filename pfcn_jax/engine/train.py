@@ -20,7 +20,7 @@ from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.engine import distributed
 from pfcn_jax.engine.checkpoint import CheckpointError, load_meta, load_run, score_of
-from pfcn_jax.engine.config import Config, TrainConfig, from_command_line, from_dict, to_json
+from pfcn_jax.engine.config import Config, ConfigError, TrainConfig, from_command_line, from_dict, to_json
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation, open_training, train_pipeline
 from pfcn_jax.engine.loading import start_from
@@ -254,11 +254,22 @@ class Trainer:
         return TrainState.from_items(model, training), meta.get("counts", {})
 
     def _fresh_state(self) -> TrainState:
-        """Random parameters, or those that the config asks to start from."""
-        state = create_state(self.config, self.model, self.mesh)
-        train = self.config.train
+        """Random parameters, or those that the config asks to start from.
+
+        Raises:
+          ConfigError: parts of the network would keep their random values, because they never learn.
+        """
+        train, model = self.config.train, self.config.model
         if not train.init_from:
-            return state
+            if model.freeze_at or model.backbone_norm == "frozen_bn":
+                raise ConfigError(
+                    f"config.train.init_from is empty, but with model.freeze_at={model.freeze_at} and "
+                    f"model.backbone_norm={model.backbone_norm!r} parts of the backbone never learn: start from "
+                    "pretrained weights (--init-from; docs/training.md says where they are), or learn everything with "
+                    "--config.model.freeze_at=0 --config.model.backbone_norm=group_norm"
+                )
+            return create_state(self.config, self.model, self.mesh)
+        state = create_state(self.config, self.model, self.mesh)
         variables = jax.device_get(state.variables)
         merged, notes = start_from(pathlib.Path(train.init_from), variables, self.config, fresh_heads=train.fresh_heads)
         if jax.process_index() == 0:

@@ -20,6 +20,7 @@ from pfcn_jax.engine.pictures import find_inputs, output_names
 from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.engine.state import data_mesh
 from pfcn_jax.errors import UserError
+from tests.data.fixtures import write_tiny_coco
 from tests.engine.tiny import write_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -176,6 +177,26 @@ def test_a_video_that_ends_early_is_reported_and_its_frames_are_kept(checkpoint,
     assert predict(checkpoint, tmp_path / "out", tmp_path / "film.mp4", "--no-overlay") == 1
     assert "film.mp4: " in (err := capsys.readouterr().err) and "frames could be read" in err
     assert (tmp_path / "out/frames/film.jsonl").read_text()
+
+
+def test_predictions_are_scored_against_labels_as_the_checkpoint_is(checkpoint, tmp_path, capsys):
+    root = write_tiny_coco(tmp_path / "data", splits={"val": 2}, picture_format="png")
+    labels, out = root / "annotations" / "panoptic_val.json", tmp_path / "out"
+    assert predict(checkpoint, out, "--as-stored", "--ids-of", labels, root / "val") == 0
+    pair = ["--gt-json", labels, "--gt-dir", labels.with_suffix("")]
+    pair += ["--pred-json", out / "panoptic.json", "--pred-dir", out / "panoptic"]
+    files, direct = tmp_path / "files.json", tmp_path / "direct.json"
+    assert front_door.main(["evaluate", *map(str, pair), "--output", str(files)]) == 0
+    flags = ["--config.data.source=coco", f"--config.data.root={root}", "--config.data.eval_split=val"]
+    assert front_door.main(["evaluate", "--checkpoint", str(checkpoint), *flags, "--output", str(direct)]) == 0
+    ours, theirs = json.loads(files.read_text()), json.loads(direct.read_text())
+    for part in ("All", "Things", "Stuff"):
+        assert ours[part]["PQ"] == pytest.approx(theirs[part]["PQ"], abs=1e-9)
+
+    stranger = tmp_path / "stranger.png"
+    Image.fromarray(scene(0)).save(stranger)
+    assert predict(checkpoint, tmp_path / "other", "--ids-of", labels, root / "val", stranger) == 2
+    assert "stranger.png: not in" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

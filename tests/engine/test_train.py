@@ -101,6 +101,13 @@ def test_a_state_of_another_kind_is_not_continued(workdir, capsys, override, bef
     assert f"config.{key} is" in message and f"had {before}" in message and "--init-from" in message
 
 
+@pytest.mark.parametrize("override", ["model.freeze_at=2", "model.backbone_norm=frozen_bn"])
+def test_random_weights_that_would_never_learn_are_refused(override, tmp_path, capsys):
+    assert _run("train", *RUN, f"--config.{override}", "--workdir", str(tmp_path / "run")) == 2
+    message = capsys.readouterr().err
+    assert "config.train.init_from is empty" in message and "--init-from" in message and "freeze_at=0" in message
+
+
 def test_a_finished_run_only_evaluates_again(workdir, capsys):
     before = (workdir / "metrics.jsonl").read_text()
     assert _run("train", *RUN, "--workdir", str(workdir)) == 0
