@@ -225,7 +225,7 @@ def test_the_containers_of_the_manifest_are_one_run(manifest, environment, tmp_p
         port = free.getsockname()[1]
     (container,) = manifest["Job"]["spec"]["template"]["spec"]["containers"]
     local = {"--coordinator": f"127.0.0.1:{port}", "--workdir": str(tmp_path / "run"), "--config": CONFIG}
-    words = [word for word in container["args"] if not word.startswith("--init-from=")]  # the tiny network has no backbone
+    words = [word for word in container["args"] if not word.startswith("--init-from=")]  # the network is too small
     args = [f"{key}={local.get(key, value)}" for key, _, value in (word.partition("=") for word in words)]
     entry = re.search(r"^ENTRYPOINT \[(.*)\]$", (ROOT / "launch" / "Dockerfile").read_text(), re.MULTILINE)
     assert entry

@@ -63,7 +63,11 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
 
 
 def _decode_color(data: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    """None: OpenCV cannot."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
 
 
 class JpegHeader(NamedTuple):
@@ -76,8 +80,9 @@ class JpegHeader(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Colour or grey of 8 bits, not CMYK."""
-        return self.bits == 8 and self.channels in (1, 3)
+        """Colour or grey of 8 bits, not CMYK, and of a size that Pillow, too, would open."""
+        largest = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return self.bits == 8 and self.channels in (1, 3) and self.height * self.width <= largest
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:

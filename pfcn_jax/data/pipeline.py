@@ -30,7 +30,9 @@ from pfcn_jax.data.transforms import Canvas, Sample, copy_padded, limit_segments
 from pfcn_jax.types import Batch, SegmentTable
 
 Arrays = dict[str, np.ndarray]
-_SHARED_BYTES = 1 << 16
+# Larger arrays travel from a worker in shared memory. The message itself must fit into a pipe (64 KiB): a worker that
+# dies in the middle of one would leave its reader waiting for ever.
+_SHARED_BYTES = 1 << 10
 _OWN_THREADS = 2  # that load in the training process itself
 
 
@@ -175,7 +177,8 @@ def _settle_in_worker() -> None:
     parent = multiprocessing.parent_process()
     if parent is None or threading.current_thread() is not threading.main_thread():
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: who trains ends the workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group: who trains ends the workers
+        signal.signal(number, signal.SIG_IGN)
     # A training process that is killed cannot end its workers, and Grain's would wait for it for ever.
     threading.Thread(target=_end_with, args=(parent,), name="parent-watch", daemon=True).start()
 
@@ -267,7 +270,6 @@ class Pipeline:
         if self.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain hands the flags to its workers; a library call has parsed none
-            # The canvases travel in shared memory; the small arrays are cheaper in the message itself.
             sharing = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
             iterable = grain.experimental.WithOptionsIterDataset(iterable, sharing)
             options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1)

@@ -300,8 +300,11 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Example:
         info = self.info(index)
-        record = self._records[int(self._record[index])]
         where = f"{self.root} ({self.split}): {info.file_name} (image {info.image_id})"
+        try:
+            record = self._records[int(self._record[index])]
+        except Exception as error:  # the reader and the parser of examples have errors of many kinds
+            raise DataError(f"{where}: its record cannot be read ({error})", kind="picture-unreadable") from error
         objects = record["panoptic_objects"]
         segments = (
             np.array(objects["id"], np.int32).reshape(-1),

@@ -60,11 +60,15 @@ def join(args: argparse.Namespace) -> None:
     )
 
 
-def raise_together(problem: str) -> None:
+_AGAIN = "\x01"  # the first character of a problem that may pass
+
+
+def raise_together(problem: str, *, again: bool = False) -> None:
     """Raises UserError on every process if any of them has a problem ("": none), so that none waits for the others.
 
-    Every process must call it at the same place.
+    Every process must call it at the same place. `again`: it is a `TryAgain`.
     """
+    problem = _AGAIN + problem if problem and again else problem
     if jax.process_count() > 1:
         message = np.zeros(_MESSAGE_BYTES, np.uint8)
         data = problem.encode()[:_MESSAGE_BYTES]
@@ -72,7 +76,7 @@ def raise_together(problem: str) -> None:
         rows = multihost_utils.process_allgather(message).reshape(-1, _MESSAGE_BYTES)
         problem = next((text for row in rows if (text := row.tobytes().rstrip(b"\0").decode(errors="ignore"))), "")
     if problem:
-        raise UserError(problem)
+        raise (TryAgain if problem.startswith(_AGAIN) else UserError)(problem.removeprefix(_AGAIN))
 
 
 def number_of_process_0(value: int) -> int:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.sources import Example, Source
 from pfcn_jax.engine import distributed
-from pfcn_jax.engine.config import Config
+from pfcn_jax.engine.config import Config, InferenceConfig, TTAConfig
 from pfcn_jax.engine.html_report import ReportCollector
 from pfcn_jax.engine.inputs import eval_pipeline, open_evaluation, output_shape
 from pfcn_jax.engine.loading import load_with_config
@@ -128,6 +128,23 @@ class Scores:
         return total
 
 
+@functools.lru_cache(maxsize=4)
+def _compiled_step(
+    model: PanopticFCN, inference: InferenceConfig, tta: TTAConfig, mesh: Mesh, detailed: bool
+) -> Callable[..., Prediction]:
+    """The prediction program; the same object for each evaluation of a run, so that it is compiled once."""
+    step = functools.partial(
+        predict_step,
+        model=model,
+        config=inference,
+        tta=tta,
+        mesh=mesh,
+        with_thing_masks=detailed,
+        with_semantic_map=detailed,
+    )
+    return jax.jit(step, static_argnames="output_shape")
+
+
 def evaluate_model(
     variables: PyTree,
     model: PanopticFCN,
@@ -148,18 +165,7 @@ def evaluate_model(
     begin = time.monotonic()
     variables = put_replicated(variables, mesh)  # a loaded checkpoint lies on one device
     pipeline = eval_pipeline(config, source)
-    step = jax.jit(
-        functools.partial(
-            predict_step,
-            model=model,
-            config=config.inference,
-            tta=config.tta,
-            mesh=mesh,
-            with_thing_masks=detailed,
-            with_semantic_map=detailed,
-        ),
-        static_argnames="output_shape",
-    )
+    step = _compiled_step(model, config.inference, config.tta, mesh, detailed)
     sizes = source.sizes()
     shape_of = {
         canvas: output_shape(sizes[pipeline.plan.canvas_of == index])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+_PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.002  # how often a waiting consumer looks whether the device has become idle
 
 
@@ -62,10 +63,14 @@ class DevicePrefetch(Iterator[Any]):
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the thread; results that were not consumed are dropped. The iterator is then free for others."""
+        """Ends the thread; results that were not consumed are dropped. The iterator is then free for others.
+
+        A thread that waits for its iterator longer than `_PATIENCE_SECONDS` is left behind (it ends with the process).
+        """
         self._finished = True
         self._closing.set()
-        while self._thread.is_alive():
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while self._thread.is_alive() and time.monotonic() < end:
             try:  # room for the one in the thread's hands
                 self._ready.get(timeout=0.05)
             except queue.Empty:

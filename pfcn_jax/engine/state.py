@@ -96,8 +96,13 @@ def build_optimizer(config: Config, model: PanopticFCN) -> optax.GradientTransfo
 
 
 def data_mesh() -> Mesh:
-    """All devices of all processes in one axis, "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    """All devices of all processes in one axis, "data", process by process.
+
+    So row r of a batch is on process r // (rows of a process), as the plan of the batches says. (`jax.make_mesh` would
+    follow the torus of a TPU slice, where neighbours belong to different machines.)
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

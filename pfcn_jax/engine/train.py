@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import sys
 from typing import Any, NoReturn
 
 import jax
@@ -43,8 +44,8 @@ from pfcn_jax.engine.steps import Scalars, train_step
 from pfcn_jax.engine.stopping import Stopped, StopRequest
 from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay, StepTimer
 from pfcn_jax.engine.watch import NonFiniteError, Watch, make_report
-from pfcn_jax.engine.workdir import RunLock, check_room
-from pfcn_jax.errors import UserError
+from pfcn_jax.engine.workdir import RunLock, check_room, keep_compiled
+from pfcn_jax.errors import TryAgain, UserError
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import Batch
@@ -86,8 +87,11 @@ class Trainer:
             donate_argnums=0,
         )
 
-    def run(self) -> EvaluationResult:
+    def run(self, stop: StopRequest | None = None) -> EvaluationResult:
         """Trains to the last step and returns the final evaluation.
+
+        Args:
+          stop: a request that listens already; None: signals are heard from here on.
 
         Raises:
           Stopped: SIGTERM or SIGINT came; a checkpoint of the last step is written.
@@ -95,7 +99,7 @@ class Trainer:
         """
         start = int(self.state.step)
         with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(StopRequest())
+            stop = stop or stack.enter_context(StopRequest())
             stack.callback(self.close)
             if jax.process_index() == 0:
                 _write_config(self.workdir, self.config)
@@ -284,8 +288,16 @@ class Trainer:
         missing = score_of(self.checkpoints.directory / str(step)) is None
         return bool(distributed.number_of_process_0(int(missing)))
 
-    def _evaluate_at(self, step: int, writer: MetricsWriter | None, stop: StopRequest) -> EvaluationResult:
-        return self.evaluate(step, writer, everything=step >= self.config.train.steps, stop=stop)
+    def _evaluate_at(self, step: int, writer: MetricsWriter | None, stop: StopRequest) -> EvaluationResult | None:
+        """The evaluation that is due. None: a validation picture is broken; before the last step that stops no run."""
+        last = step >= self.config.train.steps
+        try:
+            return self.evaluate(step, writer, everything=last, stop=stop)
+        except DataError as error:
+            if last or jax.process_count() > 1:  # the other processes are in the middle of theirs
+                raise
+            print(f"step {step} is not evaluated, the training goes on: {error}", file=sys.stderr, flush=True)
+            return None
 
     def _stop_flags(self, stop: StopRequest) -> jax.Array:
         """Whether this process was asked to stop, for each of its devices; the step tells it to the others."""
@@ -351,13 +363,13 @@ def watched_step(
 
 def _take(workdir: pathlib.Path) -> RunLock | None:
     """Process 0 takes the working directory for all; if it cannot, every process says so."""
-    lock, problem = None, ""
+    lock, problem, again = None, "", False
     if jax.process_index() == 0:
         try:
             lock = RunLock(workdir)
         except UserError as error:
-            problem = str(error)
-    distributed.raise_together(problem)
+            problem, again = str(error), isinstance(error, TryAgain)
+    distributed.raise_together(problem, again=again)
     return lock
 
 
@@ -397,7 +409,10 @@ def main(args: argparse.Namespace) -> int:
     if args.init_from:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=args.init_from))
     workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
-    pq = Trainer(config, workdir).run().pq
+    with StopRequest() as stop:  # also while the data are opened and a checkpoint is read
+        if jax.default_backend() != "cpu":  # another machine's program for a CPU may hold instructions that it lacks
+            keep_compiled(workdir)
+        pq = Trainer(config, workdir).run(stop).pq
     if jax.process_index() == 0:
         print(f"PQ {pq.all.PQ:.2f}  PQ_th {pq.things.PQ:.2f}  PQ_st {pq.stuff.PQ:.2f}  ({workdir}/evaluation.json)")
     return 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from pfcn_jax.errors import UserError
+from pfcn_jax.errors import TryAgain, UserError
 
 PyTree = Any
 LOCK = "lock"
@@ -31,6 +31,7 @@ class RunLock:
 
         Raises:
           UserError: the directory cannot be made or written, or another process has it (it is named).
+          TryAgain: a process of another machine has it; if that is gone, the file server will notice.
         """
         self._file: int | None = None
         try:
@@ -44,9 +45,12 @@ class RunLock:
         except OSError as error:
             owner = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
             self.release()
-            raise UserError(f"{workdir}: in use by {owner}; a run has one process (or one job) at a time") from error
+            kind = UserError if _boot() in owner else TryAgain
+            raise kind(f"{workdir}: in use by {owner}; a run has one process (or one job) at a time") from error
         os.ftruncate(self._file, 0)
-        text = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        text = (
+            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}, {_boot()}\n"
+        )
         os.write(self._file, text.encode())
 
     def release(self) -> None:
@@ -54,6 +58,20 @@ class RunLock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def keep_compiled(workdir: pathlib.Path) -> None:
+    """Compiled programs stay in the working directory, for the next start, unless JAX has been told another place."""
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+
+
+def _boot() -> str:
+    """This machine since it was started; names of machines come again (in a cluster of containers they always do)."""
+    try:
+        return f"boot {pathlib.Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}"
+    except OSError:
+        return f"host {socket.gethostname()}"
 
 
 def check_room(directory: pathlib.Path, state: PyTree, *, kept: int, there: int) -> None:

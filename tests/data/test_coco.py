@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import pathlib
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfcn_jax.data import coco
 from pfcn_jax.data.coco import CocoFolder, read_index
 from pfcn_jax.data.decode import decode_ids, decode_picture, jpeg_header
 from pfcn_jax.data.sources import DataError, FirstExamples, open_source
@@ -230,6 +232,38 @@ def test_every_kind_of_picture_becomes_rgb_as_pillow_says():
         ours = decode_picture(data, "x")
         assert ours.dtype == np.uint8 and ours.shape == (96, 128, 3)
         np.testing.assert_array_equal(ours, np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_a_jpeg_that_claims_to_be_huge_is_refused():
+    data = encoded(Image.fromarray(tiny_examples(1)[0].image), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    for size in (b"\x9c\x40\x9c\x40", b"\xff\xff\xff\xff"):
+        with pytest.raises(DataError, match=r"x: broken picture .*pixels"):
+            decode_picture(data[: frame + 5] + size + data[frame + 9 :], "x")
+
+
+def test_a_file_server_that_does_not_answer_is_asked_again(monkeypatch):
+    monkeypatch.setattr(coco, "_READ_AGAIN_AFTER", (0.0, 0.0, 0.0))
+    asked = []
+
+    def read(error, failures):
+        def once():
+            asked.append(error)
+            if len(asked) <= failures:
+                raise error
+            return b"content"
+
+        return once
+
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    assert coco.read_patiently(read(stale, 3)) == b"content" and len(asked) == 4
+    asked.clear()
+    with pytest.raises(OSError, match="Stale"):
+        coco.read_patiently(read(stale, 4))
+    asked.clear()
+    with pytest.raises(FileNotFoundError):
+        coco.read_patiently(read(FileNotFoundError("x"), 1))
+    assert len(asked) == 1
 
 
 def test_jpeg_header_is_what_pillow_reads():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -246,6 +249,26 @@ def _lives(pid: int) -> bool:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_is_killed_is_an_error_and_one_that_is_asked_to_stop_is_not(root, signal_number):
+    pipeline = training(root, batch_size=16, max_segments=255, workers=2, buffered_batches=1)
+    before = {process.pid for process in multiprocessing.active_children()}
+    with iter(pipeline) as batches:
+        next(batches)
+        time.sleep(3.0)  # every worker now waits for a place for its batch
+        workers = [process for process in multiprocessing.active_children() if process.pid not in before]
+        assert len(workers) == 2
+        os.kill(workers[0].pid, signal_number)
+        if signal_number == signal.SIGTERM:
+            for _ in range(12):
+                next(batches)
+            return
+        with pytest.raises(RuntimeError):
+            for _ in range(12):
+                next(batches)
 
 
 def test_unusable_settings_are_refused(root):

@@ -181,6 +181,18 @@ def test_records_of_other_data_are_not_taken_for_these(root, tmp_path):
         (root / "annotations/panoptic_train.json").write_text(content)
 
 
+def test_a_damaged_record_is_named(prepared, monkeypatch):
+    source = tfds_source.TfdsSource(prepared, "train")
+
+    class Damaged:
+        def __getitem__(self, index):
+            raise RuntimeError("DATA_LOSS: corrupted chunk")
+
+    monkeypatch.setattr(source, "_records", Damaged())
+    with pytest.raises(DataError, match=r"its record cannot be read \(DATA_LOSS"):
+        source[0]
+
+
 def test_broken_examples_are_not_written(root, tmp_path):
     class Broken(CocoFolder):
         def read(self, name: str) -> bytes:

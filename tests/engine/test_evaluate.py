@@ -11,7 +11,7 @@ import pytest
 
 from pfcn_jax.data.sources import DataError, FirstExamples
 from pfcn_jax.engine.config import Config, from_command_line
-from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
+from pfcn_jax.engine.evaluate import EvaluationResult, _compiled_step, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation
 from pfcn_jax.engine.state import build_model, create_state, data_mesh
 from tests.engine.tiny import TINY
@@ -68,6 +68,15 @@ def test_batches_change_nothing_and_filler_does_not_count():
     assert first.pq.counts.tp.sum() + first.pq.counts.fn.sum() == sum(len(source[i].class_id) for i in range(5))
     assert first.ap.to_dict() == pytest.approx(second.ap.to_dict(), nan_ok=True)
     np.testing.assert_array_equal(first.semantic.IoU, second.semantic.IoU)
+
+
+def test_the_next_evaluation_takes_the_compiled_program_of_the_one_before():
+    config = from_command_line(TINY)
+    source = open_evaluation(config.data, 2)
+    _compiled_step.cache_clear()
+    for detailed in (False, True, False, True):
+        evaluate(config, source, detailed=detailed)
+    assert _compiled_step.cache_info()[:2] == (2, 2)  # hits and misses
 
 
 def test_a_picture_that_cannot_be_read_stops_the_evaluation():

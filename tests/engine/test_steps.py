@@ -129,3 +129,10 @@ def test_extent_rounds_up_or_takes_the_canvas():
     size = jnp.asarray([[33, 64], [1, 95]], jnp.int32)
     assert picture_extent(size, (96, 96), "picture").tolist() == [[64, 64], [32, 96]]
     assert picture_extent(size, (96, 128), "canvas").tolist() == [[96, 128], [96, 128]]
+
+
+def test_the_mesh_holds_the_devices_process_by_process(monkeypatch):
+    devices = jax.devices()
+    assert len(devices) > 1
+    monkeypatch.setattr(jax, "devices", lambda: devices[::-1])
+    assert state_lib.data_mesh().devices.tolist() == devices

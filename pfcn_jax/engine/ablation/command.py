@@ -22,6 +22,7 @@ from pfcn_jax.engine.ablation import report
 from pfcn_jax.engine.ablation.runs import Runs, evaluation_key, training_key
 from pfcn_jax.engine.ablation.tables import TABLES, Row, Table, apply
 from pfcn_jax.engine.config import Config, from_command_line
+from pfcn_jax.engine.workdir import keep_compiled
 from pfcn_jax.errors import UserError
 
 
@@ -50,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
         print(plan(tables, runs, seeds, rows=args.list), flush=True)
     if args.list:
         return 0
-    _keep_compiled(workdir)
+    keep_compiled(workdir)  # over seeds and stops
     failed = run_tables(tables, runs, seeds)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
@@ -130,12 +131,6 @@ def _collect(document: pathlib.Path, workdir: pathlib.Path) -> int:
     for path in report.collect(document, [json.loads(file.read_text()) for file in files]):
         print(path)
     return 0
-
-
-def _keep_compiled(workdir: pathlib.Path) -> None:
-    """Programs are kept over seeds and stops, unless the user's own settings say where."""
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
 
 
 def _say(text: str) -> None:

@@ -14,7 +14,8 @@ def traced_flops(closed: core.ClosedJaxpr) -> float:
     """Operations of all matrix products and convolutions, 2 per multiplication and addition.
 
     A scan counts as often as it runs. A loop whose length follows from the data counts once, of a conditional the
-    dearest branch, of a choice by platform the general one (the others only fill up the same work). (The compiler's own analysis counts the body of every loop once, and elementwise work as well.)
+    dearest branch, of a choice by platform the general one (the others only fill up the same work). (The compiler's
+    own analysis counts the body of every loop once, and elementwise work as well.)
     """
     return _flops(closed.jaxpr)
 
