@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on a Slurm cluster: one process for each GPU, which find each other through Slurm. Set the numbers to the cluster's.
 # Usage: sbatch launch/slurm.sh CONFIG WORKDIR [--config.key=value ...]     WORKDIR on a file system that all nodes share
-# 5 minutes before its time is up the job gets SIGTERM, saves and ends; the same command again continues.
+# 5 minutes before its time is up the job gets SIGTERM, saves, ends and queues itself again; it continues then.
 #SBATCH --job-name=pfcn
 #SBATCH --nodes=2
 #SBATCH --gpus-per-node=8
@@ -14,4 +14,7 @@ set -euo pipefail
 usage="usage: sbatch launch/slurm.sh CONFIG WORKDIR [--config.key=value ...]"
 config="${1:?$usage}" workdir="${2:?$usage}"
 cd "${SLURM_SUBMIT_DIR:-.}"
-srun python -m pfcn_jax.main --distributed --config "$config" --workdir "$workdir" "${@:3}"
+status=0
+srun python -m pfcn_jax.main --distributed --config "$config" --workdir "$workdir" "${@:3}" || status=$?
+if [ "$status" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi # stopped, not complete
+exit "$status"

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pfcn_jax import main as front_door
+from pfcn_jax.engine.stopping import STOPPED
 from tests.engine.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -117,6 +118,18 @@ def test_slurm_asks_for_as_many_tasks_as_gpus():
     assert text.index("#SBATCH") < text.index("set -e")  # sbatch reads up to the first command
 
 
+@pytest.mark.parametrize(("status", "queued"), [(0, ""), (1, ""), (2, ""), (75, "requeue 17\n")])
+def test_a_job_of_slurm_that_was_stopped_queues_itself_again(environment, tmp_path, status, queued):
+    calls = tmp_path / "calls"
+    calls.touch()
+    for name, text in (("srun", f"exit {status}"), ("scontrol", f'echo "$@" >> {calls}')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    command = ["launch/slurm.sh", CONFIG, str(tmp_path / "run")]
+    ran = subprocess.run(command, cwd=ROOT, env=environment | {"SLURM_JOB_ID": "17"}, check=False)
+    assert ran.returncode == status and calls.read_text() == queued
+
+
 @pytest.mark.slow
 def test_a_box(environment, tmp_path):
     _run(environment, "launch/box.sh", CONFIG, str(tmp_path / "run"), *FLAGS)
@@ -165,7 +178,7 @@ POD = {
     ],
     "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}, "emptyDir": {"medium": str}}],
 }
-RULE = {"action": str, "onExitCodes": {"operator": str, "values": [int]}}
+RULE = {"action": str, "onExitCodes": {"operator": str, "values": [int]}, "onPodConditions": [{"type": str}]}
 SPECS = {
     "Service": {"clusterIP": str, "publishNotReadyAddresses": bool, "selector": {"job-name": str}},
     "Job": {
@@ -213,6 +226,9 @@ def test_the_manifest_fits_the_schema_and_itself(manifest):
     assert service["spec"]["selector"]["job-name"] == manifest["Job"]["metadata"]["name"]
     assert pod["subdomain"] == service["metadata"]["name"] and job["completionMode"] == "Indexed"
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    actions = {code: rule["action"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+               for code in rule["onExitCodes"]["values"]}  # fmt: skip
+    assert actions == {2: "FailJob", STOPPED: "Ignore"}
     args = front_door.parse([word.replace("$(PROCESS_ID)", "0") for word in container["args"]])
     assert args.num_processes == job["completions"] == job["parallelism"]
     assert args.coordinator.split(".")[0] == f"{manifest['Job']['metadata']['name']}-0"
