@@ -304,7 +304,7 @@ def main(args: argparse.Namespace) -> int:
             pathlib.Path(args.report),
             evaluation.pq,
             title=f"{config.name}: panoptic quality",
-            subtitle=f"{loaded.path} on {config.data.source}, {len(source)} pictures",
+            subtitle=f"{'/'.join(loaded.path.parts[-3:])} on {config.data.source}, {len(source)} pictures",
             others=_detail_figures(evaluation),
         )
         print(f"report: {page}")

@@ -14,7 +14,7 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,13 +23,12 @@ from flax import traverse_util
 import pfcn_jax
 from pfcn_jax.engine.config import Config, to_json
 from pfcn_jax.engine.loading import WHOLE_MODEL, LoadedModel, load_with_config
-from pfcn_jax.engine.steps import generate, generate_views, picture_extent, predict_step
+from pfcn_jax.engine.steps import generate, generate_views, picture_extent, predict_step, segment
 from pfcn_jax.errors import UserError
 from pfcn_jax.export.container import WEIGHTS, write_container
 from pfcn_jax.export.onnx import convert
 from pfcn_jax.export.program import PLATFORMS, Function, Shape, Size, lower
 from pfcn_jax.interop.writer import write_safetensors
-from pfcn_jax.panoptic.predict import predict_image
 from pfcn_jax.types import SIZE_DIVISOR
 
 ENDINGS = {".pfcn": "program", ".safetensors": "safetensors", ".onnx": "onnx", "": "orbax"}
@@ -251,17 +250,9 @@ def prediction_of_one(loaded: LoadedModel, output: Size) -> Function:
         dense = generate(variables, image, size, extent, model)
         batch = (dense, size, extent, original_size, generate_views(variables, image, size, model, config.tta, None))
         dense, size, extent, original_size, others = jax.tree.map(lambda leaf: leaf[0], batch)
-        found = predict_image(
-            dense,
-            lambda kernels: cast(Any, model.apply(variables, kernels, method="embed_things")),
-            lambda kernels: cast(Any, model.apply(variables, kernels, method="embed_stuff")),
-            size,
-            extent,
-            original_size,
-            output_shape=output,
-            others=others,
-            thing_regions=model.thing_regions,
-            **dataclasses.asdict(config.inference),
+        settings = dataclasses.asdict(config.inference)
+        found = segment(
+            variables, dense, size, extent, original_size, others, model=model, output_shape=output, **settings
         )
         return {name: getattr(found.panoptic, name)[None] for name in FIELDS}
 

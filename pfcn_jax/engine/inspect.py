@@ -13,7 +13,7 @@ import numpy as np
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.engine.config import config_hash, from_command_line, to_json
 from pfcn_jax.engine.inputs import open_training, train_pipeline
-from pfcn_jax.engine.loading import load_checkpoint
+from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.types import Batch
 
@@ -28,9 +28,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     if args.checkpoint:
-        loaded = load_checkpoint(pathlib.Path(args.checkpoint))
-        config = from_command_line(args.config_argv, loaded.config)
-        classes, source = loaded.classes, None
+        loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
+        config, classes, source = loaded.config, loaded.classes, None
     else:
         config = from_command_line(args.config_argv)
         source = open_training(config.data)

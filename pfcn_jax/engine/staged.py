@@ -1,7 +1,7 @@
 """Prediction in two halves: the network once for a picture, and what follows again and again.
 
 What follows (pick, fuse, rescore, merge) takes its thresholds as data: one compiled program serves all of them, so that
-a slider can be dragged. It is the same `predict_image` that `predict` and `evaluate` run.
+a slider can be dragged. It is the same `segment` that `predict` and `evaluate` run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pfcn_jax.engine.config import ConfigError, InferenceConfig
 from pfcn_jax.engine.evaluate import crop_prediction
 from pfcn_jax.engine.loading import LoadedModel
 from pfcn_jax.engine.predictor import Predictor
-from pfcn_jax.engine.steps import generate, picture_extent
+from pfcn_jax.engine.steps import generate, picture_extent, segment
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.fusion import first_claimant, fuse_stuff, fuse_things, similarity
 from pfcn_jax.panoptic.kernels import pick_things, pool_stuff, sort_by_score
 from pfcn_jax.panoptic.merge import place_things
-from pfcn_jax.panoptic.predict import Prediction, predict_image
+from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.panoptic.upsample import make_upsampler
 from pfcn_jax.types import DenseOutputs, Kernels
 
@@ -148,13 +148,6 @@ def _look(variables: PyTree, image: Array, size: Array, *, model: PanopticFCN) -
     return jax.tree.map(lambda leaf: leaf[0], dense), extent[0]
 
 
-def _embeddings(variables: PyTree, model: PanopticFCN) -> tuple[Any, Any]:
-    return (
-        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_things")),
-        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_stuff")),
-    )
-
-
 def _predict(
     variables: PyTree,
     dense: DenseOutputs,
@@ -165,14 +158,7 @@ def _predict(
     output_shape: tuple[int, int],
 ) -> Prediction:
     settings = {**dataclasses.asdict(config), **thresholds}
-    return predict_image(
-        dense,
-        *_embeddings(variables, model),
-        *sizes,
-        output_shape=output_shape,
-        thing_regions=model.thing_regions,
-        **settings,
-    )
+    return segment(variables, dense, *sizes, model=model, output_shape=output_shape, **settings)
 
 
 def _picked(
@@ -186,7 +172,8 @@ def _picked(
     """Embedded kernels of things before fusion, sorted."""
     options: dict[str, Any] = {"candidates": config.candidates, "threshold": thresholds["center_threshold"]}
     kernels = pick_things(dense.center_logits, dense.kernel_map, extent, **options)
-    return sort_by_score(dataclasses.replace(kernels, weight=_embeddings(variables, model)[0](kernels.weight)))
+    embedded = cast(Array, model.apply(variables, kernels.weight, method="embed_things"))
+    return sort_by_score(dataclasses.replace(kernels, weight=embedded))
 
 
 def _segment(
@@ -229,7 +216,8 @@ def _trace(
         "class_aware": config.class_aware_fusion,
     }
     stuff = pool_stuff(dense.region_logits, dense.kernel_map, extent, threshold=thresholds["stuff_threshold"])
-    stuff = dataclasses.replace(stuff, weight=_embeddings(variables, model)[1](stuff.weight))
+    embedded = cast(Array, model.apply(variables, stuff.weight, method="embed_stuff"))
+    stuff = dataclasses.replace(stuff, weight=embedded)
     placed = place_things(
         prediction.things,
         dense.feature,

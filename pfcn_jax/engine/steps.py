@@ -271,6 +271,35 @@ def generate_views(
     )
 
 
+def segment(
+    variables: PyTree,
+    dense: DenseOutputs,
+    size: Int[Array, " 2"],
+    extent: Int[Array, " 2"],
+    original_size: Int[Array, " 2"],
+    others: tuple[tuple[DenseOutputs, View], ...] = (),
+    *,
+    model: PanopticFCN,
+    **settings: Any,
+) -> Prediction:
+    """From what the network says about ONE picture (and about further views of it) to its segments.
+
+    Args:
+      settings: those of `predict_image`.
+    """
+    return predict_image(
+        dense,
+        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_things")),
+        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_stuff")),
+        size,
+        extent,
+        original_size,
+        others=others,
+        thing_regions=model.thing_regions,
+        **settings,
+    )
+
+
 def predict_step(
     variables: PyTree,
     image: UInt8[Array, "B H W 3"],
@@ -284,35 +313,21 @@ def predict_step(
     mesh: Mesh | None = None,
     with_thing_masks: bool = False,
     with_semantic_map: bool = False,
-    dense: DenseOutputs | None = None,
 ) -> Prediction:
     """From uint8 pictures to panoptic ids at each picture's original size: the whole prediction program.
 
     Sizes are data; only the canvas and `output_shape` are compiled in. `output_shape` must hold every original size:
-    the program cannot see that one is larger, and cuts it (`crop_prediction` finds that out). `tta` adds views. `dense`
-    is what the network says, if that is known already.
+    the program cannot see that one is larger, and cuts it (`crop_prediction` finds that out). `tta` adds views.
     """
     extent = picture_extent(size, image.shape[1:3], "picture")
-    if dense is None:
-        dense = generate_apart(variables, image, size, extent, model, mesh)
+    dense = generate_apart(variables, image, size, extent, model, mesh)
     others = generate_views(variables, image, size, model, tta, mesh)
-
-    def one(
-        variables: PyTree, dense: DenseOutputs, size: Array, extent: Array, original_size: Array, others: Any
-    ) -> Prediction:
-        return predict_image(
-            dense,
-            lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_things")),
-            lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_stuff")),
-            size,
-            extent,
-            original_size,
-            output_shape=output_shape,
-            others=others,
-            thing_regions=model.thing_regions,
-            with_thing_masks=with_thing_masks,
-            with_semantic_map=with_semantic_map,
-            **dataclasses.asdict(config),
-        )
-
-    return per_picture(one, mesh, variables)(dense, size, extent, original_size, others)
+    one = functools.partial(
+        segment,
+        model=model,
+        output_shape=output_shape,
+        with_thing_masks=with_thing_masks,
+        with_semantic_map=with_semantic_map,
+        **dataclasses.asdict(config),
+    )
+    return cast(Prediction, per_picture(one, mesh, variables)(dense, size, extent, original_size, others))

@@ -123,7 +123,9 @@ def test_evaluate_a_checkpoint(workdir, tmp_path):
         assert ours[name] == trained[name]
     reported = json.loads((tmp_path / "report" / "report.json").read_text())
     assert reported["All"] == ours["All"] and reported["AP"] == ours["AP"]["AP"]
-    assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert len(page) > 10_000
+    assert str(workdir.parent) not in page and f"{workdir.name}/checkpoints/" in page  # it may be mailed
 
 
 def test_predict_writes_png_json_and_overlay_at_the_original_size(workdir, tmp_path):
@@ -159,6 +161,11 @@ def test_inspect_shows_config_parameters_and_a_batch(workdir, capsys):
     loaded = load_checkpoint(workdir)
     total = sum(leaf.size for leaf in jax.tree.leaves(loaded.variables["params"]))
     assert f"{total:,d}" in shown and "backbone/res2_0" in shown and '"optim"' in shown and "64 x 64" in shown
+
+
+def test_inspect_refuses_a_network_that_is_not_the_checkpoints(workdir, capsys):
+    assert _run("inspect", "--checkpoint", str(workdir), "--config.model.fpn_channels=32") == 2
+    assert "config.model.fpn_channels" in capsys.readouterr().err
 
 
 def test_config_and_checkpoint_that_do_not_fit(workdir, tmp_path, capsys):

@@ -33,6 +33,7 @@ from pfcn_jax.engine.report import write_json
 from pfcn_jax.errors import UserError
 
 PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "original", "scaling", "table")
+_SECONDS = 10.0
 _DICE_MAP, _LAYERS_CANVAS = (200, 336), (512, 768)  # a picture of 800 x 1344 at 1/4; a picture
 
 
@@ -52,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], help="`input`: worker processes to try")
     parser.add_argument("--sizes", nargs="+", type=int, help="`original`: only these short sides")
     parser.add_argument("--only", choices=("predict", "train"), help="`original`: only one of the two")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long to repeat each measurement")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="how long to repeat each measurement")
     parser.add_argument("--output", help="write everything as JSON to this file")
     parser.add_argument("--markdown", metavar="FILE:NAME", help="write the table into section NAME of a document")
     scaling.add_flags(parser)
@@ -128,6 +129,8 @@ def _command(args: argparse.Namespace) -> str:
             continue
         values = [str(entry) for entry in (value if isinstance(value, list) else [value])]
         words += [f"--{name}", *(pathlib.Path(entry).name or entry for entry in values)]
+    if args.seconds != _SECONDS and args.part != "scaling":
+        words += ["--seconds", f"{args.seconds:g}"]
     if args.enhanced is not None:
         words.append("--enhanced" if args.enhanced else "--no-enhanced")
     for word in args.config_argv:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, against_matmul, compile_program, device_peak_mb, time_runs
 from pfcn_jax.engine.benchmark.subject import Placed, Subject, load_subject, place, read_pictures
 from pfcn_jax.engine.inputs import output_shape
-from pfcn_jax.engine.steps import generate_apart, picture_extent, predict_step
+from pfcn_jax.engine.steps import generate_apart, per_picture, picture_extent, predict_step, segment
 
 PyTree = Any
 
@@ -41,8 +42,18 @@ def predict_program(subject: Subject, placed: Placed) -> Callable[..., PyTree]:
 
 def post_program(subject: Subject, placed: Placed) -> Callable[..., PyTree]:
     """The same without the network: (variables, what the heads say, image, size, original size) -> prediction."""
-    step = functools.partial(predict_program(subject, placed), tta=None)
-    return lambda variables, dense, *arrays: step(variables, *arrays, dense=dense)
+    one = functools.partial(
+        segment,
+        model=subject.model,
+        output_shape=output_shape(placed.original_size),
+        **dataclasses.asdict(subject.config.inference),
+    )
+
+    def post(variables: PyTree, dense: PyTree, image: Any, size: Any, original_size: Any) -> PyTree:
+        extent = picture_extent(size, image.shape[1:3], "picture")
+        return per_picture(one, None, variables)(dense, size, extent, original_size)
+
+    return post
 
 
 def count_segments(prediction: Any) -> tuple[float, float]:
