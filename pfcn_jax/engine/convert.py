@@ -45,14 +45,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     output = pathlib.Path(args.output)
     if args.checkpoint:
+        if args.config_argv:
+            raise UserError("convert --checkpoint takes no config: the checkpoint has its own")
         count = to_original(pathlib.Path(args.checkpoint), output)
         print(f"{output}: {count} tensors under the original's names")
         return 0
+    given = from_command_line(args.config_argv, Config())
+    options = {"torchvision_weights": args.torchvision, "region_classes": given.model.region_classes}
     try:
-        converted = to_params(read_tensors(args.input), torchvision_weights=args.torchvision)
+        converted = to_params(read_tensors(args.input), **options)
     except UserError as error:
         raise UserError(f"{args.input}: {error}".replace(f"{args.input}: {args.input}: ", f"{args.input}: ")) from error
-    config = converted_config(from_command_line(args.config_argv, Config()), converted)
+    config = converted_config(given, converted)
     classes = None if converted.is_backbone else read_classes(converted.facts, args.classes)
     path = save_model(
         output,
@@ -99,7 +103,9 @@ def read_classes(facts: ModelFacts, path: str | None) -> ClassTable:
         raise UserError(f"weights of {wanted[0]} things and {wanted[1]} stuff classes: name them with --classes JSON")
     if (classes.num_things, classes.num_stuff) != wanted:
         theirs = (classes.num_things, classes.num_stuff)
-        raise UserError(f"{path}: {theirs} things and stuff classes, but the weights are for {wanted}")
+        every = wanted[0] > 0 and theirs == (wanted[0], wanted[1] + 1 - wanted[0])
+        hint = "; they have a region channel for every class: add --config.model.region_classes=all" if every else ""
+        raise UserError(f"{path}: {theirs} things and stuff classes, but the weights are for {wanted}{hint}")
     return classes
 
 

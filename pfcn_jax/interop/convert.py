@@ -60,7 +60,11 @@ def detect_format(state_dict: Mapping[str, Any]) -> str:
 
 
 def to_params(
-    state_dict: Mapping[str, np.ndarray], *, source: str | None = None, torchvision_weights: bool | None = None
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    source: str | None = None,
+    torchvision_weights: bool | None = None,
+    region_classes: str = "stuff",
 ) -> Converted:
     """A state dict in our tree.
 
@@ -69,12 +73,13 @@ def to_params(
       torchvision_weights: for a backbone under detectron2's names: made from torchvision's weights (RGB, stride in the
         3x3 convolution) rather than from MSRA's (BGR, stride in the 1x1). None: by whether the norms have statistics,
         which MSRA's folded ones have not.
+      region_classes: of a whole model, as its config has it: the tensors do not tell.
 
     Raises:
       WeightsError: with the list of every tensor that is missing, superfluous or of another shape.
     """
     source = source or detect_format(state_dict)
-    facts = read_facts(state_dict, source, torchvision_weights=torchvision_weights)
+    facts = read_facts(state_dict, source, torchvision_weights=torchvision_weights, region_classes=region_classes)
     entries = table(facts) if source == "panoptic_fcn" else backbone_table(facts, source)
     if source == "detectron2" and not _has_statistics(state_dict):
         entries = tuple(entry for entry in entries if entry.path.rsplit("/", 1)[1] not in ("mean", "var"))
@@ -125,14 +130,18 @@ def _compare(state_dict: Mapping[str, np.ndarray], entries: tuple[Entry, ...], i
 
 # ----------------------------------------------------------------------------------------------------------- facts
 def read_facts(
-    state_dict: Mapping[str, np.ndarray], source: str, *, torchvision_weights: bool | None = None
+    state_dict: Mapping[str, np.ndarray],
+    source: str,
+    *,
+    torchvision_weights: bool | None = None,
+    region_classes: str = "stuff",
 ) -> ModelFacts:
     """What the names and shapes of a state dict say about the model."""
     if source not in FORMATS:
         raise WeightsError(f"format {source!r}; known: {FORMATS}")
     if source == "panoptic_fcn":
         facts = _backbone_facts(state_dict, "detectron2", "backbone.bottom_up.", torchvision_weights or False)
-        return dataclasses.replace(facts, **_head_facts(state_dict))
+        return dataclasses.replace(facts, **_head_facts(state_dict, region_classes))
     if torchvision_weights is None:
         torchvision_weights = source == "detectron2" and _has_statistics(state_dict)
     return _backbone_facts(state_dict, source, "", torchvision_weights)
@@ -169,7 +178,7 @@ def _backbone_facts(
     )
 
 
-def _head_facts(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _head_facts(state_dict: Mapping[str, np.ndarray], region_classes: str) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     fpn = _shape(state_dict, "backbone.fpn_output2.weight")[0]
     heads = {
@@ -188,7 +197,13 @@ def _head_facts(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     facts["fpn_channels"] = fpn
     facts["kernel_channels"] = _shape(state_dict, "kernel_head.out_conv.weight")[0]
     facts["num_things"] = _shape(state_dict, "position_head.out_inst.weight")[0]
-    facts["num_stuff"] = _shape(state_dict, "position_head.out_sem.weight")[0] - 1
+    regions = _shape(state_dict, "position_head.out_sem.weight")[0]
+    facts["num_stuff"] = regions - (facts["num_things"] if region_classes == "all" else 1)
+    facts["region_classes"] = region_classes
+    if facts["num_stuff"] < 0:
+        raise WeightsError(
+            f"{regions} region channels are less than one for each of {facts['num_things']} thing classes"
+        )
     for name in ("pixel_mean", "pixel_std"):
         if name in state_dict:
             facts[name] = tuple(float(value) for value in np.asarray(state_dict[name]).ravel())

@@ -53,6 +53,7 @@ class ModelFacts:
     stride_in_1x1: bool = True
     num_things: int = 80
     num_stuff: int = 53
+    region_classes: str = "stuff"  # "all": the region head has a channel for each thing class, too (Cityscapes)
     fpn_channels: int = 256
     head_channels: int = 256
     kernel_channels: int = 256
@@ -262,7 +263,8 @@ def _position_head(facts: ModelFacts) -> Iterator[Entry]:
     )
     shape = (3, 3, facts.head_channels)
     yield from _with_bias("position_head/centers", "position_head.out_inst", (*shape, facts.num_things))
-    yield from _with_bias("position_head/regions", "position_head.out_sem", (*shape, facts.num_stuff + 1))
+    regions = facts.num_stuff + (facts.num_things if facts.region_classes == "all" else 1)
+    yield from _with_bias("position_head/regions", "position_head.out_sem", (*shape, regions))
 
 
 def _kernel_head(facts: ModelFacts) -> Iterator[Entry]:

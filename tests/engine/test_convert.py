@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -102,6 +103,26 @@ def test_other_classes_need_to_be_asked_for(original, tmp_path):
     merged, notes = start_from(tmp_path / "ours", fresh, loaded.config, fresh_heads=True)
     assert sum("fresh" in note for note in notes) == 4  # kernel and bias of centers and regions
     assert np.any(merged["params"]["kernel_head"]["output"]["kernel"])
+
+
+def test_a_region_channel_for_every_class_is_said_by_the_config(tmp_path, capsys):
+    classes = class_table()  # 5 things, 5 stuff
+    options = {name: int(value) for name, value in (entry.split("=") for entry in NARROW)}
+    facts = ModelFacts(depth=18, num_things=5, num_stuff=5, region_classes="all", **options)
+    config = dataclasses.replace(Config().model, backbone="resnet18", region_classes="all", **options)
+    model = build_model(config, classes)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_variables(model))
+    write_state_dict(tmp_path / "theirs.pth", from_params(zeros, facts))
+    (tmp_path / "classes.json").write_text(json.dumps({"categories": classes.to_coco()}))
+    command = ["convert", "--input", str(tmp_path / "theirs.pth"), "--classes", str(tmp_path / "classes.json")]
+    assert front_door.main([*command, "--output", str(tmp_path / "wrong")]) == 2
+    assert "--config.model.region_classes=all" in capsys.readouterr().err
+    ours = tmp_path / "ours"
+    assert front_door.main([*command, "--config.model.region_classes=all", "--output", str(ours)]) == 0
+    assert load_checkpoint(ours).model.thing_regions == 5
+    back = tmp_path / "back.pth"
+    assert front_door.main(["convert", "--checkpoint", str(ours), "--output", str(back)]) == 0
+    assert read_tensors(back)["position_head.out_sem.weight"].shape[0] == 10
 
 
 def test_unknown_class_counts_want_a_file(tmp_path):

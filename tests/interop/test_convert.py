@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dcn-101": {"depth": 101, "deformable_stages": (3, 4, 5)},
     "r18 from scratch": {"depth": 18, "backbone_norm": "group_norm"},
     "r34": {"depth": 34},
+    "cityscapes": {"region_classes": "all"},
     "other heads": {"position_convs": 1, "position_deformable": False, "position_coords": True, "kernel_convs": 4,
                     "kernel_deformable": True, "kernel_coords": False, "encoder_convs": 2, "encoder_coords": False},
 }  # fmt: skip
@@ -69,7 +70,8 @@ def _fresh(**options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_there_and_back_is_bit_equal(name: str) -> None:
     theirs = _state_dict(**VARIANTS[name])
-    converted = to_params(theirs)
+    regions = VARIANTS[name].get("region_classes", "stuff")
+    converted = to_params(theirs, region_classes=regions)
     assert converted.source == "panoptic_fcn" and not converted.is_backbone
     assert converted.facts == ModelFacts(**{**SMALL, **VARIANTS[name]})
     back = from_params(converted.variables, converted.facts)
@@ -77,7 +79,7 @@ def test_there_and_back_is_bit_equal(name: str) -> None:
     for key, value in theirs.items():
         np.testing.assert_array_equal(back[key], value)
         assert back[key].dtype == np.float32
-    again = _flat(to_params(back).variables)
+    again = _flat(to_params(back, region_classes=regions).variables)
     for path, value in _flat(converted.variables).items():
         np.testing.assert_array_equal(again[path], value)
 

@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "r18": {"depth": 18, "backbone_width": 16, "fpn_channels": 32, "head_channels": 48, "kernel_channels": 40},
     "r34": {"depth": 34},
     "from scratch": {"backbone_norm": "group_norm"},
-    "cityscapes": {"num_things": 8, "num_stuff": 11},
+    "cityscapes": {"num_things": 8, "num_stuff": 11, "region_classes": "all"},
     "other heads": {"position_convs": 1, "position_deformable": False, "position_coords": True, "kernel_convs": 4,
                     "kernel_deformable": True, "kernel_coords": False, "encoder_convs": 2, "encoder_coords": False},
     "encoder on p2": {"encoder_input": "p2"},
