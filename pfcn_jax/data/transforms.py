@@ -65,7 +65,7 @@ class Canvas:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """An example on its way to the canvas. Rows may have lost all their pixels (`drop_empty` removes them) unless
+    """An example on its way to the canvas. Rows may have lost all their pixels (`limit_segments` removes them) unless
     `complete` says that none has: whoever takes pixels away sets it to False. `canvas` is memory that the first
     `resize` may write to, so that its result is where it belongs already."""
 
@@ -313,16 +313,8 @@ def resize_and_crop(sample: Sample, size: Size, window: Window, *, method: str =
     return _cut(sample, image, resize_labels(sample.segment_map, size, window=window))
 
 
-def drop_empty(sample: Sample) -> Sample:
-    """Without the rows that have no pixels left; the others keep their order."""
-    if sample.complete:
-        return sample
-    rows = len(sample.class_id)
-    return _keep_rows(sample, count_pixels(find_runs(sample.segment_map), rows) > 0)
-
-
 def limit_segments(sample: Sample, max_segments: int) -> tuple[Sample, int]:
-    """`drop_empty`, then at most the `max_segments` largest rows (in their order), and how many were dropped for it.
+    """Only rows with pixels, at most the `max_segments` largest (in their order), and how many were dropped for it.
 
     The pixels of a dropped row become void. Equal areas: the earlier row stays.
     """

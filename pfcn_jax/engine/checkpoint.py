@@ -24,7 +24,6 @@ from pfcn_jax.errors import UserError
 
 PyTree = Any
 FORMAT = 2
-READABLE = (1, 2)  # 1 had no manifest
 SCORE = "score.json"
 
 
@@ -32,33 +31,9 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be found, read or fitted; the message names the path and the way out."""
 
 
-def damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str]:
-    """What is wrong with the files of a checkpoint (of these items); an empty list if they are as they were written.
-
-    A checkpoint of format 1 has no checksums: it counts as intact if all of it can be read (which a single process can
-    find out; one of several would wait for the others).
-    """
-    found = find_damage(checkpoint, items)
-    if found is not None:
-        return found
-    try:
-        if json.loads((checkpoint / "meta" / "metadata").read_bytes())["format"] != 1:
-            return [f"{MANIFEST}: missing"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{MANIFEST}: missing", f"meta/metadata: cannot be read ({error})"]
-    try:
-        for item in items or ("model", "training"):
-            there = item == "model" or (checkpoint / item).is_dir()
-            if there and item != "meta" and jax.process_count() == 1:
-                load_stored(checkpoint, item)
-    except CheckpointError as error:
-        return [str(error)]
-    return []
-
-
 def check_intact(checkpoint: pathlib.Path, items: Sequence[str] = ("model", "meta")) -> None:
     """Raises CheckpointError if files of these items are not as they were written; it names them and what to do."""
-    lines = damage(checkpoint, items)
+    lines = find_damage(checkpoint, items)
     if lines:
         others = [entry.name for entry in checkpoint.parent.glob("*") if entry.name.isdigit() and entry != checkpoint]
         way = f"; beside it lie {', '.join(sorted(others, key=int))}" if others else ""
@@ -68,9 +43,8 @@ def check_intact(checkpoint: pathlib.Path, items: Sequence[str] = ("model", "met
 
 def score_of(checkpoint: pathlib.Path) -> float | None:
     """The PQ of the evaluation at a checkpoint's step; None if there was none, or it cannot be read."""
-    for path in (checkpoint / SCORE, checkpoint / "metrics" / "metrics"):  # the second one: format 1
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return float(json.loads(path.read_text())["PQ"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads((checkpoint / SCORE).read_text())["PQ"])
     return None
 
 
@@ -121,7 +95,7 @@ def load_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
             meta = checkpointer.restore(checkpoint, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     except Exception as error:
         raise CheckpointError(f"{checkpoint}: its 'meta' cannot be read ({error})") from error
-    if not isinstance(meta, dict) or meta.get("format") not in READABLE:
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{checkpoint}: not a checkpoint of this version (format {FORMAT})")
     return meta
 

@@ -35,14 +35,11 @@ def write_manifest(checkpoint: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
-def find_damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str] | None:
+def find_damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str]:
     """What differs from the manifest, one line for each file; an empty list: every byte is as it was written.
 
     Args:
       items: look only at these items ("model", "meta"); all of them otherwise.
-
-    Returns:
-      None for a checkpoint without a manifest (one of an earlier version, or one that has lost it).
     """
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
@@ -51,7 +48,7 @@ def find_damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str
             return [f"{MANIFEST}: its checksum differs"]
         entries = [(name, int(size), str(digest)) for name, (size, digest) in files.items()]
     except FileNotFoundError:
-        return None
+        return [f"{MANIFEST}: missing"]
     except OSError as error:
         return [f"{MANIFEST}: cannot be read ({error.strerror})"]
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pfcn_jax.engine.checkpoint import FORMAT, SCORE, CheckpointError, Handler, Items, damage, score_of
+from pfcn_jax.engine.checkpoint import FORMAT, SCORE, CheckpointError, Handler, Items, score_of
+from pfcn_jax.engine.manifest import find_damage
 from pfcn_jax.engine.report import write_json
 
 PyTree = Any
@@ -62,7 +63,7 @@ class Checkpoints:
         self._clear()
         bad: dict[int, list[str]] = {}
         for step in reversed(self.steps()):
-            lines = damage(self.directory / str(step))
+            lines = find_damage(self.directory / str(step))
             if not lines:
                 self._set_aside(bad, step)
                 return step

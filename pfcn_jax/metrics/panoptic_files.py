@@ -47,10 +47,10 @@ class PanopticImage:
     areas: np.ndarray  # int64 [S], as the JSON states them, -1 where it does not
 
 
-def score_files(
+def pq_of_files(
     gt_json: Path, gt_dir: Path, pred_json: Path, pred_dir: Path, *, workers: int | None = None
-) -> dict[str, dict]:
-    """PQ, SQ and RQ in percent of predicted files against labels.
+) -> tuple[PQResult, Categories]:
+    """PQ of predicted files against labels, and the categories that its classes are.
 
     Args:
       gt_json: the labels' JSON file.
@@ -59,23 +59,9 @@ def score_files(
       pred_dir: the folder of their PNGs.
       workers: threads; None takes one per CPU, at most 8.
 
-    Returns:
-      `{"All": {"PQ", "SQ", "RQ", "N"}, "Things": .., "Stuff": .., "per_class": {category_id: {"PQ", .., "name"}}}`.
-
     Raises:
       UserError: a file or folder is missing, broken or contradicts another; the message names it.
     """
-    result, categories = pq_of_files(gt_json, gt_dir, pred_json, pred_dir, workers=workers)
-    scores = result.to_dict(categories.ids)
-    for category_id, name in zip(categories.ids, categories.names):
-        scores["per_class"][category_id]["name"] = name
-    return scores
-
-
-def pq_of_files(
-    gt_json: Path, gt_dir: Path, pred_json: Path, pred_dir: Path, *, workers: int | None = None
-) -> tuple[PQResult, Categories]:
-    """As `score_files`, but gives the result as arrays, and the categories that they belong to."""
     labels, predictions = _load_json(gt_json), _load_json(pred_json)
     categories = _read_categories(gt_json, labels)
     truth = _read_images(gt_json, labels, gt_dir, categories)

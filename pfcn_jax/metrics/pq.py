@@ -208,21 +208,6 @@ def _check_classes(name: str, classes: np.ndarray, num_classes: int) -> None:
         raise ValueError(f"a {name} segment has class {int(bad[0])}, but there are {num_classes} classes")
 
 
-def segment_map_from_masks(masks: Bool[np.ndarray, "N H W"]) -> Int[np.ndarray, "H W"]:
-    """The id map (int32; mask i gets id i + 1, void is 0) of masks that do not overlap; a ValueError if they do."""
-    masks = np.asarray(masks)
-    if masks.ndim != 3 or masks.dtype != np.bool_:
-        raise ValueError(f"masks must be bool [N, H, W], got {masks.dtype} {list(masks.shape)}")
-    segment_map = np.zeros(masks.shape[1:], np.int32)
-    for row, mask in enumerate(masks):
-        taken = segment_map[mask]
-        if taken.any():
-            first = int(taken[taken > 0][0]) - 1
-            raise ValueError(f"masks {first} and {row} overlap; in a panoptic segmentation a pixel has one segment")
-        segment_map[mask] = row + 1
-    return segment_map
-
-
 @dataclasses.dataclass(frozen=True)
 class PQGroup:
     """Means over the N classes of a group that have a segment, labelled or predicted; in percent. All 0 if N is 0."""

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from pfcn_jax.engine.checkpoint import damage, load_stored
+from pfcn_jax.engine.checkpoint import load_stored
+from pfcn_jax.engine.manifest import find_damage
 from pfcn_jax.engine.stopping import STOPPED
 from tests.engine.tiny import TINY
 
@@ -130,7 +131,7 @@ def test_a_training_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path
     states = []
     for workdir in (killed, whole):
         path = workdir / "checkpoints" / str(steps)
-        assert damage(path) == []
+        assert find_damage(path) == []
         states.append((load_stored(path, "model"), load_stored(path, "training")))
     jax.tree.map(np.testing.assert_array_equal, *states)
     metrics = [(workdir / "metrics.jsonl").read_text().splitlines() for workdir in (killed, whole)]

@@ -14,9 +14,18 @@ from pfcn_jax.errors import UserError
 from pfcn_jax.metrics import panoptic_files
 
 
+def score_files(*paths, **options) -> dict[str, dict]:
+    """Percent by group and by category id."""
+    result, categories = panoptic_files.pq_of_files(*paths, **options)
+    scores = result.to_dict(categories.ids)
+    for category_id, name in zip(categories.ids, categories.names):
+        scores["per_class"][category_id]["name"] = name
+    return scores
+
+
 def test_equals_the_original_evaluator_in_every_class(reference_dir, pictures_dir):
     labels, recorded = pictures_dir / "coco_sample/annotations", reference_dir / "pq_coco_val50"
-    scores = panoptic_files.score_files(
+    scores = score_files(
         labels / "panoptic_val2017.json", labels / "panoptic_val2017", recorded / "pred.json", recorded / "pred"
     )
     expected = json.loads((recorded / "expected.json").read_text())
@@ -62,7 +71,7 @@ class Files:
 
     def score(self, **options):
         paths = [self.folder / name for name in ("gt.json", "gt", "pred.json", "pred")]
-        return panoptic_files.score_files(*paths, **options)
+        return score_files(*paths, **options)
 
 
 @pytest.fixture

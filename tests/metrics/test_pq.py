@@ -177,14 +177,3 @@ def test_result_by_hand():
     }
     with pytest.raises(ValueError, match="4 classes, but 3"):
         pq.pq_result(counts, [True, True, False])
-
-
-def test_masks_become_a_map_unless_they_overlap():
-    masks = np.zeros((3, 2, 4), bool)
-    masks[0, :, 0], masks[2, 0, 2:] = True, True
-    np.testing.assert_array_equal(pq.segment_map_from_masks(masks), [[1, 0, 3, 3], [1, 0, 0, 0]])
-    masks[1, 1, 0] = True
-    with pytest.raises(ValueError, match="masks 0 and 1 overlap"):
-        pq.segment_map_from_masks(masks)
-    with pytest.raises(ValueError, match="must be bool"):
-        pq.segment_map_from_masks(masks.astype(np.uint8))
