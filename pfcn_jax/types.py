@@ -13,6 +13,8 @@ stuff class c has channel c.)  Segment map value 0 is void, value i > 0 is row i
 
 from __future__ import annotations
 
+from typing import Any
+
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
@@ -23,6 +25,11 @@ SIZE_DIVISOR = 32  # a picture alone is padded to a multiple of this
 
 VOID = 0  # segment map: no segment
 IGNORE = 255  # semantic map: no label
+
+
+def round_up(side: Any) -> Any:
+    """The next multiple of `SIZE_DIVISOR`, of a number or of an array of them."""
+    return (side + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR
 
 
 @struct.dataclass

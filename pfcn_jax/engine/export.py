@@ -29,7 +29,7 @@ from pfcn_jax.export.container import WEIGHTS, write_container
 from pfcn_jax.export.onnx import convert
 from pfcn_jax.export.program import PLATFORMS, Function, Shape, Size, lower
 from pfcn_jax.interop.writer import write_safetensors
-from pfcn_jax.types import SIZE_DIVISOR
+from pfcn_jax.types import SIZE_DIVISOR, round_up
 
 ENDINGS = {".pfcn": "program", ".safetensors": "safetensors", ".onnx": "onnx", "": "orbax"}
 FIELDS = ("segment_map", "class_id", "is_thing", "score", "area", "valid")  # of the result, see types.py
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------------------------------- the whole program
 def program_shapes(config: Config, output_sides: Sequence[int], batch_sizes: Sequence[int]) -> list[Shape]:
     """A shape for each canvas, output and batch; the cheapest first. Every picture of the sides fits into one."""
-    outputs = sorted({_round_up(side) for side in output_sides})
+    outputs = sorted({round_up(side) for side in output_sides})
     shapes = [
         Shape(batch, canvas, (side, side))
         for batch in set(batch_sizes)
@@ -110,7 +110,7 @@ def all_canvases(config: Config) -> list[Size]:
     short, long = min(data.eval_short_side, data.eval_max_long_side), data.eval_max_long_side
     for height, width in ((short, long), (long, short)):
         if not any(canvas[0] >= height and canvas[1] >= width for canvas in canvases):
-            canvases.append((_round_up(height), _round_up(width)))
+            canvases.append((round_up(height), round_up(width)))
     return canvases
 
 
@@ -237,7 +237,7 @@ def onnx_shape(config: Config, canvas: Sequence[int] | None, output_sides: Seque
     height, width = canvas or config.data.eval_canvases[0]
     if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
         raise UserError(f"--canvas: both sides must be multiples of {SIZE_DIVISOR}, got {height} {width}")
-    side = _round_up(output_sides[0])
+    side = round_up(output_sides[0])
     return Shape(1, (height, width), (side, side))
 
 
@@ -274,7 +274,3 @@ def write_onnx(path: pathlib.Path, loaded: LoadedModel, shape: Shape) -> str:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     (height, width), side = shape.canvas, shape.output[0]
     return f"the program on {height} x {width}, pictures up to {side} pixels, {len(model) / 1e6:.1f} MB"
-
-
-def _round_up(side: int) -> int:
-    return -(-side // SIZE_DIVISOR) * SIZE_DIVISOR

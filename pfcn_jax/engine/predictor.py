@@ -20,7 +20,7 @@ from pfcn_jax.engine.loading import LoadedModel
 from pfcn_jax.engine.state import put_batch, put_replicated
 from pfcn_jax.engine.steps import predict_step
 from pfcn_jax.panoptic.predict import Prediction
-from pfcn_jax.types import SIZE_DIVISOR
+from pfcn_jax.types import round_up
 
 Size = tuple[int, int]  # (height, width)
 Tag = TypeVar("Tag")
@@ -113,7 +113,7 @@ class Predictor:
         fitting = [canvas for canvas in self.config.data.eval_canvases if canvas[0] >= size[0] and canvas[1] >= size[1]]
         if fitting:
             return min(fitting, key=lambda canvas: canvas[0] * canvas[1])
-        height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size)
+        height, width = (round_up(side) for side in size)
         return height, width
 
 

@@ -29,7 +29,7 @@ from pfcn_jax.panoptic.losses import LossSums, combine, loss_sums, target_counts
 from pfcn_jax.panoptic.predict import Prediction, predict_image
 from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.panoptic.views import View, make_view
-from pfcn_jax.types import SIZE_DIVISOR, STRIDES, Batch, DenseOutputs
+from pfcn_jax.types import STRIDES, Batch, DenseOutputs, round_up
 
 PyTree = Any
 Scalars = dict[str, Float[Array, ""]]
@@ -52,7 +52,7 @@ def picture_extent(size: Int[Array, "B 2"], canvas: tuple[int, ...], padding: st
     """How much of the canvas counts: each picture rounded up to 32, or (as the original trains) all of it."""
     if padding == "canvas":
         return jnp.broadcast_to(jnp.asarray(canvas, jnp.int32)[None], size.shape)
-    return (size + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR
+    return round_up(size)
 
 
 def level_shapes(canvas: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

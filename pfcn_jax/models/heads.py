@@ -13,7 +13,7 @@ from pfcn_jax.models.layers import Conv, append_coords, used_positions
 PRIOR_BIAS = -2.19  # of the position outputs: a probability of 0.1 everywhere at the start
 
 
-class _Tower(nn.Module):
+class Tower(nn.Module):
     """`convs` 3x3 convolutions with norm and ReLU, coordinate channels in front on request."""
 
     channels: int = 256
@@ -41,7 +41,7 @@ class _Tower(nn.Module):
         return x
 
 
-class PositionHead(_Tower):
+class PositionHead(Tower):
     """Object centers (a channel per thing class) and stuff regions (channel 0 "any thing", or one channel per thing
     class, then the stuff classes).
 
@@ -65,7 +65,7 @@ class PositionHead(_Tower):
         return centers(x, used), regions(x, used)
 
 
-class KernelHead(_Tower):
+class KernelHead(Tower):
     """The kernel map: at every position the kernel that it proposes, before the embedding."""
 
     out_channels: int = 256
@@ -79,7 +79,7 @@ class KernelHead(_Tower):
         return Conv(self.out_channels, initializer="output", dtype=self.dtype, name="output")(x, used)
 
 
-class FeatureEncoder(_Tower):
+class FeatureEncoder(Tower):
     """The encoded feature of stride 4 that every kernel is applied to: convolutions with bias, no norm."""
 
     norm: str | None = None

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pfcn_jax.panoptic.kernels import in_use
 from pfcn_jax.panoptic.labels import Masks
+from pfcn_jax.types import FEATURE_STRIDE
 
 _EPSILON = 1e-8  # only keeps 0 / 0 away: the denominator is a sum over all pixels
 PIXELS_AT_ONCE = 2_000_000  # probabilities held at a time, over slots, kernels and pixels
@@ -35,7 +37,7 @@ def plain_dice(
     to it included); Y stays soft. Unused slots give 0.
     """
     logits = jnp.einsum("pke,hwe->pkhw", kernel.astype(feature.dtype), feature, preferred_element_type=jnp.float32)
-    inside = _pixels_in_use(feature, extent).reshape(feature.shape[:2])
+    inside = in_use(feature.shape[:2], extent, FEATURE_STRIDE).astype(jnp.float32)
     probability = jax.nn.sigmoid(logits) * inside[None, None]
     mask = masks.take(rows)[:, None]
     overlap = jnp.sum(probability * mask, axis=(2, 3))
@@ -66,16 +68,9 @@ def streaming_dice(
     padded = [jnp.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) for values in (kernel, weight, rows)]
     chunks = (jnp.sum(valid, dtype=jnp.int32) + at_once - 1) // at_once
     flat = feature.reshape(height * width, channels)
-    inside = _pixels_in_use(feature, extent)
+    inside = in_use(feature.shape[:2], extent, FEATURE_STRIDE).reshape(-1).astype(jnp.float32)
     per_slot = _dice(at_once, padded[0].astype(jnp.float32), padded[1], flat, masks, padded[2], inside, chunks)
     return jnp.where(valid, per_slot[:slots], 0.0)
-
-
-def _pixels_in_use(feature: Array, extent: Array) -> Float[Array, " x"]:
-    height, width, _ = feature.shape
-    rows = jnp.arange(height, dtype=jnp.int32) * 4 < extent[0]
-    columns = jnp.arange(width, dtype=jnp.int32) * 4 < extent[1]
-    return (rows[:, None] & columns[None, :]).reshape(-1).astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

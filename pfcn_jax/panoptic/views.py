@@ -32,7 +32,7 @@ from pfcn_jax.panoptic.kernels import (
     pool_stuff,
 )
 from pfcn_jax.panoptic.resample import antialiased_matrix, taps_at, taps_matrix
-from pfcn_jax.types import FEATURE_STRIDE, SIZE_DIVISOR, STRIDES, DenseOutputs, Kernels
+from pfcn_jax.types import FEATURE_STRIDE, SIZE_DIVISOR, STRIDES, DenseOutputs, Kernels, round_up
 
 Embed = Callable[[Float[Array, "M K"]], Float[Array, "M E"]]
 MAX_PROPOSALS = 2048  # of all views together; the best go on
@@ -78,7 +78,7 @@ def make_view(
     if mirrored:
         position = jnp.arange(canvas[1], dtype=jnp.int32)
         image = image[:, jnp.where(position < new_size[1], new_size[1] - 1 - position, position)]
-    extent = (new_size + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR
+    extent = round_up(new_size)
     return image, View(size=new_size, extent=extent, mirrored=mirrored)
 
 

@@ -20,7 +20,7 @@ from pfcn_jax.engine.benchmark.subject import BASE, ENHANCED, Subject, place, re
 from pfcn_jax.engine.benchmark.training import measure_training
 from pfcn_jax.engine.inputs import open_training
 from pfcn_jax.errors import UserError
-from pfcn_jax.types import SIZE_DIVISOR
+from pfcn_jax.types import round_up
 
 PHOTO = "images/000000142238.jpg"
 
@@ -133,7 +133,7 @@ def _sized(subject: Subject, original: Original, *, root: pathlib.Path | None = 
             resized_size((int(height), int(width)), original.short_side, original.max_long_side)
             for height, width in open_training(data).sizes()
         ]
-        height, width = (int(-(-side // SIZE_DIVISOR) * SIZE_DIVISOR) for side in np.max(sizes, axis=0))
+        height, width = (int(round_up(side)) for side in np.max(sizes, axis=0))
         data = dataclasses.replace(data, canvases=((height, width),))
     inference = dataclasses.replace(config.inference, center_threshold=0.2, stuff_threshold=0.1)
     return dataclasses.replace(subject, config=dataclasses.replace(config, data=data, inference=inference))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, compile_program, time_runs
 from pfcn_jax.panoptic.predict import Prediction, predict_image
-from pfcn_jax.types import FEATURE_STRIDE, SIZE_DIVISOR, STRIDES, DenseOutputs
+from pfcn_jax.types import FEATURE_STRIDE, STRIDES, DenseOutputs, round_up
 
 Scene = tuple[DenseOutputs, np.ndarray, np.ndarray, np.ndarray]
 # (input, instances, original size, what is asked for)
@@ -98,7 +98,7 @@ def make_scene(
     feature: Any = _coordinates(canvas, encoder_channels)
     outputs = DenseOutputs(tuple(centers), tuple(regions), tuple(kernels), feature)
     size = np.array(canvas, np.int32)
-    return outputs, size, -(-size // SIZE_DIVISOR) * SIZE_DIVISOR, np.array(original_size, np.int32)
+    return outputs, size, round_up(size), np.array(original_size, np.int32)
 
 
 def post_program(

@@ -24,7 +24,7 @@ from pfcn_jax.engine.state import build_model
 from pfcn_jax.errors import UserError
 from pfcn_jax.interop.convert import to_params
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
-from pfcn_jax.types import SIZE_DIVISOR
+from pfcn_jax.types import round_up
 
 PyTree = Any
 BASE, ENHANCED = "R50-1x", "Star-R50-3x"  # variants of the original with recorded weights
@@ -103,7 +103,7 @@ def place(pictures: list[UInt8[np.ndarray, "h w 3"]], batch: int, config: Config
     chosen = list(itertools.islice(itertools.cycle(pictures), batch))
     short, longest = config.data.eval_short_side, config.data.eval_max_long_side
     sizes = [resized_size((picture.shape[0], picture.shape[1]), short, longest) for picture in chosen]
-    height, width = (max(-(-size[axis] // SIZE_DIVISOR) * SIZE_DIVISOR for size in sizes) for axis in (0, 1))
+    height, width = (max(round_up(size[axis]) for size in sizes) for axis in (0, 1))
     image = np.zeros((batch, height, width, 3), np.uint8)
     for row, picture, size in zip(image, chosen, sizes):
         row[: size[0], : size[1]] = resize_image(picture, size)

@@ -27,7 +27,7 @@ from pfcn_jax.engine.parity.reference import Check
 from pfcn_jax.engine.preview import compact
 from pfcn_jax.engine.steps import predict_step
 from pfcn_jax.panoptic.predict import Prediction
-from pfcn_jax.types import SIZE_DIVISOR
+from pfcn_jax.types import round_up
 
 Size = tuple[int, int]
 PIXELS_THAT_MAY_DIFFER = 5e-4  # of a photo
@@ -50,7 +50,7 @@ class Photo:
 
     @property
     def own_canvas(self) -> Size:
-        return _round_up(self.size[0]), _round_up(self.size[1])
+        return round_up(self.size[0]), round_up(self.size[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,3 @@ def to_checks(differences: Sequence[Difference], segments: int, *, allowed: int)
         checks.append(Check(difference.name, "segments that differ", difference.segments, 0.0, ok))
         checks.append(Check(difference.name, "pixels that differ", difference.pixels, PIXELS_THAT_MAY_DIFFER, ok))
     return checks
-
-
-def _round_up(side: int) -> int:
-    return -(-side // SIZE_DIVISOR) * SIZE_DIVISOR

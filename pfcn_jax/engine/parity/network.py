@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 from pfcn_jax.engine.parity.reference import Check, Recorded, make_state_dict, recorded_files
 from pfcn_jax.interop.convert import to_params
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.types import LEVELS, SIZE_DIVISOR
+from pfcn_jax.types import LEVELS, round_up
 
 # In a recorded file, but no intermediate of the network: inputs, labels, losses and what follows from them.
 NOT_THE_NETWORK = ("image", "out_size", "config", "batch", "in0.", "in1.", "loss", "total_loss", "thing_", "stuff_")
@@ -35,7 +35,7 @@ def load_model(reference: pathlib.Path, variant: str) -> tuple[PanopticFCN, dict
 def place(pictures: list[UInt8[np.ndarray, "h w 3"]]) -> tuple[UInt8[np.ndarray, "B H W 3"], Int[np.ndarray, "B 2"]]:
     """Pictures (BGR, as recorded) as a batch in RGB and their sizes; the canvas is what the original pads them to."""
     sides = [max(picture.shape[axis] for picture in pictures) for axis in (0, 1)]
-    canvas = [-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in sides]
+    canvas = [round_up(side) for side in sides]
     image = np.zeros((len(pictures), *canvas, 3), np.uint8)
     for row, picture in zip(image, pictures, strict=True):
         row[: picture.shape[0], : picture.shape[1]] = picture[..., ::-1]

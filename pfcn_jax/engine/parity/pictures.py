@@ -16,7 +16,7 @@ from pfcn_jax.data.coco import CocoFolder
 from pfcn_jax.data.pipeline import empty_arrays, place
 from pfcn_jax.data.transforms import Sample, to_sample
 from pfcn_jax.engine.parity.reference import Check, Recorded, check, recorded_files
-from pfcn_jax.types import IGNORE, SIZE_DIVISOR
+from pfcn_jax.types import IGNORE, round_up
 
 # The pixel mean as the original has it: listed for red, green, blue, but applied to blue, green, red.
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
@@ -76,7 +76,7 @@ def _compare_input(recorded: Recorded, classes: ClassTable) -> Check:
     """A recorded picture on its canvas: zero after normalisation outside the picture, multiples of 32."""
     image = recorded["image"][:, :, ::-1]
     height, width = image.shape[:2]
-    canvas = (-(-height // SIZE_DIVISOR) * SIZE_DIVISOR, -(-width // SIZE_DIVISOR) * SIZE_DIVISOR)
+    canvas = (round_up(height), round_up(width))
     nothing = np.zeros(0, np.int32)
     sample = Sample(
         image=image,

@@ -21,7 +21,7 @@ from pfcn_jax.panoptic.kernels import convolve
 from pfcn_jax.panoptic.merge import classify_pixels, packed_thing_masks
 from pfcn_jax.panoptic.rescore import mask_means
 from pfcn_jax.panoptic.upsample import Upsampler, make_upsampler
-from pfcn_jax.types import SIZE_DIVISOR, Kernels
+from pfcn_jax.types import Kernels, round_up
 
 # Compiled once per shape: recorded runs share shapes.
 _packed_thing_masks = jax.jit(packed_thing_masks, static_argnames=("threshold",))
@@ -77,7 +77,7 @@ def settings(recorded: Recorded) -> Settings:
 def sizes(recorded: Recorded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Size of the picture, its extent, and the original size."""
     size = np.asarray(recorded["image"].shape[:2], np.int32)
-    return size, -(-size // SIZE_DIVISOR) * SIZE_DIVISOR, recorded["out_size"].astype(np.int32)
+    return size, round_up(size), recorded["out_size"].astype(np.int32)
 
 
 def recorded_upsampler(recorded: Recorded, map_shape: tuple[int, ...]) -> Upsampler:
