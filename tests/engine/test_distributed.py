@@ -21,6 +21,7 @@ import pytest
 from pfcn_jax.engine import distributed
 from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.stopping import STOPPED
+from pfcn_jax.engine.workdir import _boot
 from pfcn_jax.errors import UserError
 from tests.engine.tiny import TINY
 
@@ -177,11 +178,13 @@ def test_two_processes_on_a_directory_in_use_are_both_refused(tmp_path):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
+        lock.write(f"process 1 on here, {_boot()}")  # of this machine: no reason to try again
+        lock.flush()
         argv = ["train", *FLAGS, "--workdir", str(tmp_path / "run")]
         processes = [_start([*argv, *flags], 1, tmp_path / f"{i}.json") for i, flags in enumerate(_joined(2))]
         outputs = [process.communicate(timeout=600)[0].decode() for process in processes]
     for process, output in zip(processes, outputs):
-        assert process.returncode == 2 and "in use by another process" in output
+        assert process.returncode == 2 and "in use by process 1 on here" in output
 
 
 @pytest.mark.slow
