@@ -11,11 +11,9 @@ original implementation can, is not offered).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,9 +23,8 @@ from jaxtyping import Bool, Int, Int32, UInt8
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_ids, decode_picture
 from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
-from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
+from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index, read_patiently
 
-_READ_AGAIN_AFTER = (0.5, 2.0, 8.0)  # seconds
 VOID_ID = 0  # colour of unlabelled pixels in a panoptic PNG
 
 
@@ -218,18 +215,6 @@ def _shorten(ids: Int[np.ndarray, " n"]) -> str:
     return ", ".join(str(value) for value in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
-def read_patiently(read: Callable[[], bytes]) -> bytes:
-    """`read()`, again after a moment if a file server could not answer; a file that is not there is not waited for."""
-    for seconds in _READ_AGAIN_AFTER:
-        try:
-            return read()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
-        except OSError:
-            time.sleep(seconds)
-    return read()
-
-
 class PanopticFiles:
     """A panoptic JSON with the files that it names, wherever they lie: a `Source`. Subclasses say where."""
 
@@ -271,7 +256,7 @@ class PanopticFiles:
         contents = []
         for what, name in (("picture", self.picture_name(index)), ("label", self.label_name(index))):
             try:
-                contents.append(read_patiently(functools.partial(self.read, name)))
+                contents.append(self.read(name))
             except (OSError, KeyError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise DataError(
@@ -345,8 +330,7 @@ class CocoFolder(PanopticFiles):
         return os.path.join(self.labels_dir, self.index.label_names[index])
 
     def read(self, name: str) -> bytes:
-        with open(name, "rb") as file:
-            return file.read()
+        return read_patiently(pathlib.Path(name).read_bytes)
 
 
 def _first_existing(base: pathlib.Path, names: Sequence[str | os.PathLike[str]], what: str, kind: str) -> pathlib.Path:

@@ -39,8 +39,8 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
       DataError: not a picture, truncated or damaged, or of more than 8 bits a channel; names `name`.
     """
     if not upright and (found := jpeg_header(data)) and found.is_plain and _is_complete(data, "JPEG"):
-        decoded = _decode_color(data)  # without Pillow's look at the header, which costs a tenth of the decoding
-        if decoded is not None and decoded.shape[:2] == (found.height, found.width):
+        decoded = _decode_color(data, found.height, found.width)
+        if decoded is not None:  # without Pillow's look at the header, which costs a tenth of the decoding
             return decoded
     try:
         with Image.open(io.BytesIO(data)) as picture:  # reads the header only
@@ -52,8 +52,8 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
                     kind="picture-format",
                 )
             if mode in ("RGB", "L") and _is_complete(data, kind):
-                decoded = _decode_color(data)
-                if decoded is not None and decoded.shape[:2] == (picture.height, picture.width):
+                decoded = _decode_color(data, picture.height, picture.width)
+                if decoded is not None:
                     return turn(decoded, orientation)
             return turn(np.array(picture.convert("RGB")), orientation)
     except DataError:
@@ -62,12 +62,13 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
         raise DataError(f"{name}: broken picture ({error})", kind="picture-unreadable") from error
 
 
-def _decode_color(data: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
-    """None: OpenCV cannot."""
+def _decode_color(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "h w 3"] | None:
+    """None: OpenCV cannot, or finds another size."""
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
+    return decoded if decoded is not None and decoded.shape[:2] == (height, width) else None
 
 
 class JpegHeader(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from jaxtyping import Bool, Float, Int32, UInt8
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.errors import UserError
+
+_READ_AGAIN_AFTER = (0.5, 2.0, 8.0)  # seconds
 
 
 class DataError(UserError):
@@ -82,6 +85,18 @@ def check_index(index: int, length: int) -> None:
     """Raises IndexError unless 0 <= index < length."""
     if not 0 <= index < length:
         raise IndexError(f"example {index} of {length}")
+
+
+def read_patiently(read: Callable[[], bytes]) -> bytes:
+    """`read()`, again after a moment if a file server could not answer; a file that is not there is not waited for."""
+    for seconds in _READ_AGAIN_AFTER:
+        try:
+            return read()
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError:
+            time.sleep(seconds)
+    return read()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from pfcn_jax.errors import TryAgain, UserError
 
 _MESSAGE_BYTES = 2000
+_AGAIN = "\x01"  # the first character of a problem that may pass
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,9 +59,6 @@ def join(args: argparse.Namespace) -> None:
         num_processes=args.num_processes,
         process_id=args.process_id,
     )
-
-
-_AGAIN = "\x01"  # the first character of a problem that may pass
 
 
 def raise_together(problem: str, *, again: bool = False) -> None:

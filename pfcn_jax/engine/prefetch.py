@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 60.0  # how long closing waits for an iterator that does not answer
 _POLL_SECONDS = 0.002  # how often a waiting consumer looks whether the device has become idle
 
 

@@ -99,7 +99,8 @@ class Trainer:
         """
         start = int(self.state.step)
         with contextlib.ExitStack() as stack:
-            stop = stop or stack.enter_context(StopRequest())
+            if stop is None:  # (a request that nobody has made yet is false)
+                stop = stack.enter_context(StopRequest())
             stack.callback(self.close)
             if jax.process_index() == 0:
                 _write_config(self.workdir, self.config)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcn_jax.data import coco
+from pfcn_jax.data import sources
 from pfcn_jax.data.coco import CocoFolder, read_index
 from pfcn_jax.data.decode import decode_ids, decode_picture, jpeg_header
 from pfcn_jax.data.sources import DataError, FirstExamples, open_source
@@ -243,7 +243,7 @@ def test_a_jpeg_that_claims_to_be_huge_is_refused():
 
 
 def test_a_file_server_that_does_not_answer_is_asked_again(monkeypatch):
-    monkeypatch.setattr(coco, "_READ_AGAIN_AFTER", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(sources, "_READ_AGAIN_AFTER", (0.0, 0.0, 0.0))
     asked = []
 
     def read(error, failures):
@@ -256,13 +256,13 @@ def test_a_file_server_that_does_not_answer_is_asked_again(monkeypatch):
         return once
 
     stale = OSError(errno.ESTALE, "Stale file handle")
-    assert coco.read_patiently(read(stale, 3)) == b"content" and len(asked) == 4
+    assert sources.read_patiently(read(stale, 3)) == b"content" and len(asked) == 4
     asked.clear()
     with pytest.raises(OSError, match="Stale"):
-        coco.read_patiently(read(stale, 4))
+        sources.read_patiently(read(stale, 4))
     asked.clear()
     with pytest.raises(FileNotFoundError):
-        coco.read_patiently(read(FileNotFoundError("x"), 1))
+        sources.read_patiently(read(FileNotFoundError("x"), 1))
     assert len(asked) == 1
 
 
