@@ -33,12 +33,23 @@ from pfcn_jax.types import STRIDES, Batch, DenseOutputs, round_up
 
 PyTree = Any
 Scalars = dict[str, Float[Array, ""]]
+# Output pixels made at a time, each way: what fits into a CPU's caches; on a GPU, where a launch costs more than the
+# work of a tile, whole pictures up to this size.
+_TILE, _GPU_TILE = 128, 1024
 
 
-def per_picture(function: Callable[..., PyTree], mesh: Mesh | None, *shared: PyTree) -> Callable[..., PyTree]:
-    """A function of `shared` and one picture's arrays -> one of a batch's: a loop over the pictures of each device."""
+def per_picture(
+    function: Callable[..., PyTree], mesh: Mesh | None, *shared: PyTree, side_by_side: bool = False
+) -> Callable[..., PyTree]:
+    """A function of `shared` and one picture's arrays -> one of a batch's: a loop over the pictures of each device.
+
+    Args:
+      side_by_side: the pictures of a device all at once, for what would be many small kernels in the loop.
+    """
 
     def over_batch(shared: tuple[PyTree, ...], arrays: tuple[PyTree, ...]) -> PyTree:
+        if side_by_side:
+            return jax.vmap(lambda *picture: function(*shared, *picture))(*arrays)
         return jax.lax.map(lambda picture: function(*shared, *picture), arrays)
 
     if mesh is not None:
@@ -46,6 +57,12 @@ def per_picture(function: Callable[..., PyTree], mesh: Mesh | None, *shared: PyT
         specs = (PartitionSpec(), batch)
         over_batch = jax.shard_map(over_batch, mesh=mesh, in_specs=specs, out_specs=batch, check_vma=False)
     return lambda *arrays: over_batch(shared, arrays)
+
+
+def _on_gpu(mesh: Mesh | None) -> bool:
+    """Where a loop over pictures costs more in launches than in work. (A CPU's caches want it, a TPU's memory.)"""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return platform in ("gpu", "cuda", "rocm")
 
 
 def picture_extent(size: Int[Array, "B 2"], canvas: tuple[int, ...], padding: str) -> Int[Array, "B 2"]:
@@ -114,7 +131,7 @@ def batch_targets(
         )
         return keep(targets)
 
-    return per_picture(one, mesh)(batch.segment_map, batch.segments, batch.size, extent)
+    return per_picture(one, mesh, side_by_side=_on_gpu(mesh))(batch.segment_map, batch.segments, batch.size, extent)
 
 
 def batch_losses(
@@ -145,10 +162,11 @@ def batch_losses(
             gamma=config.focal_gamma,
         )
 
-    things, weight, stuff = per_picture(guide, mesh)(dense, targets)
+    together = _on_gpu(mesh)
+    things, weight, stuff = per_picture(guide, mesh, side_by_side=together)(dense, targets)
     things = model.apply(variables, things, method="embed_things")
     stuff = model.apply(variables, stuff, method="embed_stuff")
-    return per_picture(compare, mesh)(dense, things, weight, stuff, targets)
+    return per_picture(compare, mesh, side_by_side=together)(dense, things, weight, stuff, targets)
 
 
 def loss_fn(
@@ -287,17 +305,22 @@ def segment(
     Args:
       settings: those of `predict_image`.
     """
-    return predict_image(
-        dense,
-        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_things")),
-        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_stuff")),
-        size,
-        extent,
-        original_size,
-        others=others,
-        thing_regions=model.thing_regions,
-        **settings,
-    )
+
+    def run(tile: int, variables: PyTree, dense: DenseOutputs, *rest: PyTree) -> Prediction:
+        return predict_image(
+            dense,
+            lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_things")),
+            lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_stuff")),
+            *rest[:3],
+            others=rest[3],
+            thing_regions=model.thing_regions,
+            tile=tile,
+            **settings,
+        )
+
+    arguments = (variables, dense, size, extent, original_size, others)
+    cut, whole = functools.partial(run, _TILE), functools.partial(run, _GPU_TILE)
+    return cast(Prediction, jax.lax.platform_dependent(*arguments, cuda=whole, rocm=whole, default=cut))
 
 
 def predict_step(

@@ -59,6 +59,16 @@ INITIALIZERS: dict[str, Callable[..., Array]] = {
 }
 
 
+def _in_eights(x: Float[Array, "B h w I"], kernel: Float[Array, "k k I O"]) -> tuple[Array, Array]:
+    """Channels (of more than a picture's three) filled up with zeros to a multiple of eight, as a matrix unit takes
+    bfloat16: here it is part of making the map; left to a GPU's library, a copy before each of the three products."""
+    missing = -x.shape[-1] % 8
+    if missing == 0 or x.shape[-1] < 8 or x.dtype != jnp.bfloat16:
+        return x, kernel
+    x = jnp.pad(x, [(0, 0)] * 3 + [(0, missing)])
+    return x, jnp.pad(kernel, [(0, 0), (0, 0), (0, missing), (0, 0)])
+
+
 class Conv(nn.Module):
     """Convolution (plain or modulated deformable), then norm, then ReLU, then zero beyond the positions in use.
 
@@ -88,8 +98,10 @@ class Conv(nn.Module):
             # Three numbers per tap: see deformable_conv. Positions are wanted in float32 whatever the feature's type.
             offset = Conv(3 * self.kernel_size**2, self.kernel_size, self.stride, initializer=self.offset_init,
                           dtype=self.dtype, name="offset")(x)  # fmt: skip
+            x, kernel = _in_eights(x, kernel)
             x = deformable_conv(x, offset.astype(jnp.float32), kernel, stride=self.stride)
         else:
+            x, kernel = _in_eights(x, kernel)
             x = conv2d(x, kernel, stride=self.stride)
         if self.norm is None:
             bias = self.param("bias", self._initial_bias, shape)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pfcn_jax.panoptic.kernels import in_use
 from pfcn_jax.panoptic.labels import Masks
+from pfcn_jax.panoptic.side_by_side import longest
 from pfcn_jax.types import FEATURE_STRIDE
 
 _EPSILON = 1e-8  # only keeps 0 / 0 away: the denominator is a sum over all pixels
@@ -66,7 +67,7 @@ def streaming_dice(
     at_once = max(1, min(slots, _SLOTS_AT_ONCE, pixels_at_once // (k * height * width)))
     missing = -slots % at_once
     padded = [jnp.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) for values in (kernel, weight, rows)]
-    chunks = (jnp.sum(valid, dtype=jnp.int32) + at_once - 1) // at_once
+    chunks = longest((jnp.sum(valid, dtype=jnp.int32) + at_once - 1) // at_once)
     flat = feature.reshape(height * width, channels)
     inside = in_use(feature.shape[:2], extent, FEATURE_STRIDE).reshape(-1).astype(jnp.float32)
     per_slot = _dice(at_once, padded[0].astype(jnp.float32), padded[1], flat, masks, padded[2], inside, chunks)

@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from pfcn_jax.panoptic.labels import LevelCells, Masks
+from pfcn_jax.panoptic.side_by_side import longest
 from pfcn_jax.panoptic.targets import Slots, Targets
 from pfcn_jax.types import STRIDES
 
@@ -100,7 +101,7 @@ def find_positions(
         both = [jax.lax.dynamic_update_slice_in_dim(old, update, start, axis=0) for old, update in zip(found, new)]
         return both[0], both[1]
 
-    chunks = (jnp.sum(things.valid, dtype=jnp.int32) + _SLOTS_AT_ONCE - 1) // _SLOTS_AT_ONCE
+    chunks = longest((jnp.sum(things.valid, dtype=jnp.int32) + _SLOTS_AT_ONCE - 1) // _SLOTS_AT_ONCE)
     nothing = (jnp.zeros((padded, k), jnp.int32), jnp.zeros((padded, k), bool))
     cell, found = jax.lax.fori_loop(0, chunks, step, nothing)
     found = found[:slots] & things.valid[:, None]

@@ -115,9 +115,9 @@ def _place_one(
         return segment_map, area, free
 
     def erase(corner, segment_map):
-        start, _ = tile_frame(upsampler, corner, box)
+        start, own = tile_frame(upsampler, corner, to_erase)
         before = lax.dynamic_slice(segment_map, start, upsampler.tile)
-        return lax.dynamic_update_slice(segment_map, jnp.where(before == segment_id, VOID, before), start)
+        return lax.dynamic_update_slice(segment_map, jnp.where(own & (before == segment_id), VOID, before), start)
 
     zero = jnp.int32(0)
     segment_map, area, free = for_each_tile(upsampler, box, write, (placed.segment_map, zero, zero))

@@ -23,6 +23,7 @@ from pfcn_jax.panoptic.labels import (
     quarter_taps,
     region_id_map,
 )
+from pfcn_jax.panoptic.side_by_side import longest
 from pfcn_jax.types import FEATURE_STRIDE, STRIDES, SegmentTable
 
 # sqrt(box area) in pixels, inclusive; the ranges overlap, so an instance may be positive on two levels.
@@ -191,7 +192,7 @@ def mass_centers(masks: Masks, wanted: Bool[Array, " S"]) -> tuple[Float[Array, 
         new = [jnp.sum(per_row, axis=1), _first_moment(per_row), _first_moment(per_column)]
         return jax.lax.dynamic_update_slice_in_dim(sums, jnp.stack(new, axis=1), start, axis=0)
 
-    chunks = (jnp.sum(wanted, dtype=jnp.int32) + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
+    chunks = longest((jnp.sum(wanted, dtype=jnp.int32) + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE)
     sums = jax.lax.fori_loop(0, chunks, step, jnp.zeros((padded, 3), jnp.int32))
     count = jnp.maximum(sums[:, :1], 1)
     # Whole and fractional part apart: a center that falls on an integer is exact on every device.
@@ -274,14 +275,15 @@ def draw_centers(
 
     def draw(slot: Array, heatmap: Array) -> Array:  # heatmap [T, A]: a class is contiguous
         offset = row_column - center[slot][:, None]
-        inside = (level_of_cell == pairs.level[slot]) & jnp.all(jnp.abs(offset) <= radius[slot], axis=0) & in_use
+        inside = (level_of_cell == pairs.level[slot]) & jnp.all(jnp.abs(offset) <= radius[slot], axis=0)
+        inside &= in_use & pairs.valid[slot]
         sigma = (2 * radius[slot] + 1).astype(jnp.float32) / 3.0
         squared = jnp.sum(offset**2, axis=0).astype(jnp.float32)
         gaussian = jnp.where(inside, jnp.exp(-squared / (2.0 * sigma**2)), 0.0)
         return heatmap.at[pairs.class_id[slot]].max(gaussian)
 
     heatmap = jnp.zeros((num_things, row_column.shape[1]), jnp.float32)
-    return jax.lax.fori_loop(0, jnp.sum(pairs.valid, dtype=jnp.int32), draw, heatmap).T
+    return jax.lax.fori_loop(0, longest(jnp.sum(pairs.valid, dtype=jnp.int32)), draw, heatmap).T
 
 
 def region_scores(

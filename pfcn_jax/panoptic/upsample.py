@@ -148,7 +148,14 @@ def for_each_tile(
     body: Callable[[tuple[Int[Array, ""], Int[Array, ""]], Carry], Carry],
     carry: Carry,
 ) -> Carry:
-    """Runs `body(corner, carry)` for the upper left corner of every tile of `box`: as many as the box needs."""
+    """Runs `body(corner, carry)` for the upper left corner of every tile of `box`: as many as the box needs.
+
+    Where one tile is the whole canvas it runs once, and an empty box owns none of its pixels: no loop to wait for."""
+    if upsampler.tile == (upsampler.rows.shape[0], upsampler.columns.shape[0]) and upsampler.window == (
+        upsampler.rows.shape[1],
+        upsampler.columns.shape[1],
+    ):
+        return body((box[0], box[1]), carry)
     rows = _tiles(box[2] - box[0], upsampler.step[0])
     columns = _tiles(box[3] - box[1], upsampler.step[1])
 

@@ -12,6 +12,7 @@ import pytest
 from jax import export
 
 from pfcn_jax.engine import state as state_lib
+from pfcn_jax.engine import steps
 from pfcn_jax.engine.config import from_command_line
 from pfcn_jax.engine.inputs import open_split, train_pipeline
 from pfcn_jax.engine.steps import loss_fn, picture_extent, predict_step, train_step
@@ -111,6 +112,27 @@ def test_two_devices_give_the_loss_and_gradients_of_one(parts):
         largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
         close = functools.partial(np.testing.assert_allclose, atol=1e-5 * largest)
         jax.tree.map(close, gradients, results[0][0])
+
+
+def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monkeypatch):
+    """What a GPU runs instead of the loop over pictures; one of the two has fewer instances than the other."""
+    config, model, mesh, state, pipeline = parts
+    batch = next(iter(pipeline))
+    few = batch.segments.valid & (np.arange(batch.segments.valid.shape[1]) < np.array([[2], [64]]))
+    batch = state_lib.put_batch(
+        dataclasses.replace(batch, segments=dataclasses.replace(batch.segments, valid=few)), mesh
+    )
+
+    def differentiate(on_gpu):
+        monkeypatch.setattr(steps, "_on_gpu", lambda mesh: on_gpu)
+        loss = functools.partial(loss_fn, model=model, config=config, mesh=mesh)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, state.batch_stats, batch)
+
+    ((loop, scalars), of_loop), ((together, _), of_together) = differentiate(False), differentiate(True)
+    assert float(scalars["positives"]) > 0
+    assert float(together) == pytest.approx(float(loop), rel=1e-6)
+    for one, other in zip(jax.tree.leaves(of_loop), jax.tree.leaves(of_together), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(float(jnp.abs(one).max()), 1e-3))
 
 
 def test_filler_pictures_add_nothing_to_the_loss(parts):

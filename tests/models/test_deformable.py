@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfcn_jax.models import deformable
 from pfcn_jax.models.deformable import deformable_conv
 from tests.models import oracles
 
@@ -99,3 +100,19 @@ def test_bfloat16_stays_close() -> None:
     np.testing.assert_allclose(np.asarray(y, np.float32), exact, atol=0.03 * np.abs(exact).max())
     gradients = jax.grad(lambda *a: jnp.sum(deformable_conv(*a).astype(jnp.float32)), argnums=(0, 1, 2))(*small)
     assert [gradient.dtype for gradient in gradients] == [jnp.bfloat16, jnp.float32, jnp.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("spread", [0.7, 5.0])
+def test_all_taps_at_once_are_the_taps_one_by_one(dtype: type, spread: float) -> None:
+    """The two forms, of which a platform runs one, and their gradients."""
+    x, offset_mask, kernel = _example(1, spread, seed=7)
+    index, weight = deformable.sampling(jnp.asarray(offset_mask), 3, 1, 6, 4)
+    arguments = (jnp.asarray(x, dtype).reshape(2, 24, 5), index, weight, jnp.asarray(kernel, dtype).reshape(9, 5, 3))
+    gradient = jnp.asarray(np.random.default_rng(8).normal(size=(2, 24, 3)), dtype)
+    apart = (deformable._tap_by_tap(*arguments), *deformable._tap_by_tap_backward(*arguments, gradient))
+    together = (deformable._at_once(*arguments), *deformable._at_once_backward(*arguments, gradient))
+    for one, other in zip(apart, together, strict=True):
+        assert one.dtype == other.dtype
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        np.testing.assert_allclose(one, other, atol=(1e-5 if dtype == jnp.float32 else 2e-2) * np.abs(one).max())

@@ -130,6 +130,24 @@ def test_conv_layer_is_zero_beyond(norm: str | None, deformable: bool) -> None:
     np.testing.assert_allclose(ours[1:2, :1, :2], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("deformable", [False, True])
+def test_a_bfloat16_layer_of_odd_channels_has_the_parameters_and_values_of_the_float32_one(deformable: bool) -> None:
+    """Its channels are filled up to a multiple of eight inside: nothing of that may show."""
+    x = jax.random.normal(jax.random.key(0), (1, 6, 5, 18), jnp.float32)
+    exact, rounded = (layers.Conv(7, deformable=deformable, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    variables = exact.init(jax.random.key(1), x)
+    assert variables["params"]["kernel"].shape == (3, 3, 18, 7)
+
+    def loss(layer, variables, x):
+        return jnp.sum(layer.apply(variables, x).astype(jnp.float32) ** 2)
+
+    wanted = (exact.apply(variables, x), jax.grad(loss, argnums=(1, 2))(exact, variables, x))
+    found = (rounded.apply(variables, x), jax.grad(loss, argnums=(1, 2))(rounded, variables, x))
+    for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(np.asarray(other, np.float32), one, atol=0.04 * float(jnp.abs(one).max()))
+
+
 def test_unknown_norm_is_named() -> None:
     with pytest.raises(ValueError, match="'batch'"):
         layers.Conv(4, norm="batch").init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))
