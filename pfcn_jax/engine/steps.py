@@ -4,7 +4,8 @@
             -> [fuse] -> convolve with the encoded feature -> losses | merge
 
 The network sees the whole batch; what follows is written for one picture and runs picture by picture on the device
-that holds it (`per_picture`), so that its time follows the instances that are there.
+that holds it (`per_picture`), so that its time follows the instances that are there. Only in training on a GPU do the
+pictures run side by side.
 """
 
 from __future__ import annotations
@@ -33,9 +34,6 @@ from pfcn_jax.types import STRIDES, Batch, DenseOutputs, round_up
 
 PyTree = Any
 Scalars = dict[str, Float[Array, ""]]
-# Output pixels made at a time, each way: what fits into a CPU's caches; on a GPU, where a launch costs more than the
-# work of a tile, whole pictures up to this size.
-_TILE, _GPU_TILE = 128, 1024
 
 
 def per_picture(
@@ -305,22 +303,17 @@ def segment(
     Args:
       settings: those of `predict_image`.
     """
-
-    def run(tile: int, variables: PyTree, dense: DenseOutputs, *rest: PyTree) -> Prediction:
-        return predict_image(
-            dense,
-            lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_things")),
-            lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_stuff")),
-            *rest[:3],
-            others=rest[3],
-            thing_regions=model.thing_regions,
-            tile=tile,
-            **settings,
-        )
-
-    arguments = (variables, dense, size, extent, original_size, others)
-    cut, whole = functools.partial(run, _TILE), functools.partial(run, _GPU_TILE)
-    return cast(Prediction, jax.lax.platform_dependent(*arguments, cuda=whole, rocm=whole, default=cut))
+    return predict_image(
+        dense,
+        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_things")),
+        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_stuff")),
+        size,
+        extent,
+        original_size,
+        others=others,
+        thing_regions=model.thing_regions,
+        **settings,
+    )
 
 
 def predict_step(

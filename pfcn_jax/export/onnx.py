@@ -24,6 +24,11 @@ _META = "pfcn_jax"  # of the model's metadata: the same JSON as in an exported p
 _real_loop = jax.lax.fori_loop
 
 
+def _for_a_cpu(*arguments: Any, default: Callable[..., Any], **platforms: Callable[..., Any]) -> Any:
+    """`platform_dependent` without a choice: the converter knows no platforms."""
+    return platforms.get("cpu", default)(*arguments)
+
+
 def convert(
     function: Function, weights: Mapping[str, Any], shape: Shape, outputs: Sequence[str], meta: Mapping[str, Any]
 ) -> bytes:
@@ -41,14 +46,17 @@ def convert(
     except ImportError as error:
         raise UserError(f"{INSTALL} ({error})") from error
 
+    lax: Any = jax.lax
+
     def traced(image: Any, size: Any, original_size: Any) -> list[Any]:
         # The converter puts a loop of its own in place of JAX's, one that needs a number known beforehand. What JAX's
         # makes, a `while`, it converts well.
         theirs, jax.lax.fori_loop = jax.lax.fori_loop, _real_loop
+        choice, lax.platform_dependent = lax.platform_dependent, _for_a_cpu
         try:
             found = function(weights, image, size, original_size)
         finally:
-            jax.lax.fori_loop = theirs
+            jax.lax.fori_loop, lax.platform_dependent = theirs, choice
         return [found[name] for name in outputs]
 
     image = jax.ShapeDtypeStruct((shape.batch, *shape.canvas, 3), jnp.uint8)

@@ -60,8 +60,10 @@ INITIALIZERS: dict[str, Callable[..., Array]] = {
 
 
 def _in_eights(x: Float[Array, "B h w I"], kernel: Float[Array, "k k I O"]) -> tuple[Array, Array]:
-    """Channels (of more than a picture's three) filled up with zeros to a multiple of eight, as a matrix unit takes
-    bfloat16: here it is part of making the map; left to a GPU's library, a copy before each of the three products."""
+    """Pads the input channels, if at least 8, with zeros to a multiple of eight, as matrix units want bfloat16.
+
+    Here it becomes part of what makes the map; a GPU's library would copy the map before each of the three products.
+    """
     missing = -x.shape[-1] % 8
     if missing == 0 or x.shape[-1] < 8 or x.dtype != jnp.bfloat16:
         return x, kernel

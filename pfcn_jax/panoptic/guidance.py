@@ -81,7 +81,7 @@ def find_positions(
     """Cells (index into the A cells of all levels) in falling order of the class's logit, and which were found.
 
     Of equal logits the first cell wins; a position that was not found points at cell 0. The search is a loop over the
-    slots in use, so its time follows the number of instances in the picture.
+    slots in use, so its time follows the number of instances (of the fullest picture, where they run side by side).
     """
     slots = things.valid.shape[0]
     padded = -(-slots // _SLOTS_AT_ONCE) * _SLOTS_AT_ONCE

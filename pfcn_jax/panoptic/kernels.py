@@ -82,8 +82,8 @@ def best_peaks(
     """
     hl, wl, classes = peaks.shape
     slots = min(candidates, hl * wl)
-    # The best of each row, then the best of those. All scores in one line, over a million of them and a multiple of 1024
-    # (1216 x 1216 and 80 classes), would keep XLA's compiler for GPUs busy for ever: its pass TopKSplitter, seen in 0.11.
+    # A top-k over the whole level at once never finishes compiling for a GPU (XLA's TopKSplitter, JAX 0.11) if it has a
+    # multiple of 1024 scores between 2^20 and 2^21, as 1216 x 1216 with 80 classes. So: of each row, then of those.
     of_row, within = lax.top_k(peaks.reshape(hl, wl * classes), min(slots, wl * classes))
     score, place = lax.top_k(of_row.reshape(-1), slots)
     index = place // of_row.shape[1] * (wl * classes) + within.reshape(-1)[place]

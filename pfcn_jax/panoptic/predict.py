@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 from flax import struct
-from jaxtyping import Array, Int, UInt8
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt8
 
 from pfcn_jax.panoptic.fusion import fuse_stuff, fuse_things
 from pfcn_jax.panoptic.kernels import pick_things, pool_stuff
@@ -15,6 +18,10 @@ from pfcn_jax.panoptic.rescore import rescore
 from pfcn_jax.panoptic.upsample import make_upsampler
 from pfcn_jax.panoptic.views import Embed, View, view_feature, view_stuff, view_things
 from pfcn_jax.types import DenseOutputs, Kernels, PanopticPrediction
+
+# Output pixels made at a time, each way: what a CPU's caches hold; on a GPU, where starting a kernel costs more than
+# the work of a small tile, mostly the whole picture.
+TILE, GPU_TILE = 128, 1024
 
 
 @struct.dataclass
@@ -53,7 +60,7 @@ def predict_image(
     thing_regions: int = 1,
     with_thing_masks: bool = False,
     with_semantic_map: bool = False,
-    tile: int = 128,
+    tile: int | None = None,
     window: int | None = None,
     chunk: int = 16,
 ) -> Prediction:
@@ -81,7 +88,7 @@ def predict_image(
       with_thing_masks: also return the things' masks.
       with_semantic_map: also return the semantic map.
       tile: how the work is cut, as by `window` and `chunk` (see `make_upsampler`, `rescore`); results do not depend on
-        it. Larger tiles suit accelerators with costly kernel launches.
+        it. None: by the platform that runs the program.
     """
     if others:
         seen, views = [outputs, *(dense for dense, _ in others)], [View(size, extent), *(view for _, view in others)]
@@ -109,21 +116,11 @@ def predict_image(
         mask_nms_threshold=mask_nms_threshold,
         chunk=chunk,
     )
-    upsampler = make_upsampler(
-        size,
-        extent,
-        original_size,
-        map_shape=feature.shape[:2],
+    paste = functools.partial(
+        _paste,
         output_shape=output_shape,
-        tile=tile,
         window=window,
-    )
-    panoptic, semantic_map = merge(
-        things,
-        stuff,
-        feature,
-        extent,
-        upsampler,
+        with_thing_masks=with_thing_masks,
         num_things=outputs.center_logits[0].shape[-1],
         thing_regions=thing_regions,
         mask_threshold=mask_threshold,
@@ -132,12 +129,41 @@ def predict_image(
         min_stuff_area=min_stuff_area,
         chunk=chunk,
     )
-    masks = None
-    if with_thing_masks:
-        masks = packed_thing_masks(things, feature, extent, upsampler, threshold=mask_threshold)
+    arguments = (things, stuff, feature, size, extent, original_size)
+    if tile is None:
+        cut, whole = functools.partial(paste, tile=TILE), functools.partial(paste, tile=GPU_TILE)
+        pasted = lax.platform_dependent(*arguments, cuda=whole, rocm=whole, default=cut)
+    else:
+        pasted = paste(*arguments, tile=tile)
+    panoptic, semantic_map, masks = pasted
     return Prediction(
         panoptic=panoptic,
         things=things,
         thing_masks=masks,
         semantic_map=semantic_map if with_semantic_map else None,
     )
+
+
+def _paste(
+    things: Kernels,
+    stuff: Kernels,
+    feature: Float[Array, "h w E"],
+    size: Int[Array, " 2"],
+    extent: Int[Array, " 2"],
+    original_size: Int[Array, " 2"],
+    *,
+    output_shape: tuple[int, int],
+    tile: int,
+    window: int | None,
+    with_thing_masks: bool,
+    mask_threshold: float,
+    **options: Any,
+) -> tuple[PanopticPrediction, Int[Array, "H0 W0"], UInt8[Array, "M H0 W0/8"] | None]:
+    """Everything at the original size: segments, semantic map, and the masks of things if they are asked for."""
+    upsampler = make_upsampler(
+        size, extent, original_size, map_shape=feature.shape[:2], output_shape=output_shape, tile=tile, window=window
+    )
+    panoptic, semantic_map = merge(things, stuff, feature, extent, upsampler, mask_threshold=mask_threshold, **options)
+    if not with_thing_masks:
+        return panoptic, semantic_map, None
+    return panoptic, semantic_map, packed_thing_masks(things, feature, extent, upsampler, threshold=mask_threshold)

@@ -13,8 +13,8 @@ from jaxtyping import Array, Int
 def longest(steps: Int[Array, ""]) -> Int[Array, ""]:
     """The number of steps of a loop: its own for one picture, the most of all for pictures side by side.
 
-    With a number for each picture, `vmap` would keep both the old and the new state of every step and choose. What a
-    loop does beyond its own number must change nothing: the caller sees to that.
+    With a number for each picture, `vmap` would keep both the old and the new state of every step and choose. Steps
+    beyond a picture's own number run on unused slots: the caller leaves out what they write.
     """
     return steps
 

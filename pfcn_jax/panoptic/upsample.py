@@ -150,7 +150,9 @@ def for_each_tile(
 ) -> Carry:
     """Runs `body(corner, carry)` for the upper left corner of every tile of `box`: as many as the box needs.
 
-    Where one tile is the whole canvas it runs once, and an empty box owns none of its pixels: no loop to wait for."""
+    Where one tile is the whole canvas, `body` runs exactly once, without a loop to wait for, also for an empty box: it
+    may change nothing but the pixels that `tile_frame` calls the tile's own.
+    """
     if upsampler.tile == (upsampler.rows.shape[0], upsampler.columns.shape[0]) and upsampler.window == (
         upsampler.rows.shape[1],
         upsampler.columns.shape[1],

@@ -110,8 +110,8 @@ def test_all_taps_at_once_are_the_taps_one_by_one(dtype: type, spread: float) ->
     index, weight = deformable.sampling(jnp.asarray(offset_mask), 3, 1, 6, 4)
     arguments = (jnp.asarray(x, dtype).reshape(2, 24, 5), index, weight, jnp.asarray(kernel, dtype).reshape(9, 5, 3))
     gradient = jnp.asarray(np.random.default_rng(8).normal(size=(2, 24, 3)), dtype)
-    apart = (deformable._tap_by_tap(*arguments), *deformable._tap_by_tap_backward(*arguments, gradient))
-    together = (deformable._at_once(*arguments), *deformable._at_once_backward(*arguments, gradient))
+    apart = (deformable.tap_by_tap(*arguments), *deformable.tap_by_tap_backward(*arguments, gradient))
+    together = (deformable.at_once(*arguments), *deformable.at_once_backward(*arguments, gradient))
     for one, other in zip(apart, together, strict=True):
         assert one.dtype == other.dtype
         one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)

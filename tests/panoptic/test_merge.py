@@ -99,9 +99,8 @@ def scene(seed: int, things: int, stuff: int, slots: int = 12) -> tuple[Kernels,
 
 
 def run_merge(things, stuff, feature, size, extent, original, **options):
-    upsampler = make_upsampler(
-        size, extent, original, map_shape=MAP, output_shape=CANVAS, tile=options.pop("tile", 32), window=12
-    )
+    tile, window = options.pop("tile", 32), options.pop("window", 12)
+    upsampler = make_upsampler(size, extent, original, map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
     return merge(things, stuff, feature, extent, upsampler, num_things=NUM_THINGS, **options)
 
 
@@ -133,7 +132,7 @@ CASES = [  # things, stuff, size of the picture, original size
     (12, 5, (64, 96), (1, 1)),
     (12, 5, (1, 1), (40, 3)),
 ]
-jitted = jax.jit(run_merge, static_argnames=("merge_overlap", "min_stuff_area", "tile"))
+jitted = jax.jit(run_merge, static_argnames=("merge_overlap", "min_stuff_area", "tile", "window"))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -150,15 +149,15 @@ def test_merge_is_pasting_one_after_the_other_at_every_size(seed: int) -> None:
     assert jitted._cache_size() - before <= 1
 
 
+@pytest.mark.parametrize("window", [12, None])  # None: one tile is the whole canvas, as on a GPU
 @pytest.mark.parametrize("overlap", [0.0, 0.2, 1.0])
-def test_overlap_limit(overlap: float) -> None:
+def test_overlap_limit(overlap: float, window: int | None) -> None:
     sizes = ((64, 96), (64, 96), (60, 90))
     counts = []
     for seed in range(4):
         things, stuff = scene(seed, 12, 5)
-        ours, semantic = jitted(
-            things, stuff, coordinates(), *arrays(*sizes), merge_overlap=overlap, min_stuff_area=30, tile=128
-        )
+        options = {"merge_overlap": overlap, "min_stuff_area": 30, "tile": 128, "window": window}
+        ours, semantic = jitted(things, stuff, coordinates(), *arrays(*sizes), **options)
         if overlap < 1.0:
             assert_same(
                 ours, semantic, slow_merge(things, stuff, coordinates(), *sizes, overlap=overlap, limit=30), sizes[2]
@@ -181,9 +180,9 @@ def test_stuff_limit_counts_free_pixels_and_is_not_strict() -> None:
         assert int((ours.valid & ~ours.is_thing).sum()) == expected
 
 
-@pytest.mark.parametrize("tile", [10, 128])
+@pytest.mark.parametrize("tile, window", [(10, 12), (128, 12), (128, None)])
 @pytest.mark.parametrize("size, original", [((50, 61), (70, 81)), ((64, 96), (100, 87)), ((64, 96), (20, 31))])
-def test_masks_of_things_before_the_merge(size: tuple, original: tuple, tile: int) -> None:
+def test_masks_of_things_before_the_merge(size: tuple, original: tuple, tile: int, window: int | None) -> None:
     extent = tuple(-(-n // 32) * 32 for n in size)
     things, stuff = scene(1, 9, 3)
     _, _, _, masks = slow_merge(things, stuff, coordinates(), size, extent, original)
@@ -191,7 +190,7 @@ def test_masks_of_things_before_the_merge(size: tuple, original: tuple, tile: in
 
     @jax.jit
     def run(things):
-        upsampler = make_upsampler(*sizes, map_shape=MAP, output_shape=CANVAS, tile=tile, window=12)
+        upsampler = make_upsampler(*sizes, map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
         return packed_thing_masks(things, coordinates(), sizes[1], upsampler, chunk=4)
 
     ours = np.unpackbits(np.asarray(run(things)), axis=-1, count=CANVAS[1]).astype(bool)

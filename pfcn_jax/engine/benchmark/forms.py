@@ -33,18 +33,12 @@ def plain_pool(x: Array) -> Array:
 
 def scanned_deformable(x: Array, offset_mask: Array, kernel: Array) -> Array:
     """The scan over taps as JAX differentiates it."""
-    return _deformable(deformable.sample_and_multiply.fun, x, offset_mask, kernel)
+    return _deformable(deformable.tap_by_tap, x, offset_mask, kernel)
 
 
 def gathered_deformable(x: Array, offset_mask: Array, kernel: Array) -> Array:
-    """All taps at once: one gather, one product."""
-
-    def at_once(x: Array, index: Array, weight: Array, kernel: Array) -> Array:
-        read = jax.vmap(lambda rows, at: rows[at], in_axes=(0, 2), out_axes=2)(x, index)  # [T, 4, B, P, I]
-        sample = jnp.sum(read * weight[..., None].astype(x.dtype), axis=1)
-        return jnp.einsum("tbpi,tio->bpo", sample, kernel)
-
-    return _deformable(at_once, x, offset_mask, kernel)
+    """All taps at once as JAX differentiates them."""
+    return _deformable(deformable.at_once, x, offset_mask, kernel)
 
 
 def _deformable(product: Callable[..., Array], x: Array, offset_mask: Array, kernel: Array) -> Array:
