@@ -3,7 +3,8 @@
 The original upsamples by 4 (bilinear), crops the padding and resizes to the original size (bilinear, no
 antialiasing). Both steps are linear and separable, so one matrix per axis does both, and the result is exact. A tile
 of the output reads a small window of the map only; tiles are made where an object is, and nowhere else, so that the
-cost follows the content. Tiles are dense products of matrices: fast on every accelerator, no gather.
+cost follows the content. (A GPU takes tiles so large that one is mostly the whole picture.) Tiles are dense products of
+matrices: fast on every accelerator, no gather.
 """
 
 from __future__ import annotations
