@@ -71,6 +71,7 @@ def subject_and_pictures():
     return subject, read_pictures(args, subject.config)
 
 
+@pytest.mark.slow
 def test_after_the_heads_gives_the_prediction_of_the_whole(subject_and_pictures):
     subject, pictures = subject_and_pictures
     placed = place(pictures, 2, subject.config)

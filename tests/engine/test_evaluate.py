@@ -70,6 +70,7 @@ def test_batches_change_nothing_and_filler_does_not_count():
     np.testing.assert_array_equal(first.semantic.IoU, second.semantic.IoU)
 
 
+@pytest.mark.slow
 def test_the_next_evaluation_takes_the_compiled_program_of_the_one_before():
     config = from_command_line(TINY)
     source = open_evaluation(config.data, 2)

@@ -57,6 +57,7 @@ def export(checkpoint: pathlib.Path, output: pathlib.Path, *argv: str | pathlib.
     return front_door.main(["export", "--checkpoint", str(checkpoint), "--output", str(output), *map(str, argv)])
 
 
+@pytest.mark.slow
 def test_the_program_runs_where_there_is_nothing_but_jax(program, checkpoint, scene, tmp_path):
     """The script from inside the file, in a process where this package and Flax cannot be imported."""
     with zipfile.ZipFile(program) as archive:

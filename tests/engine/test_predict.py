@@ -78,6 +78,7 @@ def test_names_never_collide():
     assert list(output_names(["x.png", "x.jpg", "x_2.jpg", "y/x.png"])) == ["x", "x_2", "x_2_2", "y/x"]
 
 
+@pytest.mark.slow
 def test_batches_over_devices_give_what_single_pictures_give(checkpoint):
     loaded = load_checkpoint(checkpoint)
     single = Predictor(loaded, loaded.config)

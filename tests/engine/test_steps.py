@@ -46,6 +46,7 @@ def _predict(config, model, mesh=None):
     return jax.jit(step)
 
 
+@pytest.mark.slow
 def test_twenty_mixed_batches_compile_once(parts, train):
     config, model, mesh, state, pipeline = parts
     step, predict = train, _predict(config, model, mesh)
@@ -96,6 +97,7 @@ def test_averaged_weights_follow_a_loop_in_numpy(parts, train):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.model["params"]), average)
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_loss_and_gradients_of_one(parts):
     config, model, mesh, state, pipeline = parts
     batch = next(iter(pipeline))
@@ -114,6 +116,7 @@ def test_two_devices_give_the_loss_and_gradients_of_one(parts):
         jax.tree.map(close, gradients, results[0][0])
 
 
+@pytest.mark.slow
 def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monkeypatch):
     """What a GPU runs instead of the loop over pictures; one of the two has fewer instances than the other."""
     config, model, mesh, state, pipeline = parts
@@ -135,6 +138,7 @@ def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monk
         np.testing.assert_allclose(one, other, atol=1e-5 * max(float(jnp.abs(one).max()), 1e-3))
 
 
+@pytest.mark.slow
 def test_filler_pictures_add_nothing_to_the_loss(parts):
     config, model, _, state, pipeline = parts
     batch = next(iter(pipeline))

@@ -30,6 +30,7 @@ def parts():
     return config, build_model(config.model, Scenes("val").classes)
 
 
+@pytest.mark.slow
 def test_mirrored_pictures_get_mirrored_segments(parts):
     """With the mirror image as a view, picture and mirror image are the same two views in another order."""
     config, model = parts
@@ -89,6 +90,7 @@ def _classes_of(panoptic: PanopticPrediction, row: int) -> np.ndarray:
     return np.where(ids > 0, panoptic.class_id[row][np.maximum(ids, 1) - 1], -1)
 
 
+@pytest.mark.slow
 def test_lowers_for_every_platform(parts):
     config, model = parts
     tta = TTAConfig(scales=(0.5, 1.5), flip=True)

@@ -108,6 +108,7 @@ def test_the_paper_model_has_its_channels() -> None:
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 36_999_511  # as many as in the original
 
 
+@pytest.mark.slow
 def test_initial_position_bias_and_offsets() -> None:
     fields = {**TINY, "backbone": "resnet50", "deformable_stages": (5,)}
     params = init_variables(PanopticFCN(**fields), jax.random.key(0))["params"]
@@ -127,6 +128,7 @@ def _assert_same(whole: DenseOutputs, row: int, alone: DenseOutputs) -> None:
         assert not ours[height:].any() and not ours[:, width:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -148,6 +150,7 @@ def test_canvas_and_batch_mates_do_not_matter(options: dict[str, Any]) -> None:
             _assert_same(whole, row, apply(variables, image, one_size, None))
 
 
+@pytest.mark.slow
 def test_gradient_does_not_depend_on_the_canvas() -> None:
     model, variables = _make(encoder_deformable=True, **SHORT)
 
@@ -225,6 +228,7 @@ def test_remat_changes_no_number() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close() -> None:
     model, variables = _make(encoder_deformable=True, **SHORT)
     arguments = _pictures([(60, 96), (96, 64)], (96, 96))

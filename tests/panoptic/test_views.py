@@ -115,6 +115,7 @@ def test_a_view_that_says_the_same_changes_nothing(mirrored: bool) -> None:
     np.testing.assert_allclose(both.things.score, alone.things.score, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_views_that_see_nothing_halve_the_scores() -> None:
     size, extent, original = SIZES
     outputs = dense((64, 64), (64, 64), center_bias=1.0)

@@ -15,7 +15,17 @@ INFER = [
 TRAIN = ["train_r50_288x320_b2", "train_star_288x320_b1", "train_r50-400_192x256_b2"]
 
 
-@pytest.mark.parametrize(("name", "tensors"), [*[(name, 32) for name in INFER], *[(name, 28) for name in TRAIN]])
+SMALL = ("infer_r50_128x192_feats", "infer_star_128x192_feats")  # by default; the others take a program each
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [
+        pytest.param(name, count, marks=() if name in SMALL else pytest.mark.slow)
+        for names, count in ((INFER, 32), (TRAIN, 28))
+        for name in names
+    ],
+)
 def test_recorded_features(name: str, tensors: int, reference_dir: pathlib.Path) -> None:
     checks = check_network(Recorded(reference_dir / "tensors" / f"{name}.npz"), reference_dir)
     assert len(checks) == tensors

@@ -17,11 +17,12 @@ def assert_ok(checks: list[Check], at_least: int) -> None:
     assert not bad, "\n".join(map(str, bad))
 
 
+@pytest.mark.slow
 def test_each_stage_on_what_the_original_fed_it(reference_dir: pathlib.Path) -> None:
     assert_ok(check_recorded_stages(reference_dir), at_least=100)
 
 
-@pytest.mark.parametrize("network", ["r50", "star"])
+@pytest.mark.parametrize("network", ["r50", pytest.param("star", marks=pytest.mark.slow)])
 def test_the_whole_chain_from_the_picture_to_the_segments(reference_dir: pathlib.Path, network: str) -> None:
     assert_ok(check_prediction(reference_dir, f"infer_{network}*_result.npz"), at_least=300)
 
