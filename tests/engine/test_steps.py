@@ -81,6 +81,7 @@ def test_both_programs_lower_for_every_platform(parts, train):
         assert "tensor<?" not in text and "x?x" not in text
 
 
+@pytest.mark.slow
 def test_averaged_weights_follow_a_loop_in_numpy(parts, train):
     _, _, mesh, state, pipeline = parts
     expected = jax.device_get(state.params)

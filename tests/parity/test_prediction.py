@@ -27,5 +27,6 @@ def test_the_whole_chain_from_the_picture_to_the_segments(reference_dir: pathlib
     assert_ok(check_prediction(reference_dir, f"infer_{network}*_result.npz"), at_least=300)
 
 
+@pytest.mark.slow
 def test_the_composed_function_on_a_larger_canvas(reference_dir: pathlib.Path) -> None:
     assert_ok(check_composed(reference_dir, "infer_r50_120x180_padded_lowlimit_result.npz", margin=64), at_least=3)
