@@ -117,6 +117,8 @@ def _sample(x: Float[Array, "B N I"], index: Int[Array, "4 B P"], weight: Float[
 
 
 def tap_by_tap(x: Array, index: Array, weight: Array, kernel: Array) -> Float[Array, "B P O"]:
+    """`sample_and_multiply` in the memory of one tap, with float32 sums over the taps."""
+
     def one_tap(total, tap):
         tap_index, tap_weight, tap_kernel = tap
         flat = _sample(x, tap_index, tap_weight).reshape(-1, x.shape[-1])
@@ -128,7 +130,7 @@ def tap_by_tap(x: Array, index: Array, weight: Array, kernel: Array) -> Float[Ar
 
 
 def tap_by_tap_backward(x: Array, index: Array, weight: Array, kernel: Array, gradient: Array) -> tuple[Array, ...]:
-    """Samples are read again; the gradient of `x` is collected in one map that the scan carries."""
+    """Gradients of `x`, `weight` and `kernel`. Samples are read again; the scan carries the map of the first."""
     channels = x.shape[-1]
     gradient = gradient.reshape(-1, kernel.shape[-1])
     ones = jnp.ones((channels, 1), x.dtype)
@@ -157,12 +159,14 @@ def _side_by_side(values: Shaped[Array, "T 4 B P"]) -> Shaped[Array, "4 B P*T"]:
 
 
 def at_once(x: Array, index: Array, weight: Array, kernel: Array) -> Float[Array, "B P O"]:
+    """`sample_and_multiply` as one matrix product, in the memory of all taps."""
     taps, channels, features = kernel.shape
     samples = _sample(x, _side_by_side(index), _side_by_side(weight)).reshape(-1, taps * channels)
     return (samples @ kernel.reshape(-1, features)).reshape(*index.shape[2:], features)
 
 
 def at_once_backward(x: Array, index: Array, weight: Array, kernel: Array, gradient: Array) -> tuple[Array, ...]:
+    """Gradients of `x`, `weight` and `kernel`, as `tap_by_tap_backward` gives them."""
     taps, channels, features = kernel.shape
     batch, positions = index.shape[2:]
     index, weight = _side_by_side(index), _side_by_side(weight)

@@ -39,13 +39,10 @@ def test_losses_from_recorded_heads(reference_dir: pathlib.Path) -> None:
     assert len(checks) == 5 + 5 * 6 + 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tag, gradients, steps",
-    [
-        pytest.param("r50-400_192x256_b2", 31, 16, marks=pytest.mark.slow),
-        pytest.param("r50_288x320_b2", 31, 16, marks=pytest.mark.slow),
-        pytest.param("star_288x320_b1", 32, 16, marks=pytest.mark.slow),
-    ],
+    [("r50-400_192x256_b2", 31, 16), ("r50_288x320_b2", 31, 16), ("star_288x320_b1", 32, 16)],
 )
 def test_training_step(reference_dir: pathlib.Path, tag: str, gradients: int, steps: int) -> None:
     """Network, targets, losses, gradients of every parameter, clipping, decay, momentum: one step of the original."""
