@@ -23,6 +23,7 @@ mountpoint -q share || sudo mount -t nfs $share share
 python3 -m pip install -q --user uv
 python3 -m uv venv -q --allow-existing --python=3.12 .venv
 python3 -m uv pip install -q --python=.venv -r requirements.txt 'jax[tpu]==0.10.2'
+touch train.log  # to tail, a file that appears later is an error
 nohup .venv/bin/python -m pfcn_jax.main $flags >> train.log 2>&1 &
 tail -n +1 --pid=\$! -F train.log
 wait \$!"
