@@ -6,7 +6,9 @@ import dataclasses
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import UInt8
 
+from pfcn_jax.data.sources import Example
 from pfcn_jax.data.transforms import Sample, Size, flip, random_window, resize, resize_and_crop, resized_size
 
 
@@ -21,7 +23,11 @@ class Recipe(Protocol):
         """The smallest and the largest (height, width) of a picture of `size` before a window is cut out."""
         ...
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
+    def __call__(
+        self, example: Example, rng: np.random.Generator, canvas: UInt8[np.ndarray, "H W 3"] | None = None
+    ) -> Sample:
+        """`canvas`: memory that the result's picture may lie in, top left."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +67,18 @@ class ResizeShortSide:
         smallest, largest = min(self.short_sides), max(self.short_sides)
         return resized_size(size, smallest, self.max_long_side), resized_size(size, largest, self.max_long_side)
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def __call__(
+        self, example: Example, rng: np.random.Generator, canvas: UInt8[np.ndarray, "H W 3"] | None = None
+    ) -> Sample:
         short_side = int(rng.choice(self.short_sides)) if len(self.short_sides) > 1 else self.short_sides[0]
         flipped = self.flip > 0.0 and rng.random() < self.flip
-        size = resized_size(sample.size, short_side, self.max_long_side)
+        size = resized_size(example.size, short_side, self.max_long_side)
         if self.crop_size is None:
-            sample = resize(sample, size, method=self.resize_method)
+            sample = resize(example, size, method=self.resize_method, canvas=canvas)
         else:
             is_thing = None if self.crop_classes is None else np.array(self.crop_classes, bool)
-            window = random_window(sample, size, self.crop_size, rng, is_thing=is_thing)
-            sample = resize_and_crop(sample, size, window, method=self.resize_method)
+            window = random_window(example, size, self.crop_size, rng, is_thing=is_thing)
+            sample = resize_and_crop(example, size, window, method=self.resize_method)
         return flip(sample) if flipped else sample
 
 
@@ -113,13 +121,15 @@ class LargeScaleJitter:
         scale = min(self.canvas[0] / size[0], self.canvas[1] / size[1]) * factor
         return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        size = self.resized_size(sample.size, float(rng.uniform(*self.scale_range)))
+    def __call__(
+        self, example: Example, rng: np.random.Generator, canvas: UInt8[np.ndarray, "H W 3"] | None = None
+    ) -> Sample:
+        size = self.resized_size(example.size, float(rng.uniform(*self.scale_range)))
         flipped = rng.random() < self.flip
         if size[0] > self.canvas[0] or size[1] > self.canvas[1]:
             is_thing = None if self.crop_classes is None else np.array(self.crop_classes, bool)
-            window = random_window(sample, size, self.canvas, rng, is_thing=is_thing)
-            sample = resize_and_crop(sample, size, window, method=self.resize_method)
+            window = random_window(example, size, self.canvas, rng, is_thing=is_thing)
+            sample = resize_and_crop(example, size, window, method=self.resize_method)
         else:
-            sample = resize(sample, size, method=self.resize_method)
+            sample = resize(example, size, method=self.resize_method, canvas=canvas)
         return flip(sample) if flipped else sample

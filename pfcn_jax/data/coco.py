@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int, Int32, UInt8
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_ids, decode_picture
-from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
+from pfcn_jax.data.segments import count_pixels, find_runs
 from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index, read_patiently
 
 VOID_ID = 0  # colour of unlabelled pixels in a panoptic PNG
@@ -202,12 +202,11 @@ def make_example(
         )
     return Example(
         image=image,
-        segment_map=rows.expand(rows.value),
+        runs=rows,
         class_id=class_id,
         is_crowd=is_crowd,
         image_id=info.image_id,
         file_name=info.file_name,
-        box=tight_boxes(rows, len(segment_id)),
     )
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_picture
-from pfcn_jax.data.segments import find_runs, tight_boxes
+from pfcn_jax.data.segments import find_runs
 from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index, read_patiently
 
 VOID_CLASS = -1  # a value that its owner ignores
@@ -113,12 +113,11 @@ class LabelledFolder:
         chosen = np.flatnonzero(labelled)[first]
         return Example(
             image=image,
-            segment_map=rows.expand(rows.value),
+            runs=rows,
             class_id=class_id[chosen].astype(np.int32),
             is_crowd=is_crowd[chosen],
             image_id=info.image_id,
             file_name=info.file_name,
-            box=tight_boxes(rows, chosen.size),
         )
 
 

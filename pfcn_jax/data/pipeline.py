@@ -26,7 +26,7 @@ from pfcn_jax.data.buffers import BufferPool, keep_freed_memory
 from pfcn_jax.data.plan import FILLER, BatchPlan, Size
 from pfcn_jax.data.segments import map_type
 from pfcn_jax.data.sources import DataError, Example, Source
-from pfcn_jax.data.transforms import Canvas, Sample, copy_padded, limit_segments, to_sample
+from pfcn_jax.data.transforms import Sample, copy_padded, limit_segments
 from pfcn_jax.types import Batch, SegmentTable
 
 Arrays = dict[str, np.ndarray]
@@ -147,8 +147,7 @@ class BatchLoader:
                 continue
             example, index = self._read(index)
             key = [self.plan.seed, 3, planned.number, self.rows.start + row]
-            canvas = Canvas(arrays["image"][row], arrays["segment_map"][row])
-            sample = self.recipe(to_sample(example, canvas), np.random.Generator(np.random.PCG64(key)))
+            sample = self.recipe(example, np.random.Generator(np.random.PCG64(key)), arrays["image"][row])
             place(arrays, row, sample, index, self._is_thing)
         return arrays
 

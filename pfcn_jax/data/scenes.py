@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from pfcn_jax.data import shapes
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.segments import find_runs
 from pfcn_jax.data.shapes import Thing
 from pfcn_jax.data.sources import Example, ExampleInfo, check_index
 
@@ -120,7 +121,7 @@ class Scenes:
         things = _visible_things(_place_things(rng, self.size, self.things, ground), self.size)
         image = _draw_picture(rng, ground, things, textures)
         segment_map, class_id = _draw_labels(ground.labels, things)
-        return Example(image, segment_map, class_id, np.zeros(len(class_id), bool), index, info.file_name)
+        return Example(image, find_runs(segment_map), class_id, np.zeros(len(class_id), bool), index, info.file_name)
 
 
 class _Textures:

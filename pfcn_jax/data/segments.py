@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32, Integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,21 @@ class Runs:
     length: Int[np.ndarray, " r"]
     shape: tuple[int, int]
 
-    def expand(self, value: Int[np.ndarray, " r"]) -> Int[np.ndarray, "h w"]:
-        """A map of the same shape with the runs' values replaced."""
-        return np.repeat(value, self.length).reshape(self.shape)
+    def expand(self) -> Int32[np.ndarray, "h w"]:
+        """The map."""
+        return np.repeat(self.value.astype(np.int32), self.length).reshape(self.shape)
+
+    def resample(
+        self, rows: Int[np.ndarray, " H"], columns: Int[np.ndarray, " W"], dtype: np.dtype
+    ) -> Integer[np.ndarray, "H W"]:
+        """`map[rows][:, columns]` as `dtype`; `columns` never decrease. Columns are repeated run by run: a third of the
+        time that reading each pixel takes."""
+        height, width = self.shape
+        end = np.searchsorted(columns, np.arange(width + 1))  # where the columns before each one end
+        left = self.start % max(width, 1)
+        length = end[left + self.length] - end[left]
+        lines = np.repeat(self.value.astype(dtype), length).reshape(height, len(columns))
+        return lines.take(rows, axis=0)
 
 
 def map_type(rows: int) -> np.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import time
@@ -10,9 +11,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32, UInt8
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.segments import Runs, count_pixels, tight_boxes
 from pfcn_jax.errors import UserError
 
 _READ_AGAIN_AFTER = (0.5, 2.0, 8.0)  # seconds
@@ -38,12 +40,30 @@ class Example:
     """
 
     image: UInt8[np.ndarray, "h w 3"]  # RGB
-    segment_map: Int32[np.ndarray, "h w"]
+    runs: Runs  # of the segment map; `find_runs` makes them from one
     class_id: Int32[np.ndarray, " n"]  # contiguous, things first
     is_crowd: Bool[np.ndarray, " n"]
     image_id: int | str  # the dataset's own
     file_name: str  # of the picture, as the dataset names it
-    box: Float[np.ndarray, "n 4"] | None = None  # tight x0, y0, x1, y1 (exclusive ends), where the source knows them
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.runs.shape
+
+    @functools.cached_property
+    def segment_map(self) -> Int32[np.ndarray, "h w"]:
+        return self.runs.expand()
+
+    @functools.cached_property
+    def area(self) -> Int[np.ndarray, " n"]:
+        """Pixels of each row."""
+        return count_pixels(self.runs, len(self.class_id))
+
+    @functools.cached_property
+    def box(self) -> Float[np.ndarray, "n 4"]:
+        """Tight x0, y0, x1, y1 (exclusive ends) of each row, in pixels."""
+        return tight_boxes(self.runs, len(self.class_id))
 
 
 @dataclasses.dataclass(frozen=True)

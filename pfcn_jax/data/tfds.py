@@ -24,7 +24,6 @@ from PIL import Image
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.coco import PanopticFiles, make_example
 from pfcn_jax.data.decode import decode_ids, decode_picture
-from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
 from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
 
 NAME, CONFIG, VERSION = "coco", "2017_panoptic", "1.1.0"  # of TFDS's own builder
@@ -103,14 +102,12 @@ class PanopticBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
 def _objects(example: Example, segment_ids: list[int]) -> list[dict[str, Any]]:
     """`panoptic_objects` of an example; areas and boxes are measured."""
-    runs = find_runs(example.segment_map)
-    areas, boxes = count_pixels(runs, len(segment_ids)), tight_boxes(runs, len(segment_ids))
-    height, width = example.segment_map.shape
-    scaled = boxes / np.array([[width, height, width, height]])
+    height, width = example.size
+    scaled = example.box / np.array([[width, height, width, height]])
     return [
         {
             "id": segment_id,
-            "area": int(areas[row]),
+            "area": int(example.area[row]),
             "bbox": tfds.features.BBox(
                 xmin=float(scaled[row, 0]),
                 ymin=float(scaled[row, 1]),

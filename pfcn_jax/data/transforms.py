@@ -1,8 +1,9 @@
-"""Resize, flip, crop and pad: picture, segment map and boxes together.
+"""Resize, crop, flip and pad: picture, segment map and boxes together.
 
-Every function takes a `Sample` and returns a new one. The picture path is the original implementation's to the bit:
-the size rule with its rounding, Pillow's antialiased bilinear resize of the 8-bit picture, Pillow's nearest for
-labels, and boxes that are scaled (not measured again) when the picture is resized. Only a crop measures boxes anew.
+An `Example` is resized into a `Sample`; the other functions take one and return a new one. The picture path is the
+original implementation's to the bit: the size rule with its rounding, Pillow's antialiased bilinear resize of the 8-bit
+picture, Pillow's nearest for labels, and boxes that are scaled (not measured again) when the picture is resized. Only a
+crop measures boxes anew.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ from pfcn_jax.data.sources import Example
 
 Size = tuple[int, int]  # (height, width)
 RESIZE_METHODS = ("pillow", "opencv")
-_OPENCV_LABELS = (np.uint8, np.uint16, np.int32)  # types that OpenCV resizes
-
-
 _WINDOW_COST = 8  # Pillow's time for a pixel of a window in OpenCV's for a pixel of the whole
 
 
@@ -49,25 +47,9 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class Canvas:
-    """Memory for a picture and its map."""
-
-    image: UInt8[np.ndarray, "H W 3"]
-    segment_map: Integer[np.ndarray, "H W"]
-
-    def corner(self, size: Size) -> tuple[UInt8[np.ndarray, "h w 3"] | None, Integer[np.ndarray, "h w"] | None]:
-        """The part at the top left, where a picture of `size` belongs; None if it does not fit."""
-        height, width = size
-        if height > self.image.shape[0] or width > self.image.shape[1]:
-            return None, None
-        return self.image[:height, :width], self.segment_map[:height, :width]
-
-
-@dataclasses.dataclass(frozen=True)
 class Sample:
-    """An example on its way to the canvas. Rows may have lost all their pixels (`limit_segments` removes them) unless
-    `complete` says that none has: whoever takes pixels away sets it to False. `canvas` is memory that the first
-    `resize` may write to, so that its result is where it belongs already."""
+    """A resized example. Rows may have lost all their pixels (`limit_segments` removes them) unless `complete` says
+    that none has: whoever takes pixels away sets it to False."""
 
     image: UInt8[np.ndarray, "h w 3"]  # RGB
     segment_map: Integer[np.ndarray, "h w"]  # 0 = void, i = row i - 1; of a small type that holds them
@@ -76,36 +58,11 @@ class Sample:
     box: Float[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels, exclusive ends
     original_size: Size
     complete: bool = False
-    canvas: Canvas | None = None
 
     @property
     def size(self) -> Size:
         height, width = self.segment_map.shape
         return height, width
-
-
-def to_sample(example: Example, canvas: Canvas | None = None) -> Sample:
-    """An example with the tight boxes of its segments, on its way to `canvas`."""
-    height, width = example.segment_map.shape
-    box = example.box
-    if box is None:
-        box = tight_boxes(find_runs(example.segment_map), len(example.class_id))
-    return Sample(
-        image=example.image,
-        segment_map=example.segment_map.astype(_map_type(len(example.class_id), canvas)),
-        class_id=example.class_id,
-        is_crowd=example.is_crowd,
-        box=box,
-        original_size=(height, width),
-        complete=True,
-        canvas=canvas,
-    )
-
-
-def _map_type(rows: int, canvas: Canvas | None) -> np.dtype:
-    """The canvas's own type, so that OpenCV can write to it, unless the picture has more segments than that holds."""
-    smallest = map_type(rows)
-    return smallest if canvas is None else np.promote_types(smallest, canvas.segment_map.dtype)
 
 
 def resized_size(size: Size, short_side: int, max_long_side: int) -> Size:
@@ -174,61 +131,41 @@ def resize_image(
     return resized if window is None else resized[window.slices]
 
 
-@functools.lru_cache(maxsize=4096)
-def _opencv_reads_the_same(in_length: int, out_length: int) -> bool:
-    """Whether OpenCV's exact nearest neighbour reads along one axis what `nearest_index` says."""
-    line = np.arange(in_length, dtype=np.int32)[None, :]
-    read = cv2.resize(line, (out_length, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0]
-    return bool((read == nearest_index(in_length, out_length)).all())
-
-
-def resize_labels(
-    labels: Integer[np.ndarray, "h w"],
-    size: Size,
-    *,
-    window: Window | None = None,
-    out: Integer[np.ndarray, "H W"] | None = None,
-) -> Integer[np.ndarray, "H W"]:
-    """A label map at `size` by nearest neighbour, equal to Pillow's, or a window of it.
-
-    Args:
-      out: memory that the result may be written to, without a window and if it is of the labels' type.
-    """
-    (height, width), (new_height, new_width) = labels.shape, size
-    if (height, width) == (new_height, new_width):
-        return labels if window is None else labels[window.slices]
-    if (
-        window is None
-        and labels.dtype in _OPENCV_LABELS
-        and _opencv_reads_the_same(height, new_height)
-        and _opencv_reads_the_same(width, new_width)
-    ):
-        if out is not None and out.dtype != labels.dtype:
-            out = None
-        return cv2.resize(labels, (new_width, new_height), dst=out, interpolation=cv2.INTER_NEAREST_EXACT)
-    rows, columns = nearest_index(height, new_height), nearest_index(width, new_width)
+def _resize_map(example: Example, size: Size, window: Window | None = None) -> Integer[np.ndarray, "H W"]:
+    """The segment map at `size`, or a window of it, by nearest neighbour as Pillow's; of the smallest type."""
+    rows, columns = (nearest_index(*lengths) for lengths in zip(example.size, size))
     if window is not None:
         rows, columns = rows[window.slices[0]], columns[window.slices[1]]
-    return labels.take(columns, axis=1).take(rows, axis=0)
+    return example.runs.resample(rows, columns, map_type(len(example.class_id)))
 
 
-def resize(sample: Sample, size: Size, *, method: str = "pillow") -> Sample:
-    """The sample at `size`; boxes are scaled by the two ratios."""
-    image_memory, map_memory = (None, None) if sample.canvas is None else sample.canvas.corner(size)
-    return dataclasses.replace(
-        sample,
-        image=resize_image(sample.image, size, method=method, out=image_memory),
-        segment_map=resize_labels(sample.segment_map, size, out=map_memory),
-        box=_scaled_boxes(sample, size),
-        canvas=None,  # a second resize must not write where it reads
+def resize(
+    example: Example, size: Size, *, method: str = "pillow", canvas: UInt8[np.ndarray, "H W 3"] | None = None
+) -> Sample:
+    """The example at `size`; boxes are scaled by the two ratios.
+
+    Args:
+      method: see `resize_image`.
+      canvas: memory whose top left corner the picture may be written to, so that it is where it belongs already.
+    """
+    out = None
+    if canvas is not None and size[0] <= canvas.shape[0] and size[1] <= canvas.shape[1]:
+        out = canvas[: size[0], : size[1]]
+    return Sample(
+        image=resize_image(example.image, size, method=method, out=out),
+        segment_map=_resize_map(example, size),
+        class_id=example.class_id,
+        is_crowd=example.is_crowd,
+        box=_scaled_boxes(example, size),
+        original_size=example.size,
         # Enlarging repeats rows and columns, but loses none.
-        complete=sample.complete and size[0] >= sample.size[0] and size[1] >= sample.size[1],
+        complete=size[0] >= example.size[0] and size[1] >= example.size[1],
     )
 
 
-def _scaled_boxes(sample: Sample, size: Size) -> Float[np.ndarray, "n 4"]:
-    ratio = np.array([size[1] / sample.size[1], size[0] / sample.size[0]] * 2)
-    return sample.box * ratio[None, :]
+def _scaled_boxes(example: Example, size: Size) -> Float[np.ndarray, "n 4"]:
+    ratio = np.array([size[1] / example.size[1], size[0] / example.size[0]] * 2)
+    return example.box * ratio[None, :]
 
 
 def flip(sample: Sample) -> Sample:
@@ -265,30 +202,15 @@ def copy_padded(canvas: np.ndarray, values: np.ndarray) -> None:
     canvas[height:] = 0
 
 
-def crop(sample: Sample, top: int, left: int, size: Size) -> Sample:
-    """The window of `size` whose corner is (top, left), clipped to the picture; boxes are measured in the window."""
-    height, width = sample.size
-    rows = slice(max(top, 0), min(top + size[0], height))
-    columns = slice(max(left, 0), min(left + size[1], width))
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        raise ValueError(f"window at ({top}, {left}) of size {size} is outside the picture of size {sample.size}")
-    return _cut(sample, sample.image[rows, columns], sample.segment_map[rows, columns])
-
-
-def _cut(sample: Sample, image: np.ndarray, segment_map: np.ndarray) -> Sample:
-    box = tight_boxes(find_runs(segment_map), len(sample.class_id))
-    return dataclasses.replace(sample, image=image, segment_map=segment_map, box=box, complete=False)
-
-
 def random_window(
-    sample: Sample,
+    example: Example,
     resized: Size,
     size: Size,
     rng: np.random.Generator,
     *,
     is_thing: Bool[np.ndarray, " classes"] | None = None,
 ) -> Window:
-    """A window of `size` (or less, where the picture is smaller) anywhere in the sample as it will be once `resized`.
+    """A window of `size` (or less, where the picture is smaller) anywhere in the example as it will be once `resized`.
 
     With `is_thing` (by class id), the window contains the box center of an instance drawn at random, if there is one:
     the rule of the paper's Cityscapes and Mapillary Vistas runs.
@@ -296,8 +218,8 @@ def random_window(
     limit = np.maximum(np.array(resized) - np.array(size), 0)
     low, high = np.zeros(2, np.int64), limit
     if is_thing is not None:
-        box = _scaled_boxes(sample, resized)
-        instances = np.flatnonzero(is_thing[sample.class_id] & ~sample.is_crowd & (box[:, 2] > box[:, 0]))
+        box = _scaled_boxes(example, resized)
+        instances = np.flatnonzero(is_thing[example.class_id] & ~example.is_crowd & (box[:, 2] > box[:, 0]))
         if instances.size:
             x0, y0, x1, y1 = box[rng.choice(instances)]
             center = np.array([(y0 + y1) / 2, (x0 + x1) / 2])
@@ -307,10 +229,17 @@ def random_window(
     return Window(top, left, min(size[0], resized[0]), min(size[1], resized[1]))
 
 
-def resize_and_crop(sample: Sample, size: Size, window: Window, *, method: str = "pillow") -> Sample:
-    """`crop` of `resize`, without making labels that nobody will see; boxes are measured in the window."""
-    image = resize_image(sample.image, size, method=method, window=window)
-    return _cut(sample, image, resize_labels(sample.segment_map, size, window=window))
+def resize_and_crop(example: Example, size: Size, window: Window, *, method: str = "pillow") -> Sample:
+    """A window of the example at `size`, without making labels that nobody will see; boxes are measured in it."""
+    segment_map = _resize_map(example, size, window)
+    return Sample(
+        image=resize_image(example.image, size, method=method, window=window),
+        segment_map=segment_map,
+        class_id=example.class_id,
+        is_crowd=example.is_crowd,
+        box=tight_boxes(find_runs(segment_map), len(example.class_id)),
+        original_size=example.size,
+    )
 
 
 def limit_segments(sample: Sample, max_segments: int) -> tuple[Sample, int]:

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Int
 
 from pfcn_jax.data.coco import PanopticFiles
 from pfcn_jax.data.lint import Declared
-from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.data.transforms import Size, nearest_index
 
@@ -111,9 +110,6 @@ def check_example(
         damaged = declared is not None and info.image_id in declared.damaged
         # What the JSON lost is already reported; that its pixels are now unknown says nothing new.
         return None, [] if damaged and error.kind == "id-unlisted" else [Finding(error.kind, str(error), split)]
-    runs = find_runs(example.segment_map)
-    area = count_pixels(runs, len(example.class_id))
-    box = tight_boxes(runs, len(example.class_id))
     instance = np.array(source.classes.is_thing, bool)[example.class_id] & ~example.is_crowd
     size = (example.image.shape[0], example.image.shape[1])
     report = ExampleReport(
@@ -121,23 +117,23 @@ def check_example(
         digest=hashlib.blake2b(example.image.tobytes(), digest_size=16).digest(),
         class_id=example.class_id,
         is_crowd=example.is_crowd,
-        area=area,
+        area=example.area,
         vanishing=instance & ~visible_rows(example, limits.smallest(size)),
         instances=int(instance.sum()),
-        positives=count_pairs(box[instance], size, limits.largest(size), limits.level_ranges),
+        positives=count_pairs(example.box[instance], size, limits.largest(size), limits.level_ranges),
     )
     if declared is not None and isinstance(source, PanopticFiles):
-        findings += _compare(source, index, declared, area, box, name, split)
+        findings += _compare(source, index, declared, example.area, example.box, name, split)
     counts = {
-        "too-many-segments": (len(area), limits.max_segments),
+        "too-many-segments": (len(example.area), limits.max_segments),
         "too-many-positives": (report.positives, limits.max_positives),
         "too-many-instances": (report.instances, limits.max_things),
     }
     findings += [Finding(kind, f"{name}: {n} > {most}", split) for kind, (n, most) in counts.items() if n > most]
-    if not len(area):
+    if not len(example.area):
         findings.append(Finding("nothing-labelled", name, split))
     if report.vanishing.any():
-        smallest = int(area[report.vanishing].max())
+        smallest = int(example.area[report.vanishing].max())
         findings.append(
             Finding("segment-vanishes", f"{name}: {int(report.vanishing.sum())}, of up to {smallest} pixels", split)
         )
@@ -167,7 +163,7 @@ def _compare(
 
 def visible_rows(example: Example, size: Size) -> Bool[np.ndarray, " n"]:
     """Which rows have a pixel in the mask at 1/4 of `size` (paper section 3.2: bilinear from the resized labels)."""
-    height, width = example.segment_map.shape
+    height, width = example.size
     rows = nearest_index(height, size[0])[quarter_reads(size[0])]
     columns = nearest_index(width, size[1])[quarter_reads(size[1])]
     sampled = example.segment_map[rows][:, columns]

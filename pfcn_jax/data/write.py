@@ -13,7 +13,6 @@ from PIL import Image
 
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
 from pfcn_jax.data.sources import Example
 
 PICTURE_FORMATS: dict[str, dict[str, Any]] = {"jpg": {"quality": 95, "subsampling": 0}, "png": {}}
@@ -46,7 +45,7 @@ def write_coco_folder(
     label_dir.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for image_id, example in enumerate(examples, start=1):
-        height, width = example.segment_map.shape
+        height, width = example.size
         name = f"{image_id:012d}"
         picture = f"{name}.{picture_format}"
         Image.fromarray(example.image).save(picture_dir / picture, **PICTURE_FORMATS[picture_format])
@@ -64,17 +63,15 @@ def _paint(example: Example, classes: ClassTable) -> tuple[np.ndarray, list[dict
     count = len(example.class_id)
     value = np.arange(count + 1, dtype=np.int32)
     id_of_row = value + (value % 7) * 256 + (value % 11) * 65536
-    runs = find_runs(example.segment_map)
-    area, box = count_pixels(runs, count), tight_boxes(runs, count).astype(int)
     segments = []
     for row in range(count):
-        x0, y0, x1, y1 = box[row].tolist()
+        x0, y0, x1, y1 = example.box[row].astype(int).tolist()
         segments.append(
             {
                 "id": int(id_of_row[row + 1]),
                 "category_id": classes.category_ids[int(example.class_id[row])],
                 "iscrowd": int(example.is_crowd[row]),
-                "area": int(area[row]),
+                "area": int(example.area[row]),
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
             }
         )

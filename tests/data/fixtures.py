@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from pfcn_jax.data.scenes import Scenes, class_table
+from pfcn_jax.data.segments import find_runs
 from pfcn_jax.data.sources import Example
 from pfcn_jax.data.write import write_coco_folder
 
@@ -26,7 +27,7 @@ def tiny_examples(count: int, *, split: str = "train", crowd: bool = True) -> li
         segment_map[-3:, :7] = 0
         kept = np.isin(np.arange(len(is_crowd)) + 1, segment_map)
         assert kept.all(), "the void corner hides a whole segment: take another scene"
-        examples.append(dataclasses.replace(example, segment_map=segment_map, is_crowd=is_crowd))
+        examples.append(dataclasses.replace(example, runs=find_runs(segment_map), is_crowd=is_crowd))
     return examples
 
 

@@ -103,8 +103,7 @@ def test_features_dtypes_and_ids(source):
         assert not any(
             example.is_crowd[row] for row, c in enumerate(example.class_id) if not source.classes.is_thing[c]
         )
-        if example.box is not None:
-            np.testing.assert_array_equal(example.box, tight_boxes(find_runs(example.segment_map), count))
+        np.testing.assert_array_equal(example.box, tight_boxes(find_runs(example.segment_map), count))
         assert (info.image_id, info.file_name) == (example.image_id, example.file_name)
         assert isinstance(example.image_id, (int, str)) and tuple(sizes[index]) == info.size
         names.add((example.image_id, example.file_name))

@@ -20,7 +20,7 @@ from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.coco import CocoFolder
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.data.sources import DataError, Example
-from pfcn_jax.data.transforms import resize, resized_size, to_sample
+from pfcn_jax.data.transforms import resize, resized_size
 from pfcn_jax.types import Batch
 from tests.data.fixtures import write_tiny_coco
 
@@ -65,7 +65,7 @@ def test_a_batch_holds_what_its_examples_say(root):
             seen.append(index)
             example = source[index]
             size = resized_size(example.segment_map.shape, 64, 96)
-            expected = resize(to_sample(example), size)
+            expected = resize(example, size)
             assert tuple(batch.size[row]) == size and tuple(batch.original_size[row]) == example.segment_map.shape
             np.testing.assert_array_equal(batch.image[row, : size[0], : size[1]], expected.image)
             np.testing.assert_array_equal(batch.segment_map[row, : size[0], : size[1]], expected.segment_map)

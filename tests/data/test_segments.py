@@ -25,7 +25,11 @@ def test_areas_and_boxes(shape):
         segment_map[: shape[0] // 2] = segment_map[0, 0]  # long runs, and many values without pixels
         runs = find_runs(segment_map)
         assert (np.diff(runs.start) > 0).all() and runs.length.sum() == segment_map.size
-        np.testing.assert_array_equal(runs.expand(runs.value), segment_map)
+        np.testing.assert_array_equal(runs.expand(), segment_map)
+        read = rng.integers(0, shape[0], 20), np.sort(rng.integers(0, shape[1], 33))
+        resampled = runs.resample(*read, np.dtype(np.uint16))
+        np.testing.assert_array_equal(resampled, segment_map[read[0]][:, read[1]])
+        assert resampled.dtype == np.uint16
         np.testing.assert_array_equal(count_pixels(runs, rows), [(segment_map == row + 1).sum() for row in range(rows)])
         np.testing.assert_array_equal(tight_boxes(runs, rows), slow_boxes(segment_map, rows))
 

@@ -11,6 +11,7 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.data.segments import find_runs
 from pfcn_jax.data.sources import Example
 from pfcn_jax.engine import html_report
 from pfcn_jax.engine.html_report import ReportCollector
@@ -24,7 +25,7 @@ CLASSES = ClassTable(("<b>cat</b>", "dog", "sky & sea"), (1, 2, 3), (True, True,
 def example(name, truth, class_id):
     image = np.random.default_rng(0).integers(0, 256, (*truth.shape, 3)).astype(np.uint8)
     class_id = np.array(class_id, np.int32)
-    return Example(image, truth.astype(np.int32), class_id, np.zeros(len(class_id), bool), name, name)
+    return Example(image, find_runs(truth), class_id, np.zeros(len(class_id), bool), name, name)
 
 
 def prediction(segment_map, class_id):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from pfcn_jax.data.sources import CachedExamples, DataError, list_splits
-from pfcn_jax.data.transforms import to_sample
 from pfcn_jax.engine.config import Config, DataConfig, TrainConfig
 from pfcn_jax.engine.inputs import eval_pipeline, open_evaluation, open_training, train_pipeline, training_recipe
 from tests.data import layout_fixtures as layouts
@@ -109,13 +108,13 @@ def test_cached_examples_are_read_once_and_cannot_be_changed(root):
 def test_training_recipe_follows_the_config(root):
     source = open_training(DataConfig(root=str(root)))
     plain = DataConfig(short_sides=(64, 96), max_long_side=120)
-    sample = to_sample(source[0])
-    sizes = {training_recipe(plain, source.classes)(sample, np.random.default_rng(i)).size for i in range(8)}
+    example = source[0]
+    sizes = {training_recipe(plain, source.classes)(example, np.random.default_rng(i)).size for i in range(8)}
     assert sizes == {(64, 85), (90, 120)}
     jitter = DataConfig(crop=(64, 64), jitter=(0.1, 2.0), crop_with_instance=True, flip=0.0)
     recipe = training_recipe(jitter, source.classes)
     assert recipe.largest_size((96, 128)) == (64, 64) and recipe.resized_range((96, 128)) == ((5, 6), (96, 128))
-    sizes = {recipe(sample, np.random.default_rng(i)).size for i in range(40)}
+    sizes = {recipe(example, np.random.default_rng(i)).size for i in range(40)}
     assert len(sizes) > 20 and min(sizes)[0] < 10 and (64, 64) in sizes
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from pfcn_jax import main as front_door
 from pfcn_jax.codec import read_id_png, write_id_png
+from pfcn_jax.data.segments import find_runs
 from pfcn_jax.data.sources import Example
-from pfcn_jax.data.transforms import resize_labels
+from pfcn_jax.data.transforms import resize
 from pfcn_jax.data.validate import KINDS, visible_rows
 from pfcn_jax.panoptic.labels import from_id_map, quarter_taps
 from pfcn_jax.panoptic.targets import mass_centers
@@ -224,10 +225,10 @@ def test_what_vanishes_is_what_the_targets_do_not_see(size):
         segment_map[y : y + int(rng.integers(1, 4)), x : x + int(rng.integers(1, 4))] = row + 1
     rows = 40
     example = Example(
-        np.zeros((50, 70, 3), np.uint8), segment_map, np.zeros(rows, np.int32), np.zeros(rows, bool), 0, ""
+        np.zeros((50, 70, 3), np.uint8), find_runs(segment_map), np.zeros(rows, np.int32), np.zeros(rows, bool), 0, ""
     )
     canvas = np.zeros((128, 128), np.int32)
-    canvas[: size[0], : size[1]] = resize_labels(segment_map, size)
+    canvas[: size[0], : size[1]] = resize(example, size).segment_map
     taps = quarter_taps(jnp.array(size, jnp.int32), (128, 128))
     _, visible = jax.jit(lambda ids: mass_centers(from_id_map(ids).resample(*taps), jnp.ones(rows, bool)))(canvas)
     ours = visible_rows(example, size)

@@ -14,7 +14,7 @@ from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.coco import CocoFolder
 from pfcn_jax.data.pipeline import empty_arrays, place
-from pfcn_jax.data.transforms import Sample, to_sample
+from pfcn_jax.data.transforms import Sample
 from pfcn_jax.engine.parity.reference import Check, Recorded, check, recorded_files
 from pfcn_jax.types import IGNORE, round_up
 
@@ -44,7 +44,7 @@ def check_pictures(reference: pathlib.Path, pictures: pathlib.Path) -> list[Chec
         for number in range(2):
             if f"{number}.file" in recorded:
                 example = source[index_of_file[recorded.json(f"{number}.file")]]
-                sample = recipe(to_sample(example), np.random.default_rng(0))
+                sample = recipe(example, np.random.default_rng(0))
                 checks += _compare_sample(recorded, number, sample, source.classes)
     for recorded in recorded_files(reference, "infer_*_feats.npz"):
         checks.append(_compare_input(recorded, source.classes))
