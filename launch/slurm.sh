@@ -16,5 +16,8 @@ config="${1:?$usage}" workdir="${2:?$usage}"
 cd "${SLURM_SUBMIT_DIR:-.}"
 status=0
 srun python -m pfcn_jax.main --distributed --config "$config" --workdir "$workdir" "${@:3}" || status=$?
-if [ "$status" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi # stopped, not complete
+# Not complete: stopped (75), or a process was killed (128 and more: no memory, another process lost), that at most 100 times.
+if [ "$status" -eq 75 ] || { [ "$status" -ge 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; }; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$status"

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "pfcn_jax"
 LEAVES = {"types", "errors", "codec"}  # may be imported from everywhere, import no room
 ROOMS = {"data", "models", "panoptic", "metrics", "interop", "export", "viz"}
-MAX_LINES = 420
+MAX_LINES = 400
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -118,15 +118,19 @@ def test_slurm_asks_for_as_many_tasks_as_gpus():
     assert text.index("#SBATCH") < text.index("set -e")  # sbatch reads up to the first command
 
 
-@pytest.mark.parametrize(("status", "queued"), [(0, ""), (1, ""), (2, ""), (75, "requeue 17\n")])
-def test_a_job_of_slurm_that_was_stopped_queues_itself_again(environment, tmp_path, status, queued):
+@pytest.mark.parametrize(
+    ("status", "restarts", "queued"),
+    [(0, 0, ""), (1, 0, ""), (2, 0, ""), (75, 500, "requeue 17\n"), (137, 99, "requeue 17\n"), (137, 100, "")],
+)
+def test_a_job_of_slurm_that_was_stopped_queues_itself_again(environment, tmp_path, status, restarts, queued):
     calls = tmp_path / "calls"
     calls.touch()
     for name, text in (("srun", f"exit {status}"), ("scontrol", f'echo "$@" >> {calls}')):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     command = ["launch/slurm.sh", CONFIG, str(tmp_path / "run")]
-    ran = subprocess.run(command, cwd=ROOT, env=environment | {"SLURM_JOB_ID": "17"}, check=False)
+    more = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
+    ran = subprocess.run(command, cwd=ROOT, env=environment | more, check=False)
     assert ran.returncode == status and calls.read_text() == queued
 
 
@@ -159,6 +163,21 @@ def test_a_tpu(environment, script, tmp_path):
     calls = (tmp_path / "remote" / "calls").read_text().splitlines()
     assert [call.split()[3] for call in calls] == ["describe", "create", "scp", "ssh"]
     assert all(call.startswith("compute tpus tpu-vm ") for call in calls)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="packs what is committed")
+@pytest.mark.parametrize(("statuses", "last"), [([75, 134, 137, 0], 0), ([134, 2, 0], 2), ([1, 0], 1)])
+def test_a_tpu_starts_again_what_was_killed(environment, tmp_path, statuses, last):
+    left = tmp_path / "statuses"
+    left.write_text("".join(f"{status}\n" for status in statuses))
+    training = tmp_path / "training"
+    training.write_text(f'#!/bin/sh\nstatus=$(head -1 {left})\nsed -i 1d {left}\necho "ran $*"\nexit $status\n')
+    training.chmod(0o755)
+    command = ["launch/tpu_vm.sh", "pfcn", "zone-1", "v6e-8", "server:/share", CONFIG, "my run"]
+    ran = subprocess.run(command, cwd=ROOT, env=environment | {"REAL_PYTHON": str(training)}, check=False)
+    assert ran.returncode == last
+    said = (tmp_path / "remote" / "pfcn" / "train.log").read_text().splitlines()
+    assert said == [f"ran -m pfcn_jax.main --config {CONFIG} --workdir share/my run"] * (statuses.index(last) + 1)
 
 
 # What the manifest may say: the part of Kubernetes' schema (Service v1, Job batch/v1) that it uses.

@@ -20,11 +20,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from pfcn_jax.errors import UserError
-
-
-class ConfigError(UserError):
-    """A config that cannot be used; the message names the key and the way out."""
+from pfcn_jax.engine.config_values import ConfigError, check_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +216,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     if isinstance(tree, ml_collections.ConfigDict):
         tree = tree.to_dict()
     config = _build(Config, tree, "config")
-    _check_values(config)
+    check_values(config)
     return config
 
 
@@ -322,57 +318,3 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{path}: must be {hint.__name__}, got {value!r}")
     return value
-
-
-# (section, the least value) -> keys; "" is the config itself
-_AT_LEAST = {
-    ("train", 1): (
-        "steps", "batch_size", "accumulate", "log_every", "eval_batch_size", "checkpoint_every", "keep_latest",
-    ),
-    ("train", 0): ("eval_every", "eval_examples", "keep_best", "preview_pictures", "max_skipped"),
-    ("data", 1): ("max_segments", "eval_short_side", "eval_max_long_side", "max_long_side"),
-    ("data", 0): ("train_examples", "eval_examples", "workers", "max_broken"),
-    ("optim", 1): ("reference_batch",),
-    ("", 0): ("seed",),
-}  # fmt: skip
-
-
-def _check_values(config: Config) -> None:
-    for scale in config.tta.scales:
-        if not 0.25 <= scale <= 4.0 or scale == 1.0:
-            raise ConfigError(f"config.tta.scales: each from 0.25 to 4 and not 1 (the picture itself), got {scale}")
-    if len(config.targets.level_ranges) != 5:
-        raise ConfigError(
-            f"config.targets.level_ranges: must have 5 ranges (p3..p7), got {config.targets.level_ranges}"
-        )
-    for section, name in ((config.data.canvases, "canvases"), (config.data.eval_canvases, "eval_canvases")):
-        if not section:
-            raise ConfigError(f"config.data.{name}: needs at least one canvas")
-        for canvas in section:
-            if canvas[0] % 32 or canvas[1] % 32 or min(canvas) <= 0:
-                raise ConfigError(f"config.data.{name}: sides must be multiples of 32, got {canvas}")
-    _check_window(config.data)
-    for (section_name, least), keys in _AT_LEAST.items():
-        for key in keys:
-            value = getattr(getattr(config, section_name) if section_name else config, key)
-            if value < least:
-                path = f"config.{section_name}.{key}" if section_name else f"config.{key}"
-                raise ConfigError(f"{path}: must be at least {least}, got {value}")
-    if not 0.0 <= config.data.flip <= 1.0:
-        raise ConfigError(f"config.data.flip: a probability from 0 to 1, got {config.data.flip}")
-    if not config.data.short_sides or min(config.data.short_sides) < 1:
-        raise ConfigError(f"config.data.short_sides: needs at least one side in pixels, got {config.data.short_sides}")
-    if not 0.0 <= config.train.ema_decay < 1.0:
-        raise ConfigError(f"config.train.ema_decay: must be at least 0 and below 1, got {config.train.ema_decay}")
-
-
-def _check_window(data: DataConfig) -> None:
-    """The keys of the training window go together."""
-    if data.jitter != (0.0, 0.0) and not 0.0 < data.jitter[0] <= data.jitter[1]:
-        raise ConfigError(f"config.data.jitter: expected 0 < low <= high, or (0, 0) for none, got {data.jitter}")
-    if data.crop != (0, 0) and min(data.crop) < 1:
-        raise ConfigError(f"config.data.crop: must be a (height, width), or (0, 0) for none, got {data.crop}")
-    if data.crop == (0, 0):
-        for key, used in (("jitter", data.jitter != (0.0, 0.0)), ("crop_with_instance", data.crop_with_instance)):
-            if used:
-                raise ConfigError(f"config.data.{key}: needs config.data.crop, the size of the window")

@@ -130,7 +130,7 @@ def make_optimizer(
 def update_average(average: PyTree, params: PyTree, step: jax.Array, *, decay: float) -> PyTree:
     """The exponential moving average (EMA) after the update that made `params`: a + (1 - d) (p - a).
 
-    d = min(decay, (1 + step) / (10 + step)) with the number of updates before this one: a young average forgets its
+    d = min(decay, (1 + step) / (10 + step)) with the number of steps before this one: a young average forgets its
     random start quickly. In this form a parameter that never moves keeps its very bits.
     """
     done = step.astype(jnp.float32)

@@ -160,7 +160,8 @@ def check_same_state(before: Config, now: Config, where: str) -> None:
     changed = [entry for entry in keys if entry[1] != entry[2]]
     if bool(before.train.ema_decay) != bool(now.train.ema_decay):
         changed.append(("train.ema_decay", before.train.ema_decay, now.train.ema_decay))
-    for key, old, new in changed[:1]:
+    if changed:
+        key, old, new = changed[0]
         raise ConfigError(
             f"config.{key} is {new!r}, the run so far had {old!r}: its state does not fit; keep {old!r}, or start "
             f"another workdir with --init-from {where}"

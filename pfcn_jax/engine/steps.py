@@ -252,7 +252,7 @@ def train_step(
 ) -> tuple[TrainState, Scalars]:
     """Loss, gradients, update, and the moving average of the weights if there is one: the whole training program.
 
-    A step whose loss or gradients are not finite changes nothing but the step's number (`skipped` is 1).
+    A step whose loss, gradients or new parameters are not finite changes nothing but the step's number (`skipped`: 1).
     """
     gradients, scalars = gradients_of(state, batch, model=model, config=config, mesh=mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -262,7 +262,7 @@ def train_step(
     if average is not None:
         average = update_average(average, params, state.step, decay=config.train.ema_decay)
     after = dataclasses.replace(state, params=params, opt_state=opt_state, average=average)
-    finite = _all_finite((scalars["loss"], gradients))
+    finite = _all_finite((scalars["loss"], gradients, params))
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
     scalars["skipped"] = 1.0 - finite.astype(jnp.float32)
     return dataclasses.replace(after, step=state.step + 1), scalars

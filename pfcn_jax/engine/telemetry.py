@@ -175,11 +175,14 @@ class StepTimer:
         self.restart(step, 0.0)
 
     def restart(self, step: int, waited: float) -> None:
+        """Begins a lap at `step`; what came before (an evaluation) counts for nothing."""
         self._step, self._waited, self._time = step, waited, time.monotonic()
 
     def lap(self, step: int, waited: float) -> dict[str, float]:
-        """Args:
-        waited: seconds that all steps so far have waited.
+        """Ends a lap at `step` and begins the next: what the metrics say about its steps.
+
+        Args:
+          waited: seconds that all steps so far have waited.
         """
         done, spent = max(step - self._step, 1), max(time.monotonic() - self._time, 1e-9)
         wait = waited - self._waited

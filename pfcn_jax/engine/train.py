@@ -16,26 +16,23 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.engine import distributed
-from pfcn_jax.engine.checkpoint import CheckpointError, load_meta, load_run, score_of
-from pfcn_jax.engine.config import Config, ConfigError, TrainConfig, from_command_line, from_dict, to_json
+from pfcn_jax.engine.checkpoint import score_of
+from pfcn_jax.engine.config import Config, from_command_line, to_json
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation, open_training, train_pipeline
-from pfcn_jax.engine.loading import start_from
 from pfcn_jax.engine.optim import learning_rate_schedule
 from pfcn_jax.engine.prefetch import DevicePrefetch
 from pfcn_jax.engine.preview import PreviewWriter
-from pfcn_jax.engine.report import format_table, write_json, write_text
+from pfcn_jax.engine.report import format_table, write_json
 from pfcn_jax.engine.run_checkpoints import Checkpoints
+from pfcn_jax.engine.starting import begin, check_division, take_workdir, write_config
 from pfcn_jax.engine.state import (
     TrainState,
     build_model,
     build_optimizer,
-    check_same_state,
-    create_state,
     data_mesh,
     put_batch,
     replicated,
@@ -44,8 +41,8 @@ from pfcn_jax.engine.steps import Scalars, train_step
 from pfcn_jax.engine.stopping import Stopped, StopRequest
 from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay, StepTimer
 from pfcn_jax.engine.watch import NonFiniteError, Watch, make_report
-from pfcn_jax.engine.workdir import RunLock, check_room, keep_compiled
-from pfcn_jax.errors import TryAgain, UserError
+from pfcn_jax.engine.workdir import keep_compiled
+from pfcn_jax.errors import UserError
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import Batch
@@ -62,16 +59,27 @@ class Trainer:
         check_division(config.train)
         self.mesh: Mesh = data_mesh()
         self._flags: dict[bool, jax.Array] = {}
-        self._lock = _take(workdir)
+        self._resources = contextlib.ExitStack()  # what `close` gives back, the last one first
+        if lock := take_workdir(workdir):
+            self._resources.callback(lock.release)
         try:
             self.source: Source = open_training(config.data)
             open_evaluation(config.data, 1, classes=self.source.classes)  # what cannot be scored is said now
             self.model: PanopticFCN = build_model(config.model, self.source.classes)
             self.pipeline = train_pipeline(config, self.source)
             self.batches: BatchIterator = iter(self.pipeline)
-            keep = config.train
-            self.checkpoints = Checkpoints(workdir, keep_latest=keep.keep_latest, keep_best=keep.keep_best)
-            self.state, counts = self._begin()
+            self._resources.callback(self.batches.close)
+            train = config.train
+            self.checkpoints = Checkpoints(workdir, keep_latest=train.keep_latest, keep_best=train.keep_best)
+            self._resources.callback(self.checkpoints.close)
+            self.state, counts = begin(
+                config,
+                self.model,
+                self.mesh,
+                classes=self.source.classes,
+                checkpoints=self.checkpoints,
+                batches=self.batches,
+            )
             self.watch = Watch(config, self.source, self.pipeline.plan, counts)
         except BaseException:
             self.close()
@@ -103,7 +111,7 @@ class Trainer:
                 stop = stack.enter_context(StopRequest())
             stack.callback(self.close)
             if jax.process_index() == 0:
-                _write_config(self.workdir, self.config)
+                write_config(self.workdir, self.config)
             due = self._evaluation_due(start)
             writer = None
             if jax.process_index() == 0 and (due or start < self.config.train.steps):
@@ -143,7 +151,9 @@ class Trainer:
                     values = {key: float(value) for key, value in jax.device_get(scalars).items()}
                     self.watch.read()
                     values |= timer.lap(step, batches.waited_seconds)
-                    values |= {"learning_rate": float(rate(np.int32(step - 1))), **self._counts(writer)}
+                    counts = self._counts(writer)
+                    updates = step - int(counts["skipped_steps"])  # a step that was left out keeps its learning rate
+                    values |= {"learning_rate": float(rate(np.int32(max(updates - 1, 0)))), **counts}
                     if writer:
                         writer.write(step, values)
                     display.update(step, _losses_line(values))
@@ -220,66 +230,7 @@ class Trainer:
 
     def close(self) -> None:
         """Waits for the checkpoint that is being written, ends the workers and gives the working directory back."""
-        for name in ("checkpoints", "batches"):
-            if hasattr(self, name):
-                getattr(self, name).close()
-        if self._lock:
-            self._lock.release()
-
-    def _begin(self) -> tuple[TrainState, dict[str, Any]]:
-        """The state of the newest intact checkpoint with its position in the data and its counts, or a fresh one."""
-        abstract = jax.eval_shape(lambda: create_state(self.config, self.model, self.mesh))
-        step, problem = None, ""
-        if jax.process_index() == 0:
-            try:
-                step, kept = self.checkpoints.choose(), self.config.train.keep_latest + self.config.train.keep_best
-                check_room(self.workdir, abstract, kept=kept, there=len(self.checkpoints.steps()))
-            except (UserError, OSError) as error:
-                if jax.process_count() == 1 and isinstance(error, UserError):
-                    raise
-                problem = str(error)
-        distributed.raise_together(problem)
-        found = distributed.number_of_process_0(-1 if step is None else step)
-        path = self.checkpoints.directory / str(found)
-        if found < 0:
-            return self._fresh_state(), {}
-        distributed.raise_together("" if path.is_dir() else f"{path}: process {jax.process_index()} does not see it")
-        sharding = replicated(self.mesh)
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
-        meta = load_meta(path)
-        check_same_state(from_dict(meta["config"]), self.config, str(path))
-        difference = ClassTable.from_json(meta["classes"]).difference(self.source.classes)
-        if difference:
-            raise CheckpointError(f"{path}: other classes than those of the data ({difference}); take another workdir")
-        model, training = load_run(path, model=target.model, training=target.training)
-        try:
-            self.batches.set_state(meta["position"])
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        return TrainState.from_items(model, training), meta.get("counts", {})
-
-    def _fresh_state(self) -> TrainState:
-        """Random parameters, or those that the config asks to start from.
-
-        Raises:
-          ConfigError: parts of the network would keep their random values, because they never learn.
-        """
-        train, model = self.config.train, self.config.model
-        if not train.init_from:
-            if model.freeze_at or model.backbone_norm == "frozen_bn":
-                raise ConfigError(
-                    f"config.train.init_from is empty, but with model.freeze_at={model.freeze_at} and "
-                    f"model.backbone_norm={model.backbone_norm!r} parts of the backbone never learn: start from "
-                    "pretrained weights (--init-from; docs/training.md says where they are), or learn everything with "
-                    "--config.model.freeze_at=0 --config.model.backbone_norm=group_norm"
-                )
-            return create_state(self.config, self.model, self.mesh)
-        state = create_state(self.config, self.model, self.mesh)
-        variables = jax.device_get(state.variables)
-        merged, notes = start_from(pathlib.Path(train.init_from), variables, self.config, fresh_heads=train.fresh_heads)
-        if jax.process_index() == 0:
-            print("\n".join([f"starting from {train.init_from}", *notes]), flush=True)
-        return create_state(self.config, self.model, self.mesh, merged)
+        self._resources.close()
 
     def _evaluation_due(self, step: int) -> bool:
         """Whether a run that goes on at `step` was stopped before the evaluation of that step had ended."""
@@ -360,36 +311,6 @@ def watched_step(
     state, scalars = train_step(state, batch, mesh=mesh, **keywords)
     report = make_report(scalars, batch.image_id, stop)
     return state, scalars, jax.lax.with_sharding_constraint(report, replicated(mesh))
-
-
-def _take(workdir: pathlib.Path) -> RunLock | None:
-    """Process 0 takes the working directory for all; if it cannot, every process says so."""
-    lock, problem, again = None, "", False
-    if jax.process_index() == 0:
-        try:
-            lock = RunLock(workdir)
-        except UserError as error:
-            problem, again = str(error), isinstance(error, TryAgain)
-    distributed.raise_together(problem, again=again)
-    return lock
-
-
-def _write_config(workdir: pathlib.Path, config: Config) -> None:
-    try:
-        write_text(workdir / "config.json", to_json(config) + "\n")
-    except OSError as error:
-        raise UserError(f"{workdir / 'config.json'}: cannot be written ({error.strerror})") from error
-
-
-def check_division(train: TrainConfig) -> None:
-    """Raises UserError unless every device gets the same number of pictures in every part of a step."""
-    devices, parts = jax.device_count(), train.accumulate
-    if train.batch_size % (devices * parts):
-        of_parts = f" in {parts} parts each (config.train.accumulate)" if parts > 1 else ""
-        raise UserError(
-            f"config.train.batch_size: {train.batch_size} pictures do not divide over {devices} devices{of_parts}; "
-            f"choose a multiple of {devices * parts}"
-        )
 
 
 def _losses_line(values: dict[str, float]) -> str:

@@ -44,8 +44,10 @@ class Watch:
     """
 
     def __init__(self, config: Config, source: Source, plan: BatchPlan, counts: Mapping[str, Any] | None = None):
-        """Args:
-        counts: what `to_json` said at the checkpoint from which the run goes on.
+        """Nothing has been seen yet.
+
+        Args:
+          counts: what `to_json` said at the checkpoint from which the run goes on.
 
         Raises:
           DataError: more pictures are known to be broken than the config allows.
@@ -107,14 +109,15 @@ class Watch:
         """A picture other than the planned one stands in for one that could not be read."""
         planned = self._plan[step - 1].examples
         new = [i for i in planned[(planned != images) & (planned != FILLER)].tolist() if i not in self._broken]
-        text = ""
+        last = ""
         for index in dict.fromkeys(new):
             self._broken.add(index)
             if jax.process_index() == 0:
-                text = self._describe(index)
-                print(f"broken picture {len(self._broken)}, another one stands in: {text}", file=sys.stderr, flush=True)
+                why = self._describe(index)
+                print(f"broken picture {len(self._broken)}, another one stands in: {why}", file=sys.stderr, flush=True)
+                last = f", the last: {why}"
         if new:
-            self._check_broken(f", the last: {text}" if text else "")
+            self._check_broken(last)
 
     def _describe(self, index: int) -> str:
         """Why a picture is broken; it is read once more to know."""

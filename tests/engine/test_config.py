@@ -35,8 +35,19 @@ def test_json_round_trip():
         ("model.dtype=float16", "config.model.dtype: must be one of float32, bfloat16"),
         ("data.canvases=((100, 64),)", "multiples of 32"),
         ("train.batch_size=0", "config.train.batch_size: must be at least 1"),
+        ("optim.learning_rate=0.0", "config.optim.learning_rate: must be above 0"),
+        ("optim.momentum=1.5", "config.optim.momentum: must be at least 0 and below 1"),
+        ("inference.mask_threshold=1.5", "config.inference.mask_threshold: must be from 0 to 1"),
+        ("loss.positives=0", "config.loss.positives: must be at least 1"),
+        ("seed=-1", "config.seed: must be at least 0"),
+        ("model.freeze_at=-1", "config.model.freeze_at: must be at least 0"),
+        ("model.freeze_at=6", "config.model.freeze_at: from 0 (nothing) to 5"),
+        ("model.deformable_stages=(6,)", "config.model.deformable_stages: stages are 2 to 5"),
+        ("model.pixel_std=(1.0, 0.0, 1.0)", "config.model.pixel_std: each must be above 0"),
+        ("data.scene_size=(0, 0)", "config.data.scene_size: sides of at least 32"),
         ("train.ema_decay=1.0", "config.train.ema_decay: must be at least 0 and below 1"),
         ("targets.level_ranges=((1., 2.),)", "must have 5 ranges"),
+        ("targets.level_ranges=((2., 1.), (1., 2.), (1., 2.), (1., 2.), (1., 2.))", "0 <= low <= high, got (2.0, 1.0)"),
         ("data.jitter=(2.0, 0.1)", "config.data.jitter: expected 0 < low <= high, or (0, 0)"),
         ("data.jitter=(0.1, 2.0)", "config.data.jitter: needs config.data.crop"),
         ("data.crop_with_instance=True", "config.data.crop_with_instance: needs config.data.crop"),
@@ -48,6 +59,11 @@ def test_bad_overrides_name_the_key(override, message):
         config_lib.from_command_line([f"--config={CANONICAL}", f"--config.{override}"])
     with pytest.raises(config_lib.ConfigError, match=re.escape(message)):  # on top of a checkpoint's config
         config_lib.from_command_line([f"--config.{override}"], base=config_lib.Config())
+
+
+def test_basic_blocks_cannot_be_deformable():
+    with pytest.raises(config_lib.ConfigError, match="deformable_stages: resnet18 has no bottlenecks"):
+        config_lib.from_dict({"model": {"backbone": "resnet18", "deformable_stages": [3, 4, 5]}})
 
 
 def test_unknown_key_in_a_dict_suggests_the_nearest():

@@ -23,6 +23,7 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax.data.scenes import Scenes
 from pfcn_jax.data.sources import DataError
+from pfcn_jax.engine import starting
 from pfcn_jax.engine import steps as steps_room
 from pfcn_jax.engine import train as train_verb
 from pfcn_jax.engine.config import from_command_line
@@ -110,7 +111,7 @@ def _fake(monkeypatch):
 def _without_network(monkeypatch) -> None:
     monkeypatch.setattr(train_verb, "build_model", lambda *_: None)
     monkeypatch.setattr(train_verb, "build_optimizer", lambda *_: None)
-    monkeypatch.setattr(train_verb, "create_state", _small_state)
+    monkeypatch.setattr(starting, "create_state", _small_state)
 
 
 def _trainer(workdir, *overrides, fake=None) -> FakeTrainer:
@@ -347,7 +348,7 @@ def _nothing_may_be_computed(monkeypatch):
     def computed(*_, **__):
         raise AssertionError("too late")
 
-    monkeypatch.setattr(train_verb.Trainer, "_fresh_state", computed)
+    monkeypatch.setattr(starting, "_fresh_state", computed)
 
 
 def test_a_directory_that_cannot_be_written_is_an_error_at_once(tmp_path, capsys, monkeypatch):

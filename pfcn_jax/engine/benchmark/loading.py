@@ -1,7 +1,7 @@
 """The part `input`: pictures per second of the training pipeline, against decoding the same files and nothing else.
 
-With workers = 0 the share is that of one core: pictures per second of processor time, which others on the machine
-disturb little. With workers it is of the elapsed time, as the training step sees it.
+Both are per core. With workers = 0 that is pictures per second of processor time, which others on the machine disturb
+little; n workers are n cores, and their rate is that of the elapsed time, as the training step sees it.
 """
 
 from __future__ import annotations
@@ -79,11 +79,9 @@ def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
         rate = pipeline_rate(dataclasses.replace(config, data=data), source, seconds=args.seconds)
         after = decode_rate(source, seconds=args.seconds / 2)
         row: Row = {"workers": workers, "batch": args.batch[0], "images_per_s": rate.elapsed}
-        row["images_per_core_s"] = None if workers else rate.processor
+        row["images_per_core_s"] = rate.elapsed / workers if workers else rate.processor
         row["decode_images_per_core_s"] = (before.processor + after.processor) / 2
-        decode = (before.elapsed + after.elapsed) / 2
-        share = rate.elapsed / decode if workers else rate.processor / row["decode_images_per_core_s"]
-        row["share_of_decode_rate"] = share
+        row["share_of_decode_rate"] = row["images_per_core_s"] / row["decode_images_per_core_s"]
         row["against_first"] = rate.elapsed / measured[0]["images_per_s"] if measured else 1.0
         measured.append(row)
     return config, measured

@@ -30,6 +30,7 @@ from pfcn_jax.engine.benchmark.flops import traced_flops
 from pfcn_jax.engine.benchmark.measure import Row
 from pfcn_jax.engine.config import Config, TrainConfig, from_command_line
 from pfcn_jax.engine.inputs import open_training, train_pipeline
+from pfcn_jax.engine.optim import frozen_mask
 from pfcn_jax.engine.state import TrainState, abstract_variables, build_model, build_optimizer
 from pfcn_jax.engine.steps import train_step
 from pfcn_jax.errors import UserError
@@ -203,9 +204,8 @@ def _abstract_batch(canvas: tuple[int, int], segments: int) -> Batch:
 
 def _trained(params: Any, frozen: tuple[str, ...]) -> int:
     """Elements of the parameters that are not below a frozen path."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    named = (("/".join(part.key for part in path) + "/", leaf.size) for path, leaf in flat)
-    return sum(size for name, size in named if not any(name.startswith(f"{path}/") for path in frozen))
+    sizes = jax.tree.map(lambda leaf, fixed: 0 if fixed else leaf.size, params, frozen_mask(params, frozen))
+    return sum(jax.tree.leaves(sizes))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

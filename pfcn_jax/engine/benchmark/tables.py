@@ -56,11 +56,9 @@ def _text(name: str, value: Any) -> str:
         return ""
     if name in _SHARES:
         return f"{100 * value:.0f} %"
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 100
-        else (f"{value:.0f}" if isinstance(value, float) else str(value))
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def terminal(rows: list[Row]) -> str:
