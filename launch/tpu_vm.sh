@@ -4,8 +4,8 @@
 #   as   launch/tpu_vm.sh pfcn us-east5-b v6e-8 10.0.0.2:/share configs/panoptic_fcn_r50.py r50 --config.data.root=share/coco \
 #          --init-from=share/r50_imagenet
 # SHARE is a file server (NFS, as Filestore), there as the folder share/: data and runs outlive the machine; RUN is a folder
-# on it. RUNTIME in the environment is the software version that goes with TYPE. The training outlives the connection;
-# `pkill -f pfcn_jax` on all workers stops it.
+# on it. RUNTIME in the environment is the software version that goes with TYPE. The training outlives the connection: the same
+# command shows it again. To stop it: gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='kill -- -$(cat pfcn/pid)'
 set -euo pipefail
 usage="usage: launch/tpu_vm.sh NAME ZONE TYPE SHARE CONFIG RUN [--config.key=value ...]"
 name="${1:?$usage}" zone="${2:?$usage}" type="${3:?$usage}" share="${4:?$usage}" config="${5:?$usage}" run="${6:?$usage}"
@@ -21,16 +21,21 @@ tpu scp "$packed" "$name:pfcn.tar" --worker=all
 again='for try in $(seq 100); do
   .venv/bin/python -m pfcn_jax.main "$@"; status=$?
   [ $status -eq 75 ] || [ $status -ge 128 ] || break
-done; exit $status'
+done; echo $status > status'
 flags="$(printf '%q ' --config "$config" --workdir "share/$run" "${@:7}")"
 tpu ssh "$name" --worker=all --command="set -eu
-mkdir -p pfcn/share && tar -xf pfcn.tar -C pfcn && cd pfcn
-sudo apt-get install -qy nfs-common > /dev/null
-mountpoint -q share || sudo mount -t nfs $share share
-python3 -m pip install -q --user uv
-python3 -m uv venv -q --allow-existing --python=3.12 .venv
-python3 -m uv pip install -q --python=.venv -r requirements.txt 'jax[tpu]==0.10.2'
-touch train.log  # to tail, a file that appears later is an error
-nohup sh -c '$again' train $flags >> train.log 2>&1 &
-tail -n +1 --pid=\$! -F train.log
-wait \$!"
+if ! pgrep -F pfcn/pid -f pfcn_jax > /dev/null 2>&1; then
+  mkdir -p pfcn/share && tar -xf pfcn.tar -C pfcn && cd pfcn
+  command -v mount.nfs > /dev/null || {
+    sudo apt-get -o DPkg::Lock::Timeout=600 update -q && sudo apt-get -o DPkg::Lock::Timeout=600 install -qy nfs-common
+  } > /dev/null
+  mountpoint -q share || sudo mount -t nfs $share share
+  python3 -m pip install -q --user uv
+  python3 -m uv venv -q --allow-existing --python=3.12 .venv
+  python3 -m uv pip install -q --python=.venv -r requirements.txt 'jax[tpu]==0.10.2'
+  rm -f status && touch train.log
+  setsid nohup sh -c '$again' train $flags >> train.log 2>&1 &
+  echo \$! > pid
+else cd pfcn; fi
+tail -n +1 --pid=\"\$(cat pid)\" -F train.log || true
+exit \"\$(cat status)\""

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 
+from pfcn_jax.engine.say import keep_exit_status, say
 from pfcn_jax.engine.stopping import STOPPED, Stopped
 from pfcn_jax.errors import TryAgain, UserError
 
@@ -74,10 +75,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return STOPPED if isinstance(error, TryAgain) else 2
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        say(str(stopped))
         return STOPPED
 
 
@@ -95,4 +96,6 @@ def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    keep_exit_status()
+    sys.exit(status)

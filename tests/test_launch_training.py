@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import pytest
@@ -28,7 +29,7 @@ FLAGS = [*TINY[1:], "--config.train.steps=1", "--config.data.eval_examples=1", "
 # The cloud's side. `ssh` runs its command in $REMOTE as if it were the machine's home, `describe` finds nothing.
 GCLOUD = """#!/usr/bin/env bash
 set -euo pipefail
-echo "$*" | head -1 >> "$REMOTE/calls"
+line="$*"; echo "${line%%$'\\n'*}" >> "$REMOTE/calls"
 case "$4" in
   describe) exit 1 ;;
   scp) cp "$5" "$REMOTE/pfcn.tar" ;;
@@ -48,6 +49,7 @@ NOTHING = "#!/bin/sh\n"
 # Two tasks of one node, with the variables that Slurm gives to each.
 SRUN = """#!/usr/bin/env bash
 export SLURM_JOB_ID SLURM_NTASKS=2 SLURM_STEP_NODELIST=127.0.0.1
+while [[ "$1" == --* ]]; do shift; done
 for task in 0 1; do
   SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks[task]=$!
 done
@@ -120,7 +122,7 @@ def test_slurm_asks_for_as_many_tasks_as_gpus():
 
 @pytest.mark.parametrize(
     ("status", "restarts", "queued"),
-    [(0, 0, ""), (1, 0, ""), (2, 0, ""), (75, 500, "requeue 17\n"), (137, 99, "requeue 17\n"), (137, 100, "")],
+    [(0, 0, ""), (1, 0, ""), (2, 0, ""), (75, 0, "requeue 17\n"), (137, 99, "requeue 17\n"), (75, 100, "")],
 )
 def test_a_job_of_slurm_that_was_stopped_queues_itself_again(environment, tmp_path, status, restarts, queued):
     calls = tmp_path / "calls"
@@ -177,7 +179,31 @@ def test_a_tpu_starts_again_what_was_killed(environment, tmp_path, statuses, las
     ran = subprocess.run(command, cwd=ROOT, env=environment | {"REAL_PYTHON": str(training)}, check=False)
     assert ran.returncode == last
     said = (tmp_path / "remote" / "pfcn" / "train.log").read_text().splitlines()
+    assert (tmp_path / "remote" / "pfcn" / "pid").read_text().strip().isdigit()
     assert said == [f"ran -m pfcn_jax.main --config {CONFIG} --workdir share/my run"] * (statuses.index(last) + 1)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="packs what is committed")
+def test_the_same_command_shows_a_tpu_training_that_runs(environment, tmp_path):
+    """A connection was lost: nothing is unpacked over the running program, and its status is the command's."""
+    remote = tmp_path / "remote" / "pfcn"
+    remote.mkdir()
+    (remote / "train.log").write_text("step 1\n")
+    loop = "sleep 1; echo 'step 2' >> train.log; echo 2 > status; : pfcn_jax"
+    running = subprocess.Popen(["sh", "-c", loop], cwd=remote)
+    (remote / "pid").write_text(f"{running.pid}\n")
+    threading.Thread(target=running.wait).start()  # one that has ended and is not waited for still has its number
+    command = ["launch/tpu_vm.sh", "pfcn", "zone-1", "v6e-8", "server:/share", CONFIG, "run"]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert running.wait() == 0 and ran.returncode == 2, ran.stderr
+    assert "step 1\nstep 2\n" in ran.stdout and not (remote / "pfcn_jax").exists()
+
+
+def test_a_pod_without_a_run_is_an_error_before_it_costs_anything(environment, tmp_path):
+    command = ["launch/tpu_pod.sh", "pfcn", "zone-1", "v6e-32", "server:/share", CONFIG]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode != 0 and "usage: launch/tpu_pod.sh NAME" in ran.stderr
+    assert not (tmp_path / "remote" / "calls").exists()
 
 
 # What the manifest may say: the part of Kubernetes' schema (Service v1, Job batch/v1) that it uses.
@@ -190,7 +216,7 @@ POD = {
             "name": str,
             "image": str,
             "args": [str],
-            "env": [{"name": str, "valueFrom": {"fieldRef": {"fieldPath": str}}}],
+            "env": [{"name": str, "value": str, "valueFrom": {"fieldRef": {"fieldPath": str}}}],
             "resources": {"limits": {"nvidia.com/gpu": int}},
             "volumeMounts": [{"name": str, "mountPath": str}],
         }
@@ -205,6 +231,7 @@ SPECS = {
         "completions": int,
         "parallelism": int,
         "backoffLimit": int,
+        "successPolicy": {"rules": [{"succeededIndexes": str}]},
         "podFailurePolicy": {"rules": [RULE]},
         "template": {"spec": POD},
     },

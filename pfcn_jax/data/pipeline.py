@@ -123,10 +123,10 @@ class BatchLoader:
         *,
         max_segments: int,
         rows: slice,
-        skip_broken: bool = False,
+        max_broken: int | None = None,
     ):
         self.source, self.recipe, self.plan = source, recipe, plan
-        self.max_segments, self.rows, self.skip_broken = max_segments, rows, skip_broken
+        self.max_segments, self.rows, self.max_broken = max_segments, rows, max_broken
         self._is_thing = np.array(source.classes.is_thing, bool)
         own_rows = rows.stop - rows.start
         self._memory = BufferPool(max(canvas_bytes(own_rows, canvas, max_segments) for canvas in plan.canvases))
@@ -157,17 +157,18 @@ class BatchLoader:
         What stands in for a broken example follows from the plan and the files alone: not from the worker, from what
         was read before, or from where a run was interrupted.
         """
+        if self.max_broken is None:
+            return self.source[index], index
         group = self.plan.groups[int(self.plan.canvas_of[index])]
         start = int(np.searchsorted(group, index))
-        for offset in range(len(group)):
+        most = min(len(group), self.max_broken + 1)
+        for offset in range(most):
             candidate = int(group[(start + offset) % len(group)])
             try:
                 return self.source[candidate], candidate
             except DataError as error:
-                if not self.skip_broken:
-                    raise
                 last = error
-        raise DataError(f"none of the {len(group)} pictures of this canvas can be read, the last: {last}") from last
+        raise DataError(f"{most} pictures one after the other cannot be read, the last: {last}") from last
 
 
 def _settle_in_worker() -> None:
@@ -209,7 +210,7 @@ class Pipeline:
         workers: int = 0,
         threads: int | None = None,
         buffered_batches: int = 4,
-        skip_broken: bool = False,
+        max_broken: int | None = None,
     ):
         """Plans the batches; nothing is read yet.
 
@@ -226,8 +227,9 @@ class Pipeline:
           threads: in this process, or in each worker; None: two here, but one in a worker, so that two workers are
             twice one.
           buffered_batches: how many batches are loaded ahead (by each worker).
-          skip_broken: training only: an example that cannot be read is replaced by its neighbour on the same canvas,
-            and `image_id` says so: it differs from the plan's. False: the first one is an error.
+          max_broken: training only: an example that cannot be read is replaced by its neighbour on the same canvas,
+            and `image_id` says so: it differs from the plan's. More than so many of them one after the other are an
+            error. None: the first one is.
 
         Raises:
           DataError: a picture fits on no canvas.
@@ -237,16 +239,14 @@ class Pipeline:
             raise ValueError(f"batch size {batch_size} on process {process_index} of {process_count} does not divide")
         if max_segments < 1:
             raise ValueError(f"max_segments {max_segments}: at least 1")
-        if skip_broken and not shuffle:
+        if max_broken is not None and not shuffle:
             raise ValueError("an evaluation cannot skip broken examples: its result would not be comparable")
         self.plan = BatchPlan(
             source.sizes(), recipe.largest_size, canvases=canvases, batch_size=batch_size, shuffle=shuffle, seed=seed
         )
         rows = batch_size // process_count
         own = slice(process_index * rows, (process_index + 1) * rows)
-        self.loader = BatchLoader(
-            source, recipe, self.plan, max_segments=max_segments, rows=own, skip_broken=skip_broken
-        )
+        self.loader = BatchLoader(source, recipe, self.plan, max_segments=max_segments, rows=own, max_broken=max_broken)
         self.workers, self.buffered_batches = workers, buffered_batches
         self.threads = threads if threads is not None else 1 if workers else _OWN_THREADS
 

@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
@@ -17,6 +17,7 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.segments import Runs, count_pixels, tight_boxes
 from pfcn_jax.errors import UserError
 
+T = TypeVar("T")
 _READ_AGAIN_AFTER = (0.5, 2.0, 8.0)  # seconds
 
 
@@ -107,7 +108,7 @@ def check_index(index: int, length: int) -> None:
         raise IndexError(f"example {index} of {length}")
 
 
-def read_patiently(read: Callable[[], bytes]) -> bytes:
+def read_patiently(read: Callable[[], T]) -> T:
     """`read()`, again after a moment if a file server could not answer; a file that is not there is not waited for."""
     for seconds in _READ_AGAIN_AFTER:
         try:

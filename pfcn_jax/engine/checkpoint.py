@@ -43,9 +43,23 @@ def check_intact(checkpoint: pathlib.Path, items: Sequence[str] = ("model", "met
 
 def score_of(checkpoint: pathlib.Path) -> float | None:
     """The PQ of the evaluation at a checkpoint's step; None if there was none, or it cannot be read."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads((checkpoint / SCORE).read_text())["PQ"])
+    with contextlib.suppress(OSError, ValueError):
+        return read_score(checkpoint)
     return None
+
+
+def read_score(checkpoint: pathlib.Path) -> float | None:
+    """The PQ of the evaluation at a checkpoint's step; None if there was none.
+
+    Raises:
+      OSError, ValueError: there was one, but it cannot be read.
+    """
+    try:
+        return float(json.loads((checkpoint / SCORE).read_text())["PQ"])
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{checkpoint / SCORE}: no PQ") from error
 
 
 class Handler(ocp.CompositeCheckpointHandler):

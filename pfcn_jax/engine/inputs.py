@@ -117,7 +117,7 @@ def train_pipeline(config: Config, source: Source) -> Pipeline:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=data.workers,
-        skip_broken=data.on_broken == "skip",
+        max_broken=data.max_broken if data.on_broken == "skip" else None,
     )
 
 

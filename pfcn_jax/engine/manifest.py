@@ -12,7 +12,9 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from pfcn_jax.data.sources import read_patiently
 
 MANIFEST = "manifest.json"
 # Notes of Orbax at the top of a checkpoint, written after the manifest; nothing is read from them.
@@ -22,7 +24,7 @@ _NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 def write_manifest(checkpoint: pathlib.Path) -> None:
     """Lists every file below `checkpoint`, once all of it is there, and sees to it that it is on the disk."""
     files = {}
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+    for path in _files_below(checkpoint):
         name = path.relative_to(checkpoint).as_posix()
         if name not in (*_NOTES, MANIFEST):
             with path.open("rb") as file:
@@ -42,10 +44,12 @@ def find_damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str
       items: look only at these items ("model", "meta"); all of them otherwise.
     """
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        manifest = json.loads(read_patiently((checkpoint / MANIFEST).read_bytes))
         files = manifest["files"]
         if _digest(files) != manifest["sha256"]:
             return [f"{MANIFEST}: its checksum differs"]
+        if not files:
+            return [f"{MANIFEST}: lists no file"]
         entries = [(name, int(size), str(digest)) for name, (size, digest) in files.items()]
     except FileNotFoundError:
         return [f"{MANIFEST}: missing"]
@@ -63,14 +67,27 @@ def _damage_of(path: pathlib.Path, name: str, size: int, digest: str) -> str:
         there = path.stat().st_size
         if there != size:
             return f"{name}: {there} of {size} bytes"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                return f"{name}: its checksum differs"
+        if read_patiently(lambda: _digest_of(path)) != digest:
+            return f"{name}: its checksum differs"
     except FileNotFoundError:
         return f"{name}: missing"
     except OSError as error:
         return f"{name}: cannot be read ({error.strerror})"
     return ""
+
+
+def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Every file at any depth. (`Path.rglob` leaves out what it cannot list.)"""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    return sorted(pathlib.Path(where, name) for where, _, names in os.walk(folder, onerror=fail) for name in names)
+
+
+def _digest_of(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(files: Any) -> str:

@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _PATIENCE_SECONDS = 60.0  # how long closing waits for an iterator that does not answer
+_LISTEN_SECONDS = 0.5  # how often a waiting consumer looks whether it is to stop
 _POLL_SECONDS = 0.002  # how often a waiting consumer looks whether the device has become idle
+
+
+class Interrupted(Exception):
+    """`stop` was asked for while nothing was ready."""
 
 
 class DevicePrefetch(Iterator[Any]):
@@ -33,18 +38,21 @@ class DevicePrefetch(Iterator[Any]):
         *,
         depth: int = 2,
         limit: int | None = None,
+        stop: object | None = None,
     ):
         """Starts the thread.
 
         Args:
           depth: results that wait at most, at least 1.
           limit: the thread stops after so many items; None: when the iterator ends.
+          stop: becomes true when the consumer is not to wait any longer: `__next__` then raises Interrupted unless
+            something is ready.
         """
         if depth < 1:
             raise ValueError(f"depth {depth}: at least 1")
         self.idle_after: Any = None
         self.waited_seconds = 0.0
-        self._items, self._put, self._left = items, put, limit
+        self._items, self._put, self._left, self._stop = items, put, limit, stop
         self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
         self._closing = threading.Event()
         self._finished = False
@@ -94,9 +102,18 @@ class DevicePrefetch(Iterator[Any]):
             except queue.Empty:
                 continue
         begin = time.monotonic()
-        result = self._ready.get()
-        self.waited_seconds += time.monotonic() - begin
-        return result
+        try:
+            return self._wait()
+        finally:
+            self.waited_seconds += time.monotonic() - begin
+
+    def _wait(self) -> tuple[str, Any]:
+        while True:
+            try:
+                return self._ready.get(timeout=_LISTEN_SECONDS)
+            except queue.Empty:
+                if self._stop:
+                    raise Interrupted from None
 
     def _fill(self) -> None:
         try:

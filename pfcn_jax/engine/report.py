@@ -46,10 +46,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file that appears under its name only when complete."""
-    path = pathlib.Path(path)
+    write_whole(pathlib.Path(path), text.encode())
+
+
+def write_whole(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file that appears under its name only when all of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pfcn_jax.engine.checkpoint import FORMAT, SCORE, CheckpointError, Handler, Items, score_of
+from pfcn_jax.engine.checkpoint import FORMAT, SCORE, CheckpointError, Handler, Items, read_score
 from pfcn_jax.engine.manifest import find_damage
 from pfcn_jax.engine.report import write_json
+from pfcn_jax.engine.say import say
 
 PyTree = Any
 _DELETED = ".deleted"  # a folder on its way out
@@ -47,8 +48,19 @@ class Checkpoints:
         logging.getLogger("absl").addFilter(_is_news)
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending."""
-        return sorted(int(entry.name) for entry in self.directory.glob("*") if entry.name.isdigit())
+        """The steps that have a checkpoint, ascending.
+
+        Raises:
+          OSError: the directory cannot be read.
+        """
+        return sorted(int(name) for name in self._names() if name.isdigit())
+
+    def _names(self) -> list[str]:
+        """What lies in the directory. (`Path.glob` takes one that cannot be read for an empty one.)"""
+        try:
+            return os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
 
     def choose(self) -> int | None:
         """The newest step whose checkpoint is intact; None if there is no checkpoint at all.
@@ -57,12 +69,16 @@ class Checkpoints:
         moved to `<workdir>/damaged/`, so that the run can write these steps again. Call it on process 0.
 
         Raises:
-          CheckpointError: there are checkpoints, but every one is damaged.
+          CheckpointError: there are checkpoints, but every one is damaged; or nobody can say whether there are.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._clear()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._clear()
+            steps = self.steps()
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: cannot be read ({error.strerror})") from error
         bad: dict[int, list[str]] = {}
-        for step in reversed(self.steps()):
+        for step in reversed(steps):
             lines = find_damage(self.directory / str(step))
             if not lines:
                 self._set_aside(bad, step)
@@ -81,9 +97,9 @@ class Checkpoints:
         if not self._writes:
             return
         self.wait()
-        if step in self.steps():
-            return
         try:
+            if step in self.steps():
+                return
             if self._writer is None:
                 self._writer = ocp.AsyncCheckpointer(_handler(), async_options=_ASYNC, multiprocessing_options=_ALONE)
             self._writer.save(
@@ -131,7 +147,7 @@ class Checkpoints:
             try:
                 write_json(target / SCORE, {"PQ": pq})
             except OSError as error:
-                _tell(f"{target / SCORE}: cannot be written ({error.strerror}); this step will not count as the best")
+                say(f"{target / SCORE}: cannot be written ({error.strerror}); this step will not count as the best")
             self._thin_out()
 
     def close(self) -> None:
@@ -144,33 +160,47 @@ class Checkpoints:
     def _note_failure(self, step: int, error: Exception) -> None:
         self.failures += 1
         self.problem = " ".join(str(error).split())[:300]
-        _tell(f"{self.directory / str(step)}: this checkpoint could not be written ({self.problem})")
+        say(f"{self.directory / str(step)}: this checkpoint could not be written ({self.problem})")
         if self._writer is not None:
             with contextlib.suppress(Exception):  # what it had to say has been said
                 self._writer.close()
             self._writer = None
         for _ in range(20):  # a half-written one takes the room that the next one needs
-            self._clear()
-            time.sleep(_SETTLE_SECONDS)
-            if not self._leftovers():  # some of Orbax' threads may have written on for a moment
-                break
+            with contextlib.suppress(OSError):
+                self._clear()
+                time.sleep(_SETTLE_SECONDS)
+                if not self._leftovers():  # some of Orbax' threads may have written on for a moment
+                    break
 
     def _leftovers(self) -> list[pathlib.Path]:
         """Half-written and half-deleted checkpoints."""
-        entries = self.directory.glob("*")
-        return [path for path in entries if path.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in path.name]
+        names = [name for name in self._names() if name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in name]
+        return [self.directory / name for name in names]
 
     def _clear(self) -> None:
         for path in self._leftovers():
             shutil.rmtree(path, ignore_errors=True)
 
     def _thin_out(self) -> None:
-        """Deletes all but the latest n and the best n; renamed first, so that a half-deleted one has no step."""
-        self._clear()
-        steps = self.steps()
-        scores = ((score_of(self.directory / str(step)), step) for step in steps)
-        best = sorted(((pq, step) for pq, step in scores if pq is not None), reverse=True)[: self._keep_best]
-        for step in set(steps[: -self._keep_latest]) - {step for _, step in best}:
+        """Deletes all but the latest n and the best n; renamed first, so that a half-deleted one has no step.
+
+        One whose score cannot be read may be the best, so it stays.
+        """
+        try:
+            self._clear()
+            steps = self.steps()
+        except OSError:
+            return  # the next checkpoint thins out again
+        scores, unknown = [], set()
+        for step in steps:
+            try:
+                pq = read_score(self.directory / str(step))
+            except (OSError, ValueError):
+                unknown.add(step)
+            else:
+                scores += [] if pq is None else [(pq, step)]
+        best = {step for _, step in sorted(scores, reverse=True)[: self._keep_best]}
+        for step in set(steps[: -self._keep_latest]) - best - unknown:
             old = self.directory / str(step)
             with contextlib.suppress(OSError):
                 shutil.rmtree(old.rename(old.with_name(f"{step}{_DELETED}")))
@@ -182,7 +212,7 @@ class Checkpoints:
                 place = place.with_name(place.name + "_")
             place.parent.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(place)
-            _tell(
+            say(
                 f"{self.directory / str(step)}: damaged, so the checkpoint of step {instead} is used; moved to {place}",
                 *[f"  {line}" for line in lines],
             )
@@ -219,7 +249,3 @@ def _local(tree: PyTree) -> PyTree:
 def _is_news(record: logging.LogRecord) -> bool:
     """False for the tracebacks that each of Orbax' threads logs: a checkpoint that fails is reported once, by us."""
     return not (record.levelno == logging.ERROR and "orbax" in record.pathname)
-
-
-def _tell(*lines: str) -> None:
-    print(*lines, sep="\n", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from pfcn_jax.engine.config import Config, ConfigError, TrainConfig, from_dict, 
 from pfcn_jax.engine.loading import start_from
 from pfcn_jax.engine.report import write_text
 from pfcn_jax.engine.run_checkpoints import Checkpoints
+from pfcn_jax.engine.say import say
 from pfcn_jax.engine.state import TrainState, check_same_state, create_state, replicated
 from pfcn_jax.engine.workdir import RunLock, check_room
 from pfcn_jax.errors import TryAgain, UserError
@@ -124,5 +126,5 @@ def _fresh_state(config: Config, model: PanopticFCN, mesh: Mesh) -> TrainState:
     variables = jax.device_get(state.variables)
     merged, notes = start_from(pathlib.Path(train.init_from), variables, config, fresh_heads=train.fresh_heads)
     if jax.process_index() == 0:
-        print("\n".join([f"starting from {train.init_from}", *notes]), flush=True)
+        say(f"starting from {train.init_from}", *notes, to=sys.stdout)
     return create_state(config, model, mesh, merged)

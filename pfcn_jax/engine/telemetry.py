@@ -21,6 +21,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
+from pfcn_jax.engine.report import write_whole
+from pfcn_jax.engine.say import say
+
 Entry = tuple[int, dict[str, float]]
 _MOST_WAITING = 100_000  # entries in memory while the disk is full
 
@@ -53,10 +56,18 @@ class MetricsWriter:
             del waiting[:-_MOST_WAITING]
         self._flush()
 
+    def sync(self) -> None:
+        """What was written is on the disk, not only on its way: before a checkpoint, whose steps are not repeated."""
+        for sink in self._sinks:
+            with contextlib.suppress(OSError):
+                sink.sync()
+
     def close(self) -> None:
+        """Writes what waits, if that can be written now."""
         self._flush()
         for sink in self._sinks:
-            sink.close()
+            with contextlib.suppress(OSError):
+                sink.close()
 
     def _flush(self) -> None:
         for sink, waiting in zip(self._sinks, self._waiting):
@@ -67,8 +78,7 @@ class MetricsWriter:
                 waiting.clear()
             except OSError as error:
                 self.failures += 1
-                text = f"{sink.path}: cannot be written ({error.strerror}); {len(waiting)} lines wait, training goes on"
-                print(text, file=sys.stderr, flush=True)
+                say(f"{sink.path}: cannot be written ({error.strerror}); {len(waiting)} lines wait, training goes on")
 
 
 class _Lines:
@@ -92,6 +102,10 @@ class _Lines:
             self._file.truncate(size)
             raise
 
+    def sync(self) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -104,7 +118,7 @@ class _Board:
     def __init__(self, path: pathlib.Path, start: int):
         self.path, self._start = path, start
         self._records: RecordWriter | None = None
-        self._files = 0
+        self._begun = False
 
     def write(self, entries: list[Entry]) -> None:
         """Appends all of them; after an OSError the next call begins a new file, since this one may end anywhere."""
@@ -114,9 +128,13 @@ class _Board:
                 values = [Summary.Value(tag=key, simple_value=value) for key, value in scalars.items()]
                 _add(records, Event(step=step, summary=Summary(value=values)))
             records.flush()
+            self._begun = True
         except OSError:
             self.close()
             raise
+
+    def sync(self) -> None:
+        """Nothing: `flush` has done it."""
 
     def close(self) -> None:
         if self._records is not None:
@@ -126,11 +144,10 @@ class _Board:
 
     def _open(self) -> RecordWriter:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._files += 1
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(str(self.path / name))
         _add(self._records, Event(file_version="brain.Event:2"))
-        if self._files == 1:  # what an earlier process wrote of later steps is not to be shown
+        if not self._begun:  # what an earlier process wrote of later steps is not to be shown
             _add(self._records, Event(step=self._start + 1, session_log=SessionLog(status=SessionLog.START)))
         return self._records
 
@@ -152,9 +169,7 @@ def _rewind(path: pathlib.Path, start: int, scored: bool) -> None:
     content = path.read_bytes()
     kept = b"".join(line for line in content.splitlines(keepends=True) if _stays(line, start, scored))
     if kept != content:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(kept)
-        partial.replace(path)
+        write_whole(path, kept)
 
 
 def _stays(line: bytes, start: int, scored: bool) -> bool:
@@ -217,19 +232,20 @@ class ProgressDisplay:
             self._bar.start()
 
     def update(self, step: int, text: str) -> None:
+        """Says how far it is."""
         if self._live:
-            self._bar.update(self._task, completed=step, description=text)
+            with contextlib.suppress(OSError):  # the terminal has gone
+                self._bar.update(self._task, completed=step, description=text)
         if self._live or self._quiet:
             return
         spent = time.monotonic() - self._begin
         left = spent / max(step - self._start, 1) * max(self._total - step, 0)
-        print(
-            f"{self._label} {step}/{self._total}  {text}  {_clock(spent)} < {_clock(left)}", file=sys.stderr, flush=True
-        )
+        say(f"{self._label} {step}/{self._total}  {text}  {_clock(spent)} < {_clock(left)}")
 
     def close(self) -> None:
         if self._live:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
 
 def _clock(seconds: float) -> str:

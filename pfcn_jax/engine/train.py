@@ -24,10 +24,11 @@ from pfcn_jax.engine.config import Config, from_command_line, to_json
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation, open_training, train_pipeline
 from pfcn_jax.engine.optim import learning_rate_schedule
-from pfcn_jax.engine.prefetch import DevicePrefetch
+from pfcn_jax.engine.prefetch import DevicePrefetch, Interrupted
 from pfcn_jax.engine.preview import PreviewWriter
 from pfcn_jax.engine.report import format_table, write_json
 from pfcn_jax.engine.run_checkpoints import Checkpoints
+from pfcn_jax.engine.say import say
 from pfcn_jax.engine.starting import begin, check_division, take_workdir, write_config
 from pfcn_jax.engine.state import (
     TrainState,
@@ -115,7 +116,7 @@ class Trainer:
             due = self._evaluation_due(start)
             writer = None
             if jax.process_index() == 0 and (due or start < self.config.train.steps):
-                writer = MetricsWriter(self.workdir, start=start, scored=not due)
+                writer = self._open_metrics(start, scored=not due)
                 stack.callback(writer.close)
             result = self._evaluate_at(start, writer, stop) if due else None
             if start < self.config.train.steps:
@@ -125,6 +126,12 @@ class Trainer:
                     raise NonFiniteError(f"{error}\n{self._kept()}") from error
             return result or self.evaluate(start, None, everything=True, stop=stop)
 
+    def _open_metrics(self, start: int, *, scored: bool) -> MetricsWriter:
+        try:
+            return MetricsWriter(self.workdir, start=start, scored=scored)
+        except OSError as error:
+            raise UserError(f"{self.workdir / 'metrics.jsonl'}: cannot be written ({error.strerror})") from error
+
     def _steps(self, start: int, writer: MetricsWriter | None, stop: StopRequest) -> EvaluationResult | None:
         """The loop. Returns the evaluation of the last step."""
         train = self.config.train
@@ -132,13 +139,20 @@ class Trainer:
         timer = StepTimer(train.batch_size, start)
         step, result = start, None
         put = functools.partial(put_batch, mesh=self.mesh)
+        alone = stop if jax.process_count() == 1 else None  # several processes stop after the same step
         with (
-            DevicePrefetch(self.batches, put, limit=train.steps - start) as batches,
+            DevicePrefetch(self.batches, put, limit=train.steps - start, stop=alone) as batches,
             contextlib.closing(ProgressDisplay(train.steps, start=start)) as display,
         ):
             while step < train.steps:
                 try:
                     batch = next(batches)
+                except Interrupted:
+                    self.save(step)
+                    self._leave(step, stop)
+                except Exception as error:
+                    self._give_up(step, stop, error)
+                try:
                     self.state, scalars, report = self.step(self.state, batch, self._stop_flags(stop))
                     batches.idle_after = scalars["loss"]
                     step += 1
@@ -160,6 +174,8 @@ class Trainer:
                     self.checkpoints.poll()
                 evaluating = last or (train.eval_every and step % train.eval_every == 0)
                 if stopping or evaluating or step % train.checkpoint_every == 0:
+                    if writer:
+                        writer.sync()
                     self.save(step)
                 if stopping:
                     self._leave(step, stop)
@@ -202,15 +218,16 @@ class Trainer:
                 f"the evaluation of step {step} cannot be written ({error}); the same command again evaluates it"
             ) from error
         pq = result.pq
-        self.checkpoints.score(step, pq.all.PQ)
         if writer:
             scalars = {"eval/PQ": pq.all.PQ, "eval/PQ_th": pq.things.PQ, "eval/PQ_st": pq.stuff.PQ}
             scalars |= {"eval/SQ": pq.all.SQ, "eval/RQ": pq.all.RQ}
             if result.ap and result.semantic:
                 scalars |= {"eval/AP": result.ap.AP, "eval/mIoU": result.semantic.mIoU}
             writer.write(step, scalars)
+            writer.sync()
+        self.checkpoints.score(step, pq.all.PQ)  # last: what has a score is not evaluated again
         if everything and jax.process_index() == 0:
-            print(format_table(pq, source.classes.names))
+            say(format_table(pq, source.classes.names), to=sys.stdout)
         return result
 
     def save(self, step: int) -> None:
@@ -248,7 +265,7 @@ class Trainer:
         except DataError as error:
             if last or jax.process_count() > 1:  # the other processes are in the middle of theirs
                 raise
-            print(f"step {step} is not evaluated, the training goes on: {error}", file=sys.stderr, flush=True)
+            say(f"step {step} is not evaluated, the training goes on: {error}")
             return None
 
     def _stop_flags(self, stop: StopRequest) -> jax.Array:
@@ -336,5 +353,6 @@ def main(args: argparse.Namespace) -> int:
             keep_compiled(workdir)
         pq = Trainer(config, workdir).run(stop).pq
     if jax.process_index() == 0:
-        print(f"PQ {pq.all.PQ:.2f}  PQ_th {pq.things.PQ:.2f}  PQ_st {pq.stuff.PQ:.2f}  ({workdir}/evaluation.json)")
+        scores = f"PQ {pq.all.PQ:.2f}  PQ_th {pq.things.PQ:.2f}  PQ_st {pq.stuff.PQ:.2f}"
+        say(f"{scores}  ({workdir}/evaluation.json)", to=sys.stdout)
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import math
 import os
@@ -31,7 +33,7 @@ class RunLock:
 
         Raises:
           UserError: the directory cannot be made or written, or another process has it (it is named).
-          TryAgain: a process of another machine has it; if that is gone, the file server will notice.
+          TryAgain: a process of another machine has it; if that is gone, most file servers notice after a while.
         """
         self._file: int | None = None
         try:
@@ -43,15 +45,23 @@ class RunLock:
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                self.release()
+                raise UserError(
+                    f"{workdir}: its file system has no locks ({error.strerror}), so nothing would keep a second "
+                    "process away; choose another --workdir"
+                ) from error
             owner = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
             self.release()
-            kind = UserError if _boot() in owner else TryAgain
-            raise kind(f"{workdir}: in use by {owner}; a run has one process (or one job) at a time") from error
-        os.ftruncate(self._file, 0)
-        text = (
-            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}, {_boot()}\n"
-        )
-        os.write(self._file, text.encode())
+            text = f"{workdir}: in use by {owner}; a run has one process (or one job) at a time"
+            if _boot() in owner:
+                raise UserError(text) from error
+            gone = f"if that machine is gone and this stays so, delete {workdir / LOCK}"  # NFSv3 never notices
+            raise TryAgain(f"{text}; {gone}") from error
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        with contextlib.suppress(OSError):  # for others to read; the lock itself is held
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"process {os.getpid()} on {socket.gethostname()} since {since}, {_boot()}\n".encode())
 
     def release(self) -> None:
         """Gives the directory back; again is harmless."""

@@ -3,17 +3,18 @@
 The loop, its files and its decisions are real; only the network's step is replaced by one that needs no compilation.
 `test_kills.py` does it to the real thing.
 """
+# ruff: noqa: F811  (fixtures of another file)
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -27,135 +28,36 @@ from pfcn_jax.engine import starting
 from pfcn_jax.engine import steps as steps_room
 from pfcn_jax.engine import train as train_verb
 from pfcn_jax.engine.config import from_command_line
-from pfcn_jax.engine.state import TrainState, replicated
+from pfcn_jax.engine.state import TrainState
 from pfcn_jax.engine.stopping import STOPPED
-from pfcn_jax.engine.train import Trainer
-from pfcn_jax.engine.watch import NonFiniteError, make_report
+from pfcn_jax.engine.watch import NonFiniteError
 from pfcn_jax.engine.workdir import RunLock, check_room
 from pfcn_jax.errors import UserError
 from tests.engine.disks import fill, make_read_only, mounted
-from tests.engine.tiny import TINY
-
-RUN = [*TINY, "--config.train.steps=12", "--config.train.checkpoint_every=2", "--config.train.log_every=3"]
-RUN += ["--config.data.train_examples=16"]
-LOSSES = ("loss", "loss_pos_th", "loss_pos_st", "loss_seg_th", "loss_seg_st")
+from tests.engine.fake_training import (  # noqa: F401  (fixtures)
+    RUN,
+    Fake,
+    FakeTrainer,
+    assert_same_end,
+    fake,
+    metrics_of,
+    standard_promotion,
+    steps_of,
+    trainer_of,
+    uninterrupted,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def _small_state(config, model, mesh, variables=None) -> TrainState:
-    """In place of the network's: a parameter of a megabyte and a moment for it."""
-
-    def create():
-        values = jnp.linspace(0.0, 1.0, 250_000)
-        average = values if config.train.ema_decay else None
-        return TrainState(jnp.int32(0), {"w": values}, {}, {"moment": jnp.sin(values)}, average)
-
-    return jax.jit(create, out_shardings=replicated(mesh))()
-
-
-@jax.jit
-def _update(state: TrainState, image, bad) -> TrainState:
-    moment = 0.9 * state.opt_state["moment"] + jnp.mean(image.astype(jnp.float32)) / 255.0
-    params = jnp.where(bad, state.params["w"], 0.99 * state.params["w"] + jnp.sin(moment))
-    return dataclasses.replace(state, step=state.step + 1, params={"w": params}, opt_state={"moment": moment})
-
-
-class Fake:
-    """In place of the network's step: parameters that depend on every picture so far, and events at chosen steps."""
-
-    def __init__(self, nan_at=(), events=None):
-        self.nan_at, self.events = nan_at, events or {}
-
-    def __call__(self, state: TrainState, batch, stop):
-        step = int(state.step) + 1
-        if step in self.events:
-            self.events[step]()
-        bad = step in self.nan_at
-        losses = np.full(len(LOSSES), np.nan if bad else 1.0, np.float32)
-        if bad:
-            losses[LOSSES.index("loss_pos_th")] = 1.0
-        scalars = dict(zip(LOSSES, losses)) | {
-            "dropped_positives": np.float32(2.0),
-            "dropped_segments": np.float32(1.0),
-        }
-        scalars = {key: jnp.asarray(value) for key, value in (scalars | {"skipped": np.float32(bad)}).items()}
-        return _update(state, batch.image, bad), scalars, make_report(scalars, batch.image_id, stop)
-
-
-class FakeTrainer(Trainer):
-    fake = Fake()
-
-    def __init__(self, config, workdir):
-        super().__init__(config, workdir)
-        self.step = type(self).fake
-
-    def evaluate(self, step, writer, *, everything, stop=None):
-        self.checkpoints.score(step, 1.0)
-        return True
-
-
-@pytest.fixture(autouse=True)
-def _fake(monkeypatch):
-    monkeypatch.setattr(FakeTrainer, "fake", Fake())
-    monkeypatch.setattr(train_verb, "Trainer", FakeTrainer)
-    _without_network(monkeypatch)
-
-
-def _without_network(monkeypatch) -> None:
-    monkeypatch.setattr(train_verb, "build_model", lambda *_: None)
-    monkeypatch.setattr(train_verb, "build_optimizer", lambda *_: None)
-    monkeypatch.setattr(starting, "create_state", _small_state)
-
-
-def _trainer(workdir, *overrides, fake=None) -> FakeTrainer:
-    FakeTrainer.fake = fake or Fake()
-    return FakeTrainer(from_command_line([*RUN, *overrides]), workdir)
-
-
-def _steps(workdir: pathlib.Path) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
-
-
-def _metrics(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert len({line["step"] for line in lines}) == len(lines)
-    return {line["step"]: line for line in lines}
-
-
-def _assert_same_end(ours: pathlib.Path, theirs: pathlib.Path, *overrides) -> None:
-    states = [jax.device_get(_trainer(workdir, *overrides).state) for workdir in (ours, theirs)]
-    assert int(states[0].step) == 12
-    jax.tree.map(np.testing.assert_array_equal, *states)
-    counted = ("total_dropped_positives", "total_dropped_segments", "skipped_steps", "broken_pictures")
-    ours_at, theirs_at = _metrics(ours), _metrics(theirs)
-    for step in (3, 6, 9, 12):
-        assert [ours_at[step][key] for key in counted] == [theirs_at[step][key] for key in counted]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> pathlib.Path:
-    workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        _without_network(patch)
-        _trainer(workdir).run()
-    return workdir
-
-
 def test_metrics_count_what_was_dropped_and_how_long_a_step_waited(uninterrupted):
-    lines = _metrics(uninterrupted)
+    lines = metrics_of(uninterrupted)
     assert sorted(lines) == [3, 6, 9, 12]
     assert [lines[step]["total_dropped_positives"] for step in lines] == [6.0, 12.0, 18.0, 24.0]
     assert [lines[step]["total_dropped_segments"] for step in lines] == [3.0, 6.0, 9.0, 12.0]
     assert lines[3]["dropped_positives"] == 2.0 and lines[3]["dropped_segments"] == 1.0
     assert all(line["failed_writes"] == 0.0 and line["input_wait_seconds"] >= 0.0 for line in lines.values())
-    assert _steps(uninterrupted) == [10, 12]
+    assert steps_of(uninterrupted) == [10, 12]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -171,44 +73,44 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_same_command_continues(
     assert front_door.main(command) == STOPPED == 75
     said = capsys.readouterr().err
     assert f"stopped by {number.name} after step 5; its checkpoint is written" in said and str(tmp_path) in said
-    assert _steps(tmp_path) == [4, 5] and sorted(_metrics(tmp_path)) == [3, 5]
+    assert steps_of(tmp_path) == [4, 5] and sorted(metrics_of(tmp_path)) == [3, 5]
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert front_door.main(command) == STOPPED
-    assert _steps(tmp_path)[-1] == 8
+    assert steps_of(tmp_path)[-1] == 8
     FakeTrainer.fake = Fake()
-    _trainer(tmp_path).run()
-    _assert_same_end(tmp_path, uninterrupted)
+    trainer_of(tmp_path).run()
+    assert_same_end(tmp_path, uninterrupted)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_path, capsys):
     FakeTrainer.fake = Fake(nan_at=(7,))
     assert front_door.main(["train", *RUN, "--config.train.checkpoint_every=7", "--workdir", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    trainer = _trainer(tmp_path)
+    trainer = trainer_of(tmp_path)
     ids = [trainer.source.info(index).image_id for index in trainer.pipeline.plan[6].examples.tolist()]
     assert "error: step 7: loss, loss_pos_st, loss_seg_st, loss_seg_th not finite" in said
     for image_id in ids:
         assert f"{image_id} (" in said
     assert "There is no checkpoint yet" in said and "on_nonfinite=skip" in said
-    assert not _steps(tmp_path)
+    assert not steps_of(tmp_path)
     # Seen one step late, but never after the checkpoint.
     FakeTrainer.fake = Fake(nan_at=(7,))
     assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
-    assert _steps(tmp_path) == [4, 6] and "The last checkpoint is of step 6" in capsys.readouterr().err
+    assert steps_of(tmp_path) == [4, 6] and "The last checkpoint is of step 6" in capsys.readouterr().err
 
 
 def test_steps_that_are_not_finite_may_be_left_out_up_to_a_limit(tmp_path, capsys):
     skip = ("--config.train.on_nonfinite=skip", "--config.train.max_skipped=2")
-    trainer = _trainer(tmp_path / "run", *skip, fake=Fake(nan_at=(4, 7)))
+    trainer = trainer_of(tmp_path / "run", *skip, fake=Fake(nan_at=(4, 7)))
     trainer.run()
     assert "step 4: loss" in capsys.readouterr().err
-    lines = _metrics(tmp_path / "run")
+    lines = metrics_of(tmp_path / "run")
     assert [lines[step]["skipped_steps"] for step in (3, 6, 9, 12)] == [0.0, 1.0, 2.0, 2.0]
-    for leaf in jax.tree.leaves(jax.device_get(_trainer(tmp_path / "run", *skip).state.params)):
+    for leaf in jax.tree.leaves(jax.device_get(trainer_of(tmp_path / "run", *skip).state.params)):
         assert np.isfinite(leaf).all()
     with pytest.raises(NonFiniteError, match=r"step 9: .*more than .*max_skipped = 2"):
-        _trainer(tmp_path / "other", *skip, fake=Fake(nan_at=(4, 7, 9, 10))).run()
-    assert _steps(tmp_path / "other") == [6, 8]
+        trainer_of(tmp_path / "other", *skip, fake=Fake(nan_at=(4, 7, 9, 10))).run()
+    assert steps_of(tmp_path / "other") == [6, 8]
 
 
 def test_the_compiled_step_changes_nothing_if_a_gradient_is_not_finite(monkeypatch):
@@ -260,40 +162,40 @@ def broken(monkeypatch):
 
 def test_a_broken_picture_stops_the_run_and_what_was_learnt_is_kept(broken, tmp_path, capsys):
     first = 1
-    plan = _trainer(tmp_path).pipeline.plan
+    plan = trainer_of(tmp_path).pipeline.plan
     while not set(plan[first - 1].examples.tolist()) & broken.broken:
         first += 1
     assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "error: scene_" in said and "broken picture" in said and "--config.data.on_broken=skip" in said
-    assert _steps(tmp_path) == ([] if first == 1 else _steps(tmp_path)) and (
-        first == 1 or _steps(tmp_path)[-1] == first - 1
+    assert steps_of(tmp_path) == ([] if first == 1 else steps_of(tmp_path)) and (
+        first == 1 or steps_of(tmp_path)[-1] == first - 1
     )
 
 
 def test_broken_pictures_may_be_skipped_counted_and_limited(broken, tmp_path, capsys):
     skip = ("--config.data.on_broken=skip", "--config.data.max_broken=3")
-    _trainer(tmp_path / "whole", *skip).run()
+    trainer_of(tmp_path / "whole", *skip).run()
     said = capsys.readouterr().err
     for index in broken.broken:
         assert said.count(f"another one stands in: scene_{index}.png: broken picture") == 1
-    assert _metrics(tmp_path / "whole")[12]["broken_pictures"] == 3.0
+    assert metrics_of(tmp_path / "whole")[12]["broken_pictures"] == 3.0
 
     def kill():
         os.kill(os.getpid(), signal.SIGTERM)
 
     for step in (3, 5, 10):
         with pytest.raises(train_verb.Stopped):
-            _trainer(tmp_path / "stopped", *skip, fake=Fake(events={step: kill})).run()
-    _trainer(tmp_path / "stopped", *skip).run()
-    _assert_same_end(tmp_path / "stopped", tmp_path / "whole", *skip)
+            trainer_of(tmp_path / "stopped", *skip, fake=Fake(events={step: kill})).run()
+    trainer_of(tmp_path / "stopped", *skip).run()
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole", *skip)
 
     fewer = ("--config.data.on_broken=skip", "--config.data.max_broken=1")
     for _ in range(2):  # started again it says the same
         with pytest.raises(DataError, match=r"2 broken pictures, more than config.data.max_broken = 1"):
-            _trainer(tmp_path / "limited", *fewer).run()
-    _trainer(tmp_path / "limited", *skip).run()  # a higher limit goes on from where it stopped
-    _assert_same_end(tmp_path / "limited", tmp_path / "whole", *skip)
+            trainer_of(tmp_path / "limited", *fewer).run()
+    trainer_of(tmp_path / "limited", *skip).run()  # a higher limit goes on from where it stopped
+    assert_same_end(tmp_path / "limited", tmp_path / "whole", *skip)
 
 
 def test_a_broken_validation_picture_only_stops_the_last_evaluation(tmp_path, monkeypatch, capsys):
@@ -304,44 +206,49 @@ def test_a_broken_validation_picture_only_stops_the_last_evaluation(tmp_path, mo
 
     monkeypatch.setattr(FakeTrainer, "evaluate", evaluate)
     broken_at = {4, 8}
-    _trainer(tmp_path / "before", "--config.train.eval_every=4").run()
+    trainer_of(tmp_path / "before", "--config.train.eval_every=4").run()
     said = capsys.readouterr().err
     for step in broken_at:
         assert said.count(f"step {step} is not evaluated, the training goes on: val_{step}.png") == 1
-    assert _steps(tmp_path / "before")[-1] == 12
+    assert steps_of(tmp_path / "before")[-1] == 12
     broken_at = {12}
     with pytest.raises(DataError, match=r"val_12\.png"):
-        _trainer(tmp_path / "last", "--config.train.eval_every=4").run()
-    assert _steps(tmp_path / "last")[-1] == 12
+        trainer_of(tmp_path / "last", "--config.train.eval_every=4").run()
+    assert steps_of(tmp_path / "last")[-1] == 12
 
 
 def test_a_disk_that_is_full_for_a_while(uninterrupted, tmp_path, capsys):
     with mounted(tmp_path / "disk", megabytes=40) as disk:
         ballast = []
         events = {4: lambda: ballast.append(fill(disk)), 9: lambda: ballast.pop().unlink()}
-        _trainer(disk / "run", fake=Fake(events=events)).run()
+        trainer_of(disk / "run", fake=Fake(events=events)).run()
         said = capsys.readouterr().err
         assert "this checkpoint could not be written (" in said and "No space left on device" in said
-        assert _metrics(disk / "run")[12]["failed_writes"] >= 2.0
-        _assert_same_end(disk / "run", uninterrupted)
+        assert metrics_of(disk / "run")[12]["failed_writes"] >= 2.0
+        assert_same_end(disk / "run", uninterrupted)
 
 
 def test_a_disk_that_stays_full_is_an_error_at_the_end(uninterrupted, tmp_path, capsys):
     with mounted(tmp_path / "disk", megabytes=40) as disk:
         ballast = []
-        FakeTrainer.fake = Fake(events={6: lambda: ballast.append(fill(disk))})
+
+        def fill_once_it_is_written():
+            while steps_of(disk / "run")[-1:] != [4]:  # step 4 is written in the background
+                time.sleep(0.01)
+            ballast.append(fill(disk))
+
+        FakeTrainer.fake = Fake(events={6: fill_once_it_is_written})
         command = ["train", *RUN, "--workdir", str(disk / "run")]
         assert front_door.main(command) == 2
         said = capsys.readouterr().err
         assert "error: the checkpoint of step 12 cannot be written (" in said
-        kept = _steps(disk / "run")[-1]
-        assert kept in (4, 6) and f"The last checkpoint is of step {kept}. Make room" in said
+        assert steps_of(disk / "run")[-1] == 4 and "The last checkpoint is of step 4. Make room" in said
         assert front_door.main(command) == 2  # before anything is computed: no room
         assert "cannot be written (No space left" in capsys.readouterr().err
         ballast.pop().unlink()
         FakeTrainer.fake = Fake()
-        _trainer(disk / "run").run()
-        _assert_same_end(disk / "run", uninterrupted)
+        trainer_of(disk / "run").run()
+        assert_same_end(disk / "run", uninterrupted)
 
 
 def _nothing_may_be_computed(monkeypatch):

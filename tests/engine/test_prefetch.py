@@ -27,13 +27,13 @@ class Recorder:
         return self.read - 1
 
 
-def settled(items: Recorder) -> int:
-    """How far `items` was read once the thread does not go on."""
-    while True:
-        before = items.read
-        time.sleep(0.05)
-        if items.read == before:
-            return before
+def settled(items: Recorder, expected: int) -> int:
+    """How far `items` was read once it was read so far, and a moment more: the thread may be late, but not ahead."""
+    end = time.monotonic() + 30.0
+    while items.read < expected and time.monotonic() < end:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    return items.read
 
 
 def test_items_come_in_order_and_end():
@@ -47,9 +47,9 @@ def test_items_come_in_order_and_end():
 def test_it_runs_ahead_only_so_far_and_stops_cleanly():
     items = Recorder()
     prefetch = DevicePrefetch(items, depth=2)
-    assert settled(items) == 3  # two wait, one is in the thread's hands
+    assert settled(items, 3) == 3  # two wait, one is in the thread's hands
     assert next(prefetch) == 0
-    assert settled(items) == 4
+    assert settled(items, 4) == 4
     prefetch.close()
     assert not any(thread.name == "device-prefetch" for thread in threading.enumerate())
     read = items.read
@@ -98,13 +98,13 @@ def test_only_waiting_with_an_idle_device_counts():
         next(prefetch)
         assert prefetch.waited_seconds == 0.0  # the device was busy all the time
         threading.Timer(0.1, step.done.set).start()
-        threading.Timer(0.4, gate.release).start()
+        threading.Timer(1.0, gate.release).start()
         begin = time.monotonic()
         next(prefetch)
         assert 0.0 < prefetch.waited_seconds < time.monotonic() - begin
         before = prefetch.waited_seconds
         prefetch.idle_after = None
-        threading.Timer(0.2, gate.release).start()
+        threading.Timer(1.0, gate.release).start()
         next(prefetch)
         assert prefetch.waited_seconds > before
         for _ in range(5):  # more than the thread takes before it sees that it shall end

@@ -193,7 +193,7 @@ def test_a_position_of_other_data_is_refused(workdir):
         (["train", TINY[0], "--config.data.source=coco", "--config.data.root=nowhere"], "nowhere"),
         (["train", TINY[0], "--config.modle.remat=True"], "modle"),
         (["train", TINY[0], "--config.train.eval_every=-1"], "config.train.eval_every: must be at least 0, got -1"),
-        (["train", TINY[0], "--config.data.flip=1.5"], "config.data.flip: a probability"),
+        (["train", TINY[0], "--config.data.flip=1.5"], "config.data.flip: must be from 0 to 1, got 1.5"),
         (["curves", "runs/a", "--output", "a.png", "--config.seed=1"], "curves takes no config"),
         (["parity", "--reference", "d", "--output", "r.json", "--config.seed=1"], "parity takes no config"),
         (

@@ -1,0 +1,220 @@
+"""What a run must not wait for, and what it must not lose, when its surroundings answer late, wrongly or not at all."""
+# ruff: noqa: F811  (fixtures of another file)
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from pfcn_jax import main as front_door
+from pfcn_jax.engine import prefetch, run_checkpoints, workdir
+from pfcn_jax.engine import train as train_verb
+from pfcn_jax.engine.checkpoint import CheckpointError
+from pfcn_jax.engine.stopping import STOPPED
+from pfcn_jax.engine.train import Trainer
+from pfcn_jax.errors import TryAgain, UserError
+from tests.engine.disks import fill, mounted
+from tests.engine.fake_training import (  # noqa: F401  (fixtures)
+    RUN,
+    Fake,
+    FakeTrainer,
+    assert_same_end,
+    fake,
+    metrics_of,
+    standard_promotion,
+    steps_of,
+    trainer_of,
+    uninterrupted,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+def test_a_signal_is_heard_while_the_input_does_not_answer(uninterrupted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prefetch, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(prefetch, "_LISTEN_SECONDS", 0.05)
+    later = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    trainer, answer = trainer_of(tmp_path, fake=Fake(events={5: later.start})), threading.Event()
+    read, given = type(trainer.batches).__next__, []  # five batches come, then none
+
+    def hang(batches):
+        if len(given) == 5:
+            answer.wait(600)
+        given.append(None)
+        return read(batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(trainer.batches), "__next__", hang)
+        with pytest.raises(train_verb.Stopped, match="stopped by SIGTERM after step 5; its checkpoint is written"):
+            trainer.run()
+        answer.set()
+    assert steps_of(tmp_path)[-1] == 5
+    trainer_of(tmp_path).run()
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_a_directory_that_cannot_be_listed_is_never_a_new_start(uninterrupted, tmp_path, monkeypatch, capsys):
+    with pytest.raises(train_verb.Stopped):
+        trainer_of(tmp_path, fake=Fake(events={8: lambda: os.kill(os.getpid(), signal.SIGTERM)})).run()
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    listdir = os.listdir
+
+    def fail(path="."):
+        if str(path).endswith("checkpoints"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return listdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_checkpoints.os, "listdir", fail)
+        assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'checkpoints'}: cannot be read (Stale file handle)" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+    trainer_of(tmp_path).run()
+    assert_same_end(tmp_path, uninterrupted)
+
+
+class FullLog(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_on_a_full_disk_ends_no_run(uninterrupted, tmp_path, monkeypatch):
+    with mounted(tmp_path / "disk", megabytes=40) as disk:
+        monkeypatch.setattr(sys, "stderr", FullLog())
+        monkeypatch.setattr(sys, "stdout", FullLog())
+        ballast = []
+        events = {4: lambda: ballast.append(fill(disk)), 9: lambda: ballast.pop().unlink()}
+        trainer_of(disk / "run", fake=Fake(events=events)).run()
+        assert metrics_of(disk / "run")[12]["failed_writes"] >= 2.0
+        assert_same_end(disk / "run", uninterrupted)
+
+
+def test_the_exit_status_does_not_depend_on_the_log():
+    program = "import sys; from pfcn_jax.engine.say import keep_exit_status, say; say('no room for this'); "
+    program += "print('nor for this'); keep_exit_status(); sys.exit(75)"
+    with open("/dev/full", "w") as full:
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+        ran = subprocess.run([sys.executable, "-c", program], env=buffered, stdout=full, stderr=full, check=False)
+    assert ran.returncode == 75
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for(uninterrupted, tmp_path, monkeypatch, capsys):
+    asked: list[int] = []
+
+    def evaluate(self, step, writer, *, everything, stop=None):
+        asked.append(step)
+        if asked.count(step) == 1 and step in (4, 12):
+            os.kill(os.getpid(), signal.SIGTERM)
+            self._leave(step, stop)
+        if writer:
+            writer.write(step, {"eval/PQ": 1.0})
+        self.checkpoints.score(step, 1.0)
+        return types.SimpleNamespace(pq=types.SimpleNamespace(**dict.fromkeys(("all", "things", "stuff"), score)))
+
+    score = types.SimpleNamespace(PQ=1.0)
+    monkeypatch.setattr(FakeTrainer, "evaluate", evaluate)
+    command = ["train", *RUN, "--config.train.eval_every=4", "--workdir", str(tmp_path)]
+    assert [front_door.main(command) for _ in range(3)] == [STOPPED, STOPPED, 0]
+    assert asked == [4, 4, 8, 12, 12]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval/PQ" in line] == [4, 8, 12]
+
+
+def test_what_has_a_score_has_its_line_in_the_metrics(tmp_path, monkeypatch):
+    """Killed while the checkpoints are thinned out: the score is there, so the line must be, too."""
+    group = types.SimpleNamespace(PQ=50.0, SQ=1.0, RQ=1.0)
+    pq = types.SimpleNamespace(all=group, things=group, stuff=group)
+    result = types.SimpleNamespace(pq=pq, ap=None, semantic=None, to_dict=lambda classes: {})
+    monkeypatch.setattr(train_verb, "evaluate_model", lambda *_, **__: result)
+    monkeypatch.setattr(FakeTrainer, "evaluate", Trainer.evaluate)
+
+    def killed(self):
+        if any((self.directory / str(step) / "score.json").exists() for step in self.steps()):
+            raise SystemExit(137)
+
+    monkeypatch.setattr(run_checkpoints.Checkpoints, "_thin_out", killed)
+    with pytest.raises(SystemExit):
+        trainer_of(tmp_path, "--config.train.eval_every=4").run()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["eval/PQ"] == 50.0
+
+
+def test_a_checkpoint_changed_by_one_bit_costs_only_its_steps(uninterrupted, tmp_path, capsys):
+    with pytest.raises(train_verb.Stopped):
+        trainer_of(tmp_path, fake=Fake(events={9: lambda: os.kill(os.getpid(), signal.SIGTERM)})).run()
+    assert steps_of(tmp_path) == [8, 9]
+    files = [path for path in (tmp_path / "checkpoints" / "9").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 4
+    largest.write_bytes(data)
+    trainer_of(tmp_path).run()
+    said = capsys.readouterr().err
+    assert "damaged, so the checkpoint of step 8 is used" in said and (tmp_path / "damaged" / "9").is_dir()
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_a_step_that_was_left_out_keeps_its_learning_rate(uninterrupted, tmp_path):
+    skip = ("--config.train.on_nonfinite=skip", "--config.train.max_skipped=2")
+    trainer_of(tmp_path, *skip, fake=Fake(nan_at=(4, 5))).run()
+    ours, whole = metrics_of(tmp_path), metrics_of(uninterrupted)
+    assert ours[3]["learning_rate"] == whole[3]["learning_rate"] != whole[6]["learning_rate"]
+    rates = [ours[step]["learning_rate"] for step in (6, 9, 12)]
+    assert rates[0] > rates[1] > rates[2] > whole[12]["learning_rate"]
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch):
+    def refuse(number):
+        def lockf(*_):
+            raise OSError(number, os.strerror(number))
+
+        return lockf
+
+    monkeypatch.setattr(workdir.fcntl, "lockf", refuse(errno.ENOLCK))
+    with pytest.raises(UserError, match="its file system has no locks") as caught:
+        workdir.RunLock(tmp_path)
+    assert not isinstance(caught.value, TryAgain)
+    monkeypatch.setattr(workdir.fcntl, "lockf", refuse(errno.EAGAIN))
+    with pytest.raises(TryAgain, match="in use by another process"):
+        workdir.RunLock(tmp_path)
+
+
+def test_the_best_checkpoint_stays_while_its_score_cannot_be_read(tmp_path, capsys):
+    trainer = trainer_of(tmp_path, "--config.train.keep_latest=1")
+    checkpoints = trainer.checkpoints
+
+    def save(step):
+        parts = {"model": {"w": np.ones(3)}, "training": {"step": np.int32(step)}}
+        checkpoints.save(step, **jax.tree.map(jax.numpy.asarray, parts), meta={})
+        checkpoints.wait()
+
+    save(1)
+    checkpoints.score(1, 90.0)
+    (tmp_path / "checkpoints" / "1" / "score.json").write_text("")  # as a power cut may leave it
+    for step in (2, 3):
+        save(step)
+        checkpoints.score(step, 10.0 * step)
+    assert steps_of(tmp_path) == [1, 3]
+    trainer.close()
+
+
+def test_a_manifest_of_nothing_is_damage(tmp_path):
+    trainer_of(tmp_path).run()
+    manifest = tmp_path / "checkpoints" / "12" / "manifest.json"
+    digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of {}
+    manifest.write_text(json.dumps({"files": {}, "sha256": digest}))
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, keep_latest=2, keep_best=1)
+    assert checkpoints.choose() == 10
+    (tmp_path / "checkpoints" / "10" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        checkpoints.choose()
