@@ -77,7 +77,8 @@ def test_array_records_from_the_zips_in_place(mirror, tmp_path):
 def test_a_plain_folder(mirror, tmp_path):
     out = run("coco_folder.sh", mirror, tmp_path / "coco")
     assert "train2017: 3 pictures, 3 readable" in out and "training would work" in out
-    assert sorted(path.name for path in (tmp_path / "coco").iterdir()) == ["annotations", "train2017", "val2017"]
+    names = [path.name for path in (tmp_path / "coco").iterdir()]
+    assert sorted(names) == [".complete", "annotations", "train2017", "val2017"]
     np.testing.assert_array_equal(
         CocoFolder(tmp_path / "coco", "val2017")[0].segment_map, CocoFolder(tmp_path / "tiny", "val2017")[0].segment_map
     )

@@ -7,7 +7,6 @@ import pathlib
 import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import yaml
 from pfcn_jax import main as front_door
 from pfcn_jax.engine.stopping import STOPPED
 from tests.engine.tiny import TINY
+from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -282,9 +282,7 @@ def test_the_manifest_fits_the_schema_and_itself(manifest):
 
 @pytest.mark.slow
 def test_the_containers_of_the_manifest_are_one_run(manifest, environment, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (container,) = manifest["Job"]["spec"]["template"]["spec"]["containers"]
     local = {"--coordinator": f"127.0.0.1:{port}", "--workdir": str(tmp_path / "run"), "--config": CONFIG}
     words = [word for word in container["args"] if not word.startswith("--init-from=")]  # the network is too small

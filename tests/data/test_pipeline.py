@@ -257,8 +257,9 @@ def test_a_worker_that_is_killed_is_an_error_and_one_that_is_asked_to_stop_is_no
     pipeline = training(root, batch_size=16, max_segments=255, workers=2, buffered_batches=1)
     before = {process.pid for process in multiprocessing.active_children()}
     with iter(pipeline) as batches:
-        next(batches)
-        time.sleep(3.0)  # every worker now waits for a place for its batch
+        for _ in range(4):  # each worker has sent two, so both know what a signal means
+            next(batches)
+        time.sleep(1.0)  # every worker now waits for a place for its batch
         workers = [process for process in multiprocessing.active_children() if process.pid not in before]
         assert len(workers) == 2
         os.kill(workers[0].pid, signal_number)

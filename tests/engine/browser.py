@@ -8,13 +8,14 @@ import contextlib
 import json
 import pathlib
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+
+from tests.ports import free_port
 
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's key for a reference to an element
 
@@ -84,9 +85,7 @@ def browsing(profile: pathlib.Path, *, size: tuple[int, int] = (1280, 1000)) -> 
     """A browser with an empty profile; browser and driver end with the block."""
     programs = find_programs()
     assert programs, "no browser"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     driver = subprocess.Popen([programs[1], f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"

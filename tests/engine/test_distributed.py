@@ -9,7 +9,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from pfcn_jax.engine.stopping import STOPPED
 from pfcn_jax.engine.workdir import _boot
 from pfcn_jax.errors import UserError
 from tests.engine.tiny import TINY
+from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORKER = pathlib.Path(__file__).with_name("distributed_worker.py")
@@ -75,10 +75,7 @@ def _train(workdir: pathlib.Path, *more: str, devices: int, processes: int = 1) 
 
 def _joined(processes: int) -> list[list[str]]:
     """The flags that make one run of processes on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = [f"--coordinator=127.0.0.1:{port}", f"--num-processes={processes}"]
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num-processes={processes}"]
     return [[*flags, f"--process-id={index}"] for index in range(processes)]
 
 
@@ -163,6 +160,36 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_they_continue(tmp_path)
     assert sorted(_losses(run))[-1] == stopped_at
     _train(run, f"--config.train.steps={stopped_at + 2}", devices=2, processes=2)
     assert sorted(_losses(run)) == list(range(1, stopped_at + 3))
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_and_nothing_is_lost(tmp_path):
+    """A machine goes: the other process ends as well, and the same command ends with the bits of an unharmed run."""
+    more = ["--config.train.steps=20", "--config.train.checkpoint_every=3"]
+    _train(tmp_path / "whole", *more, devices=2, processes=2)
+    run, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    argv = ["train", *FLAGS, *more, "--workdir", str(run)]
+    processes = [_start([*argv, *flags], 1, tmp_path / f"{i}.json") for i, flags in enumerate(_joined(2))]
+    try:
+        deadline = time.monotonic() + 600
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 7):
+            assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+            time.sleep(0.02)
+        processes[1].kill()
+        processes[1].communicate()
+        killed = time.monotonic()
+        output = processes[0].communicate(timeout=600)[0].decode()
+        print(f"process 0 ended {time.monotonic() - killed:.0f} s later with status {processes[0].returncode}")
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode not in (0, 2), output  # a job script starts it again
+    steps = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+    assert not steps or max(steps) < 20
+    _train(run, *more, devices=2, processes=2)
+    assert sorted(_losses(run)) == sorted(_losses(tmp_path / "whole")) == list(range(1, 21))
+    ours, theirs = (load_checkpoint(path / "checkpoints" / "20").variables for path in (run, tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 from jax import export
 
 from pfcn_jax.data.classes import coco_classes
+from pfcn_jax.data.segments import map_type
 from pfcn_jax.engine import state as state_lib
 from pfcn_jax.engine.config import from_command_line
 from pfcn_jax.engine.export import FIELDS, flatten_shapes, prediction
@@ -62,7 +63,7 @@ def test_the_training_step_lowers(parts):
         rows(np.int32, slots), rows(bool, slots), rows(bool, slots), rows(np.float32, slots, 4), rows(bool, slots)
     )
     batch = Batch(
-        rows(np.uint8, *canvas, 3), rows(np.int32, *canvas), table, rows(np.int32, 2), rows(np.int32, 2),
+        rows(np.uint8, *canvas, 3), rows(map_type(slots), *canvas), table, rows(np.int32, 2), rows(np.int32, 2),
         rows(np.int32), rows(bool), rows(np.int32),
     )  # fmt: skip
     step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, config=config))

@@ -86,8 +86,8 @@ def layer_rows(
     half = (jnp.maximum(array(1, height // 2, width // 2, 64), 0),)
     sampled = (array(*eighth, channels), array(*eighth, 27), array(3, 3, channels, channels, scale=0.02))
 
-    def stem(operator: Callable[..., Array]) -> Callable[..., Array]:
-        return lambda x, kernel: operator(x, kernel, stride=2)
+    def stem(operator: Callable[..., Array]) -> Callable[..., Array]:  # nobody wants a picture's gradient
+        return lambda x, kernel: operator(jax.lax.stop_gradient(x), kernel, stride=2)
 
     cases: list[tuple[str, str, Callable[..., Array], tuple[Array, ...]]] = [
         ("1x1 convolution, stride 8", "matrix product (in use)", convolution.conv2d, wide),

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfcn_jax.data.classes import ClassTable, coco_classes
+from pfcn_jax.data.segments import map_type
 from pfcn_jax.engine.benchmark.flops import traced_flops
 from pfcn_jax.engine.benchmark.measure import Row
 from pfcn_jax.engine.config import Config, TrainConfig, from_command_line
@@ -181,7 +182,7 @@ def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
 def _abstract_batch(canvas: tuple[int, int], segments: int) -> Batch:
     """The shapes of one picture as the pipeline gives it."""
 
-    def array(*shape: int, dtype: type = np.int32) -> Any:
+    def array(*shape: int, dtype: type | np.dtype = np.int32) -> Any:
         return jax.ShapeDtypeStruct((1, *shape), dtype)
 
     table = SegmentTable(
@@ -193,7 +194,7 @@ def _abstract_batch(canvas: tuple[int, int], segments: int) -> Batch:
     )
     return Batch(
         image=array(*canvas, 3, dtype=np.uint8),
-        segment_map=array(*canvas),
+        segment_map=array(*canvas, dtype=map_type(segments)),
         segments=table,
         size=array(2),
         original_size=array(2),
