@@ -14,7 +14,7 @@ def traced_flops(closed: core.ClosedJaxpr) -> float:
     """Operations of all matrix products and convolutions, 2 per multiplication and addition.
 
     A scan counts as often as it runs. A loop whose length follows from the data counts once, of a conditional the
-    dearest branch, of a choice by platform the general one (the others only fill up the same work). (The compiler's
+    dearest branch, of a choice by platform the smallest (the others only fill up the same work). (The compiler's
     own analysis counts the body of every loop once, and elementwise work as well.)
     """
     return _flops(closed.jaxpr)
@@ -43,7 +43,7 @@ def _of_equation(equation: core.JaxprEqn) -> float:
         return _of_convolution(equation)
     inner = [_flops(jaxpr) for jaxpr in _inner(equation.params)]
     if name == "cond" and equation.params.get("branches_platforms"):
-        return inner[-1]
+        return min(inner)
     if name == "cond":
         return max(inner, default=0.0)
     times = equation.params["length"] if name == "scan" else 1

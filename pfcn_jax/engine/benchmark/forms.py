@@ -94,7 +94,12 @@ def layer_rows(
         ("1x1 convolution, stride 8", "operator", plain_conv, wide),
         ("3x3 convolution, stride 4", "weight gradient: products on a CPU (in use)", convolution.conv2d, square),
         ("3x3 convolution, stride 4", "operator", plain_conv, square),
-        ("7x7 convolution of the picture", "blocks of 2x2 pixels (in use)", stem(convolution.conv2d), picture),
+        (
+            "7x7 convolution of the picture",
+            "operator on a CPU, else in blocks (in use)",
+            stem(convolution.conv2d),
+            picture,
+        ),
         ("7x7 convolution of the picture", "operator", stem(plain_conv), picture),
         ("3x3 maximum", "selections (in use)", convolution.max_pool, half),
         ("3x3 maximum", "operator", plain_pool, half),
