@@ -38,7 +38,7 @@ class DataConfig:
     scene_size: tuple[int, int] = (128, 128)  # "scenes" only: height, width
     short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for each training picture
     max_long_side: int = 1333
-    train_resize: Literal["pillow", "opencv"] = "pillow"  # as the original, or twice as fast and off by one grey level
+    train_resize: Literal["pillow", "opencv"] = "pillow"  # as the original, or faster and off by one grey level
     eval_short_side: int = 800
     eval_max_long_side: int = 1333
     canvases: tuple[tuple[int, int], ...] = ((800, 1344), (1344, 800), (800, 1088), (1088, 800))  # one compilation each

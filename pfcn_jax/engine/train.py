@@ -147,16 +147,12 @@ class Trainer:
             while step < train.steps:
                 try:
                     batch = next(batches)
-                except Interrupted:
-                    self.save(step)
-                    self._leave(step, stop)
-                except Exception as error:
-                    self._give_up(step, stop, error)
-                try:
                     self.state, scalars, report = self.step(self.state, batch, self._stop_flags(stop))
                     batches.idle_after = scalars["loss"]
                     step += 1
                     self.watch.add(step, scalars, report)
+                except Interrupted:  # while it waited for a batch
+                    self._leave(step, stop)
                 except Exception as error:
                     self._give_up(step, stop, error)
                 last = step == train.steps

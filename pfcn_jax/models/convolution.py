@@ -19,7 +19,7 @@ def conv2d(
     """Convolution with (k - 1) / 2 zeros on every side, channels last.
 
     A 1x1 convolution is written as the matrix product that it is: the same numbers, and on a CPU its weight gradient
-    is five times faster than that of the convolution operator.
+    is several times as fast as that of the convolution operator.
     """
     size = kernel.shape[0]
     if size == 1:
@@ -33,8 +33,8 @@ def conv2d(
 # ------------------------------------------------------------------------------------------- the operator's gradients
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: Float[Array, "B h w I"], kernel: Float[Array, "k k I O"], stride: int, pad: int) -> Array:
-    """The operator, whose gradients are written for a CPU: XLA's own are up to seventy times slower there inside of a
-    loop (gradient accumulation), and the weight gradient of a large map three times slower anywhere."""
+    """The operator, whose gradients are written for a CPU: XLA's own are far slower there inside of a loop (gradient
+    accumulation), and the weight gradient of a large map is slower anywhere (figures: docs/decisions.md)."""
     return _operator(x, kernel, stride, pad)
 
 
@@ -102,8 +102,7 @@ def _gradient_of_kernel(x: Array, gradient: Array, size: int, stride: int, pad: 
     return _canonical(x, gradient, padding, apart=stride).transpose(1, 2, 0, 3)
 
 
-# XLA's weight gradient of a large map runs at a sixth of the rate of a matrix product. As one product for each block of
-# about so many positions it is three times as fast.
+# XLA's weight gradient of a large map is slow. As one product for each block of about so many positions it is fastest.
 _BLOCK_POSITIONS = 450
 _LARGE_MAP = 300_000  # values of a picture's map that the operator still finds in the cache
 
@@ -162,7 +161,7 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
     """Maximum over 3x3 windows of stride 2, of a map with even sides and without negative values (zeros pad it).
 
     Of equal values the first, row by row, gets the gradient, as with the operator for windows; whose backward pass,
-    a search for the position in each window, costs a CPU ten times as much as these selections.
+    a search for the position in each window, costs a CPU several times as much as these selections.
     """
 
     def along(x: Array, axis: int) -> Array:  # the pixels 2 i - 1, 2 i, 2 i + 1

@@ -52,7 +52,7 @@ class PanopticFCN(nn.Module):
     pixel_std: tuple[float, ...] = CAFFE_STD
     pixel_order: str = "bgr"
     dtype: Any = jnp.float32
-    remat: bool = False  # recompute blocks in the backward pass: less memory, a third more time
+    remat: bool = False  # recompute blocks in the backward pass: less memory on a GPU, a quarter more work
 
     @property
     def thing_regions(self) -> int:
