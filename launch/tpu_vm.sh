@@ -4,8 +4,8 @@
 #   as   launch/tpu_vm.sh pfcn us-east5-b v6e-8 10.0.0.2:/share configs/panoptic_fcn_r50.py r50 --config.data.root=share/coco \
 #          --init-from=share/r50_imagenet
 # SHARE is a file server (NFS, as Filestore), there as the folder share/: data and runs outlive the machine; RUN is a folder
-# on it. RUNTIME in the environment is the software version that goes with TYPE. The training outlives the connection: the same
-# command shows it again. To stop it: gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='kill -- -$(cat pfcn/pid)'
+# on it. RUNTIME in the environment is the software version that goes with TYPE. The training outlives the connection: while
+# it runs, this command only shows it again. To stop it: gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='kill -- -$(cat pfcn/pid)'
 set -euo pipefail
 usage="usage: launch/tpu_vm.sh NAME ZONE TYPE SHARE CONFIG RUN [--config.key=value ...]"
 name="${1:?$usage}" zone="${2:?$usage}" type="${3:?$usage}" share="${4:?$usage}" config="${5:?$usage}" run="${6:?$usage}"
@@ -18,8 +18,10 @@ git archive --output="$packed" HEAD
 tpu scp "$packed" "$name:pfcn.tar" --worker=all
 # What was stopped (75), or killed because another process was lost (128 and more), starts again.
 # shellcheck disable=SC2016
-again='for try in $(seq 100); do
+again='stop=; trap "stop=1" TERM
+for try in $(seq 100); do
   .venv/bin/python -m pfcn_jax.main "$@"; status=$?
+  [ -z "$stop" ] || break
   [ $status -eq 75 ] || [ $status -ge 128 ] || break
 done; echo $status > status'
 flags="$(printf '%q ' --config "$config" --workdir "share/$run" "${@:7}")"
@@ -38,4 +40,4 @@ if ! pgrep -F pfcn/pid -f pfcn_jax > /dev/null 2>&1; then
   echo \$! > pid
 else cd pfcn; fi
 tail -n +1 --pid=\"\$(cat pid)\" -F train.log || true
-exit \"\$(cat status)\""
+exit \"\$(cat status || echo 1)\""

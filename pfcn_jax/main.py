@@ -9,7 +9,7 @@ import argparse
 import importlib
 import sys
 
-from pfcn_jax.engine.say import keep_exit_status, say
+from pfcn_jax.engine.say import leave, say
 from pfcn_jax.engine.stopping import STOPPED, Stopped
 from pfcn_jax.errors import TryAgain, UserError
 
@@ -96,6 +96,4 @@ def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
-    status = main()
-    keep_exit_status()
-    sys.exit(status)
+    leave(main())

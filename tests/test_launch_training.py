@@ -7,9 +7,11 @@ import pathlib
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import pytest
@@ -189,7 +191,8 @@ def test_the_same_command_shows_a_tpu_training_that_runs(environment, tmp_path):
     remote = tmp_path / "remote" / "pfcn"
     remote.mkdir()
     (remote / "train.log").write_text("step 1\n")
-    loop = "sleep 1; echo 'step 2' >> train.log; echo 2 > status; : pfcn_jax"
+    loop = "until grep -q ' ssh ' ../calls; do sleep 0.1; done; sleep 2; "
+    loop += "echo 'step 2' >> train.log; echo 2 > status; : pfcn_jax"
     running = subprocess.Popen(["sh", "-c", loop], cwd=remote)
     (remote / "pid").write_text(f"{running.pid}\n")
     threading.Thread(target=running.wait).start()  # one that has ended and is not waited for still has its number
@@ -197,6 +200,23 @@ def test_the_same_command_shows_a_tpu_training_that_runs(environment, tmp_path):
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert running.wait() == 0 and ran.returncode == 2, ran.stderr
     assert "step 1\nstep 2\n" in ran.stdout and not (remote / "pfcn_jax").exists()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="packs what is committed")
+def test_a_tpu_training_can_be_stopped(environment, tmp_path):
+    """As the head of the script says: the training saves, the loop does not start it again."""
+    training = tmp_path / "training"
+    training.write_text("#!/bin/sh\ntrap 'sleep 1; exit 75' TERM\necho ran\nwhile :; do sleep 0.1; done\n")
+    training.chmod(0o755)
+    command = ["launch/tpu_vm.sh", "pfcn", "zone-1", "v6e-8", "server:/share", CONFIG, "run"]
+    script = subprocess.Popen(command, cwd=ROOT, env=environment | {"REAL_PYTHON": str(training)})
+    log, pid = (tmp_path / "remote" / "pfcn" / name for name in ("train.log", "pid"))
+    end = time.monotonic() + 60
+    while not (log.exists() and log.read_text() and pid.exists() and pid.read_text().strip()):
+        assert time.monotonic() < end and script.poll() is None
+        time.sleep(0.05)
+    os.killpg(int(pid.read_text()), signal.SIGTERM)
+    assert script.wait(60) == 75 and log.read_text().count("ran\n") == 1
 
 
 def test_a_pod_without_a_run_is_an_error_before_it_costs_anything(environment, tmp_path):

@@ -54,7 +54,9 @@ class Example:
 
     @functools.cached_property
     def segment_map(self) -> Int32[np.ndarray, "h w"]:
-        return self.runs.expand()
+        segment_map = self.runs.expand()
+        segment_map.flags.writeable = False  # it stays with the example
+        return segment_map
 
     @functools.cached_property
     def area(self) -> Int[np.ndarray, " n"]:
@@ -171,7 +173,7 @@ class CachedExamples:
         example = self._examples.get(index)
         if example is None:
             example = self.source[index]
-            for array in (example.image, example.segment_map):
+            for array in (example.image, example.runs.value, example.runs.start, example.runs.length):
                 array.flags.writeable = False  # whoever changes it in place would change it for ever
             self._examples[index] = example
         return example

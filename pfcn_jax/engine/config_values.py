@@ -33,16 +33,14 @@ _AT_LEAST = {
         "data.train_examples", "data.eval_examples", "data.workers", "data.max_broken",
         "model.freeze_at", "model.position_convs", "model.kernel_convs", "model.encoder_convs",
         "loss.position_weight", "loss.segmentation_weight", "loss.focal_gamma",
-        "inference.min_stuff_area",
+        "inference.min_stuff_area", "inference.center_threshold", "inference.stuff_threshold",  # above 1: nothing passes
+        "inference.fusion_threshold", "inference.mask_nms_threshold", "inference.mask_threshold",
+        "inference.min_score", "inference.merge_score", "inference.merge_overlap",
         "optim.weight_decay", "optim.warmup_steps", "optim.warmup_factor", "optim.poly_power",
     ),
 }  # fmt: skip
 _ABOVE_0 = ("optim.learning_rate", "optim.clip_value")
-_FROM_0_TO_1 = (
-    "data.flip", "targets.min_overlap", "loss.focal_alpha", "inference.center_threshold", "inference.stuff_threshold",
-    "inference.mask_nms_threshold", "inference.mask_threshold", "inference.min_score", "inference.merge_score",
-    "inference.merge_overlap",
-)  # fmt: skip
+_FROM_0_TO_1 = ("data.flip", "targets.min_overlap", "loss.focal_alpha")
 _FROM_0_BELOW_1 = ("train.ema_decay", "optim.momentum")
 _SMALLEST_SCENE = 32  # pixels of a side
 

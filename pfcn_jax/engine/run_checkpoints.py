@@ -62,6 +62,14 @@ class Checkpoints:
         except FileNotFoundError:
             return []
 
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of a step is there; False (and `problem` says why) if nobody can say."""
+        try:
+            return step in self.steps()
+        except OSError as error:
+            self.problem = f"{self.directory} cannot be read: {error.strerror}"
+            return False
+
     def choose(self) -> int | None:
         """The newest step whose checkpoint is intact; None if there is no checkpoint at all.
 

@@ -60,6 +60,7 @@ class Trainer:
         check_division(config.train)
         self.mesh: Mesh = data_mesh()
         self._flags: dict[bool, jax.Array] = {}
+        self.metrics: MetricsWriter | None = None  # open while `run` runs, on process 0
         self._resources = contextlib.ExitStack()  # what `close` gives back, the last one first
         if lock := take_workdir(workdir):
             self._resources.callback(lock.release)
@@ -116,7 +117,7 @@ class Trainer:
             due = self._evaluation_due(start)
             writer = None
             if jax.process_index() == 0 and (due or start < self.config.train.steps):
-                writer = self._open_metrics(start, scored=not due)
+                self.metrics = writer = self._open_metrics(start, scored=not due)
                 stack.callback(writer.close)
             result = self._evaluate_at(start, writer, stop) if due else None
             if start < self.config.train.steps:
@@ -170,8 +171,6 @@ class Trainer:
                     self.checkpoints.poll()
                 evaluating = last or (train.eval_every and step % train.eval_every == 0)
                 if stopping or evaluating or step % train.checkpoint_every == 0:
-                    if writer:
-                        writer.sync()
                     self.save(step)
                 if stopping:
                     self._leave(step, stop)
@@ -229,6 +228,8 @@ class Trainer:
     def save(self, step: int) -> None:
         """Starts a checkpoint in the background, once every step up to this one is known to be finite."""
         self.watch.read()
+        if self.metrics:
+            self.metrics.sync()  # the steps up to this one are not repeated
         self.checkpoints.save(
             step,
             model=self.state.model,
@@ -277,7 +278,10 @@ class Trainer:
 
     def _kept(self) -> str:
         self.checkpoints.wait()
-        steps = self.checkpoints.steps()
+        try:
+            steps = self.checkpoints.steps()
+        except OSError as error:
+            return f"The checkpoints cannot be listed now ({error.strerror})."
         return f"The last checkpoint is of step {steps[-1]}." if steps else "There is no checkpoint yet."
 
     def _give_up(self, step: int, stop: StopRequest, error: Exception) -> NoReturn:
@@ -306,10 +310,10 @@ class Trainer:
         """Raises UserError unless the checkpoint of `step` is there; it is tried once more."""
         self.checkpoints.wait()
         problem = ""
-        if jax.process_index() == 0 and step not in self.checkpoints.steps():
+        if jax.process_index() == 0 and not self.checkpoints.has(step):
             self.save(step)
             self.checkpoints.wait()
-            if step not in self.checkpoints.steps():
+            if not self.checkpoints.has(step):
                 problem = (
                     f"the checkpoint of step {step} cannot be written ({self.checkpoints.problem}). {self._kept()} "
                     "Make room and start the same command again: it goes on from there"

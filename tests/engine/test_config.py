@@ -37,7 +37,7 @@ def test_json_round_trip():
         ("train.batch_size=0", "config.train.batch_size: must be at least 1"),
         ("optim.learning_rate=0.0", "config.optim.learning_rate: must be above 0"),
         ("optim.momentum=1.5", "config.optim.momentum: must be at least 0 and below 1"),
-        ("inference.mask_threshold=1.5", "config.inference.mask_threshold: must be from 0 to 1"),
+        ("inference.mask_threshold=-0.5", "config.inference.mask_threshold: must be at least 0"),
         ("loss.positives=0", "config.loss.positives: must be at least 1"),
         ("seed=-1", "config.seed: must be at least 0"),
         ("model.freeze_at=-1", "config.model.freeze_at: must be at least 0"),

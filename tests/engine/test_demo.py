@@ -32,6 +32,7 @@ def good_upload() -> bytes:
     return hostile.encoded(hostile.picture(), "PNG")
 
 
+@pytest.mark.slow
 def test_two_hundred_bad_uploads_get_a_clear_answer():
     demo, answers = session(), {"taken": 0, "refused": 0}
     uploads = hostile.uploads()

@@ -52,6 +52,7 @@ def evaluate(config: Config, source, **options) -> EvaluationResult:
     return evaluate_model(state.variables, model, source, config, mesh, show_progress=False, **options)
 
 
+@pytest.mark.slow
 def test_batches_change_nothing_and_filler_does_not_count():
     config = from_command_line([*TINY, *FINDING])
     source = open_evaluation(config.data, 5)

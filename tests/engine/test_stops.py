@@ -21,6 +21,7 @@ from pfcn_jax import main as front_door
 from pfcn_jax.engine import prefetch, run_checkpoints, workdir
 from pfcn_jax.engine import train as train_verb
 from pfcn_jax.engine.checkpoint import CheckpointError
+from pfcn_jax.engine.say import say
 from pfcn_jax.engine.stopping import STOPPED
 from pfcn_jax.engine.train import Trainer
 from pfcn_jax.errors import TryAgain, UserError
@@ -89,6 +90,22 @@ class FullLog(io.StringIO):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_the_end_of_a_run_whose_checkpoints_cannot_be_listed_says_so(tmp_path, monkeypatch, capsys):
+    def fail(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def lose():
+        monkeypatch.setattr(run_checkpoints.Checkpoints, "_names", fail)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    FakeTrainer.fake = Fake(events={5: lose})
+    assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "the checkpoint of step 5 cannot be written (" in said and "cannot be listed now (Input/output error)" in said
+    )
+
+
 def test_a_log_on_a_full_disk_ends_no_run(uninterrupted, tmp_path, monkeypatch):
     with mounted(tmp_path / "disk", megabytes=40) as disk:
         monkeypatch.setattr(sys, "stderr", FullLog())
@@ -100,13 +117,23 @@ def test_a_log_on_a_full_disk_ends_no_run(uninterrupted, tmp_path, monkeypatch):
         assert_same_end(disk / "run", uninterrupted)
 
 
+def test_a_log_takes_names_of_any_script():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    say("Zürich", "東京", to=stream)
+    assert stream.buffer.getvalue() == rb"Z\xfcrich" + b"\n" + rb"\u6771\u4eac" + b"\n"
+    stream.close()
+    say("to nobody", to=stream)
+
+
 def test_the_exit_status_does_not_depend_on_the_log():
-    program = "import sys; from pfcn_jax.engine.say import keep_exit_status, say; say('no room for this'); "
-    program += "print('nor for this'); keep_exit_status(); sys.exit(75)"
+    program = "import sys; from pfcn_jax.engine.say import leave, say; say('no room for this'); "
+    program += "print('nor for this'); leave(75)"
     with open("/dev/full", "w") as full:
         buffered = os.environ | {"PYTHONUNBUFFERED": ""}
         ran = subprocess.run([sys.executable, "-c", program], env=buffered, stdout=full, stderr=full, check=False)
     assert ran.returncode == 75
+    shell = ["sh", "-c", f'exec {sys.executable} -c "$0" >&- 2>&-', program.replace("print('nor for this'); ", "")]
+    assert subprocess.run(shell, check=False).returncode == 75
 
 
 def test_an_evaluation_that_was_stopped_is_made_up_for(uninterrupted, tmp_path, monkeypatch, capsys):

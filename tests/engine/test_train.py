@@ -60,6 +60,7 @@ def test_a_run_leaves_everything_behind(workdir):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_to_the_same_bits(workdir, tmp_path):
     config = from_command_line(RUN)
 

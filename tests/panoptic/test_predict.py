@@ -85,6 +85,7 @@ def test_result_does_not_depend_on_the_canvas_or_on_how_the_work_is_cut() -> Non
         np.testing.assert_allclose(other.panoptic.score, lone.panoptic.score, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_composition_is_its_stages_in_the_papers_order() -> None:
     outputs = dense((64, 64), (64, 64))
     size, extent, original = SIZES
