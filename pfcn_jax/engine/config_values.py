@@ -33,7 +33,9 @@ _AT_LEAST = {
         "data.train_examples", "data.eval_examples", "data.workers", "data.max_broken",
         "model.freeze_at", "model.position_convs", "model.kernel_convs", "model.encoder_convs",
         "loss.position_weight", "loss.segmentation_weight", "loss.focal_gamma",
-        "inference.min_stuff_area", "inference.center_threshold", "inference.stuff_threshold",  # above 1: nothing passes
+        "inference.min_stuff_area",
+        # A threshold above 1 lets nothing pass.
+        "inference.center_threshold", "inference.stuff_threshold",
         "inference.fusion_threshold", "inference.mask_nms_threshold", "inference.mask_threshold",
         "inference.min_score", "inference.merge_score", "inference.merge_overlap",
         "optim.weight_decay", "optim.warmup_steps", "optim.warmup_factor", "optim.poly_power",
