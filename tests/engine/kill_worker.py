@@ -1,7 +1,7 @@
 """The front door in a process that imports everything first and begins when it reads a line: so that a test that starts
 it twenty times need not wait for the imports. Scores are not computed: they have tests of their own.
 
-Usage: kill_worker.py [--stand-in] ARGUMENTS OF pfcn_jax.main ...     (--stand-in: the step of test_faults.py)
+Usage: kill_worker.py [--stand-in] ARGUMENTS OF pfcn_jax.main ...     (--stand-in: the step of fake_training.py)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from pfcn_jax import main as front_door
-from pfcn_jax.engine import train
+from pfcn_jax.engine import starting, train
 from pfcn_jax.engine.evaluate import EvaluationResult
 from pfcn_jax.metrics.pq import PQCounts, pq_result
 
@@ -22,7 +22,7 @@ def without_predicting(self, step, writer, *, everything, stop=None):
 
 
 def without_network() -> None:
-    from tests.engine.test_faults import Fake, _small_state
+    from tests.engine.fake_training import Fake, small_state
 
     begin = train.Trainer.__init__
 
@@ -31,7 +31,7 @@ def without_network() -> None:
         self.step = Fake()
 
     train.build_model = train.build_optimizer = lambda *_: None
-    train.create_state = _small_state
+    starting.create_state = small_state
     train.Trainer.__init__ = begin_with_stand_in
 
 
