@@ -163,36 +163,6 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_they_continue(tmp_path)
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_is_killed_and_nothing_is_lost(tmp_path):
-    """A machine goes: the other process ends as well, and the same command ends with the bits of an unharmed run."""
-    more = ["--config.train.steps=20", "--config.train.checkpoint_every=3"]
-    _train(tmp_path / "whole", *more, devices=2, processes=2)
-    run, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
-    argv = ["train", *FLAGS, *more, "--workdir", str(run)]
-    processes = [_start([*argv, *flags], 1, tmp_path / f"{i}.json") for i, flags in enumerate(_joined(2))]
-    try:
-        deadline = time.monotonic() + 600
-        while not (metrics.exists() and metrics.read_text().count("\n") >= 7):
-            assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
-            time.sleep(0.02)
-        processes[1].kill()
-        processes[1].communicate()
-        killed = time.monotonic()
-        output = processes[0].communicate(timeout=600)[0].decode()
-        print(f"process 0 ended {time.monotonic() - killed:.0f} s later with status {processes[0].returncode}")
-    finally:
-        for process in processes:
-            process.kill()
-    assert processes[0].returncode not in (0, 2), output  # a job script starts it again
-    steps = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
-    assert not steps or max(steps) < 20
-    _train(run, *more, devices=2, processes=2)
-    assert sorted(_losses(run)) == sorted(_losses(tmp_path / "whole")) == list(range(1, 21))
-    ours, theirs = (load_checkpoint(path / "checkpoints" / "20").variables for path in (run, tmp_path / "whole"))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-@pytest.mark.slow
 def test_two_processes_start_from_a_checkpoint(alone, tmp_path):
     start = f"--init-from={alone / 'checkpoints' / '5'}"
     _train(tmp_path / "together", start, devices=2, processes=2)
