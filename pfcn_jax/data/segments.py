@@ -27,8 +27,8 @@ class Runs:
     def resample(
         self, rows: Int[np.ndarray, " H"], columns: Int[np.ndarray, " W"], dtype: np.dtype
     ) -> Integer[np.ndarray, "H W"]:
-        """`map[rows][:, columns]` as `dtype`; `columns` never decrease. Columns are repeated run by run, which is faster
-        than reading each pixel."""
+        """`map[rows][:, columns]` as `dtype`; `columns` never decrease. Columns are repeated run by run, faster than
+        reading each pixel."""
         height, width = self.shape
         end = np.searchsorted(columns, np.arange(width + 1))  # where the columns before each one end
         left = self.start % max(width, 1)
