@@ -1,13 +1,24 @@
-"""Memory for batches that is used again."""
+"""Memory for batches: in one process used again, between two processes shared."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import math
+import os
 import sys
 import threading
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from grain.multiprocessing import SharedMemoryArray
 from jaxtyping import UInt8
+
+from pfcn_jax.errors import UserError
+
+_POPULATE_WRITE = 23  # of madvise, Linux 5.14: all pages at once, and an error instead of a signal if there are none
 
 
 def _references_of_an_idle_buffer() -> int:
@@ -30,8 +41,39 @@ def keep_freed_memory() -> None:
     np.empty((32 << 20) - (64 << 10), np.uint8)
 
 
+def shared_array(shape: Sequence[int], dtype: npt.DTypeLike) -> SharedMemoryArray:
+    """Zeros that travel to another process as they are. Grain sends their name; who receives them frees them.
+
+    All pages are there at once: one by one, as they are first written, they cost twice the time, and where the shared
+    memory is full the process would die without a word.
+
+    Raises:
+      UserError: there is no room.
+    """
+    array = SharedMemoryArray(shape, dtype)
+    if sys.platform != "linux":
+        return array
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    if madvise(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), _POPULATE_WRITE):
+        problem = ctypes.get_errno()
+        if problem != errno.EINVAL:  # which is an older system
+            array.unlink_on_del()
+            raise UserError(
+                f"no {array.nbytes / 1e6:.0f} MB of shared memory for a batch ({os.strerror(problem)}): make /dev/shm "
+                "larger (a container: --shm-size=8g), or load without other processes (--config.data.workers=0)"
+            )
+    return array
+
+
+def free_shared(arrays: Iterable[np.ndarray]) -> None:
+    """Of arrays that nobody will receive, frees those that are shared once nobody refers to them here."""
+    for array in arrays:
+        if isinstance(array, SharedMemoryArray):
+            array.unlink_on_del()
+
+
 class BufferPool:
-    """Blocks of `size` bytes; a block is given out again once no array refers to it any more.
+    """Blocks of `size` bytes; a block is used again once no array refers to it any more.
 
     A batch of pictures takes tens of megabytes; fresh from the system each of its pages costs a fault and a clearing.
     Every view of a block (and a JAX array that shares its memory, or is still being copied from it) holds a reference,
@@ -54,8 +96,12 @@ class BufferPool:
         """Blocks that are kept."""
         return len(self._blocks)
 
-    def take(self) -> UInt8[np.ndarray, " size"]:
-        """A view of an idle block, or of a new one. Its contents are arbitrary."""
+    def take(self, shape: Sequence[int], dtype: npt.DTypeLike) -> np.ndarray:
+        """An array in an idle block, or in a new one, of at most `size` bytes. Its contents are arbitrary."""
+        count = math.prod(shape) * np.dtype(dtype).itemsize
+        return self._take()[:count].view(dtype).reshape(shape)
+
+    def _take(self) -> UInt8[np.ndarray, " size"]:
         with self._lock:
             for block in self._blocks:
                 if sys.getrefcount(block) == _IDLE:

@@ -12,48 +12,47 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from pfcn_jax.data.augment import Recipe
-from pfcn_jax.data.buffers import BufferPool, keep_freed_memory
-from pfcn_jax.data.plan import FILLER, BatchPlan, Size
+from pfcn_jax.data.buffers import BufferPool, free_shared, keep_freed_memory, shared_array
+from pfcn_jax.data.plan import FILLER, BatchPlan, PlannedBatch, Size
 from pfcn_jax.data.segments import map_type
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.data.transforms import Sample, copy_padded, limit_segments
 from pfcn_jax.types import Batch, SegmentTable
 
 Arrays = dict[str, np.ndarray]
+Take = Callable[[Sequence[int], Any], np.ndarray]  # shape and type -> an array
 # Larger arrays travel from a worker in shared memory. The message itself must fit into a pipe (64 KiB): a worker that
 # dies in the middle of one would leave its reader waiting for ever.
 _SHARED_BYTES = 1 << 10
-_OWN_THREADS = 2  # that load in the training process itself
 
 
 def empty_arrays(
-    rows: int, canvas: Size, max_segments: int, memory: UInt8[np.ndarray, " bytes"] | None = None
+    rows: int,
+    canvas: Size,
+    max_segments: int,
+    *,
+    take_image: Take = np.zeros,
+    take_map: Take = np.zeros,
 ) -> Arrays:
     """A batch of filler pictures: black, void, size 1 x 1, image id -1, not valid.
 
     Args:
-      memory: at least `canvas_bytes` to lay the canvases in. It is not cleared: every row must then be filled by
-        `place` or by `place_filler`.
+      take_image, take_map: memory for the canvases, from shape and type. If it is not cleared, every row must then be
+        filled by `place` or by `place_filler`.
     """
-    height, width = canvas
-    dtype = map_type(max_segments)
-    map_bytes = rows * height * width * dtype.itemsize
-    whole = canvas_bytes(rows, canvas, max_segments)
-    if memory is None:
-        memory = np.zeros(whole, np.uint8)
     return {
-        "segment_map": memory[:map_bytes].view(dtype).reshape(rows, height, width),
-        "image": memory[map_bytes:whole].reshape(rows, height, width, 3),
+        "image": take_image((rows, *canvas, 3), np.uint8),
+        "segment_map": take_map((rows, *canvas), map_type(max_segments)),
         "class_id": np.zeros((rows, max_segments), np.int32),
         "is_thing": np.zeros((rows, max_segments), bool),
         "is_crowd": np.zeros((rows, max_segments), bool),
@@ -65,11 +64,6 @@ def empty_arrays(
         "valid": np.zeros(rows, bool),
         "dropped_segments": np.zeros(rows, np.int32),
     }
-
-
-def canvas_bytes(rows: int, canvas: Size, max_segments: int) -> int:
-    """Memory of the pictures and segment maps of a batch: 4 bytes a pixel up to 255 segments, else 5."""
-    return rows * canvas[0] * canvas[1] * (3 + map_type(max_segments).itemsize)
 
 
 def place(arrays: Arrays, row: int, sample: Sample, image_id: int, is_thing: Bool[np.ndarray, " classes"]) -> None:
@@ -124,12 +118,15 @@ class BatchLoader:
         max_segments: int,
         rows: slice,
         max_broken: int | None = None,
+        shared: bool = False,
     ):
+        """Args as of `Pipeline`; `rows` are those of this host, and `shared` says that the arrays go to another
+        process."""
         self.source, self.recipe, self.plan = source, recipe, plan
-        self.max_segments, self.rows, self.max_broken = max_segments, rows, max_broken
+        self.max_segments, self.rows, self.max_broken, self.shared = max_segments, rows, max_broken, shared
         self._is_thing = np.array(source.classes.is_thing, bool)
-        own_rows = rows.stop - rows.start
-        self._memory = BufferPool(max(canvas_bytes(own_rows, canvas, max_segments) for canvas in plan.canvases))
+        pixels = (rows.stop - rows.start) * max(height * width for height, width in plan.canvases)
+        self._images, self._maps = BufferPool(3 * pixels), BufferPool(map_type(max_segments).itemsize * pixels)
         keep_freed_memory()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -139,9 +136,18 @@ class BatchLoader:
 
     def __call__(self, number: int) -> Arrays:
         planned = self.plan[int(number)]
-        examples = planned.examples[self.rows]
-        arrays = empty_arrays(len(examples), planned.canvas, self.max_segments, self._memory.take())
-        for row, index in enumerate(examples.tolist()):
+        rows = self.rows.stop - self.rows.start
+        takes = (shared_array, shared_array) if self.shared else (self._images.take, self._maps.take)
+        arrays = empty_arrays(rows, planned.canvas, self.max_segments, take_image=takes[0], take_map=takes[1])
+        try:
+            self._fill({name: np.asarray(array) for name, array in arrays.items()}, planned)
+        except BaseException:
+            free_shared(arrays.values())
+            raise
+        return arrays
+
+    def _fill(self, arrays: Arrays, planned: PlannedBatch) -> None:
+        for row, index in enumerate(planned.examples[self.rows].tolist()):
             if index == FILLER:
                 place_filler(arrays, row)
                 continue
@@ -149,7 +155,6 @@ class BatchLoader:
             key = [self.plan.seed, 3, planned.number, self.rows.start + row]
             sample = self.recipe(example, np.random.Generator(np.random.PCG64(key)), arrays["image"][row])
             place(arrays, row, sample, index, self._is_thing)
-        return arrays
 
     def _read(self, index: int) -> tuple[Example, int]:
         """Example `index`, or, where broken ones are skipped, the next of the same canvas that can be read.
@@ -208,7 +213,7 @@ class Pipeline:
         process_index: int = 0,
         process_count: int = 1,
         workers: int = 0,
-        threads: int | None = None,
+        threads: int = 2,
         buffered_batches: int = 4,
         max_broken: int | None = None,
     ):
@@ -223,10 +228,9 @@ class Pipeline:
           shuffle: True for training (infinite, a new order each epoch), False for one pass in order.
           seed: of order and augmentation.
           process_index, process_count: this host among all; host p gets rows p B/P .. (p + 1) B/P - 1 of each batch.
-          workers: processes that load; 0 loads in this process, in `threads` threads.
-          threads: in this process, or in each worker; None: two here, but one in a worker, so that two workers are
-            twice one.
-          buffered_batches: how many batches are loaded ahead (by each worker).
+          workers: processes that load, each one batch ahead; 0 loads in this process.
+          threads: that load in this process.
+          buffered_batches: how many batches are loaded ahead in this process.
           max_broken: training only: an example that cannot be read is replaced by its neighbour on the same canvas,
             and `image_id` says so: it differs from the plan's. More than so many of them one after the other are an
             error. None: the first one is.
@@ -246,9 +250,16 @@ class Pipeline:
         )
         rows = batch_size // process_count
         own = slice(process_index * rows, (process_index + 1) * rows)
-        self.loader = BatchLoader(source, recipe, self.plan, max_segments=max_segments, rows=own, max_broken=max_broken)
-        self.workers, self.buffered_batches = workers, buffered_batches
-        self.threads = threads if threads is not None else 1 if workers else _OWN_THREADS
+        self.loader = BatchLoader(
+            source,
+            recipe,
+            self.plan,
+            max_segments=max_segments,
+            rows=own,
+            max_broken=max_broken,
+            shared=workers > 0,
+        )
+        self.workers, self.threads, self.buffered_batches = workers, threads, buffered_batches
 
     def __len__(self) -> int:
         """Batches of one pass; a training pipeline has no length."""
@@ -262,8 +273,9 @@ class Pipeline:
     def arrays_from(self, start: int) -> Iterator[Arrays]:
         """Grain's iterator over the batches start, start + 1, ..."""
         stop = sys.maxsize if self.plan.shuffle else self.plan.num_batches
-        threads = max(self.threads, 1)
-        buffered = max(self.buffered_batches, threads)
+        threads, buffered = self.threads, max(self.buffered_batches, self.threads)
+        if self.workers:  # each has one thread: n of them are n cores
+            threads = buffered = 0
         dataset = grain.MapDataset.range(start, stop).map(self.loader)
         iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
         if self.workers:
