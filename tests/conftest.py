@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import pathlib
 
@@ -15,6 +17,18 @@ jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("PFCN_TEST_CACHE", str(pathlib.Path.home() / ".cache/pfcn_jax/xla"))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _give_memory_back(request):
+    """After the long tests of a file: their programs, and what the compiler has freed but the C library still holds,
+    are gigabytes, and the next ones start processes of their own."""
+    yield
+    if any(item.path == request.path and item.get_closest_marker("slow") for item in request.session.items):
+        jax.clear_caches()
+        gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
 
 
 def _data_directory(variable: str, what: str) -> pathlib.Path:
