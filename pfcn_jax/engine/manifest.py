@@ -27,10 +27,7 @@ def write_manifest(checkpoint: pathlib.Path) -> None:
     for path in _files_below(checkpoint):
         name = path.relative_to(checkpoint).as_posix()
         if name not in (*_NOTES, MANIFEST):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-            files[name] = [path.stat().st_size, digest]
+            files[name] = [path.stat().st_size, _digest_of(path, sync=True)]
     with (checkpoint / MANIFEST).open("w", encoding="utf-8") as file:
         file.write(json.dumps({"files": files, "sha256": _digest(files)}, indent=1, sort_keys=True) + "\n")
         file.flush()
@@ -85,8 +82,10 @@ def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(pathlib.Path(where, name) for where, _, names in os.walk(folder, onerror=fail) for name in names)
 
 
-def _digest_of(path: pathlib.Path) -> str:
+def _digest_of(path: pathlib.Path, *, sync: bool = False) -> str:
     with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -115,17 +115,16 @@ class Trainer:
             if jax.process_index() == 0:
                 write_config(self.workdir, self.config)
             due = self._evaluation_due(start)
-            writer = None
             if jax.process_index() == 0 and (due or start < self.config.train.steps):
-                self.metrics = writer = self._open_metrics(start, scored=not due)
-                stack.callback(writer.close)
-            result = self._evaluate_at(start, writer, stop) if due else None
+                self.metrics = self._open_metrics(start, scored=not due)
+                stack.callback(self.metrics.close)
+            result = self._evaluate_at(start, stop) if due else None
             if start < self.config.train.steps:
                 try:
-                    result = self._steps(start, writer, stop)
+                    result = self._steps(start, stop)
                 except NonFiniteError as error:
                     raise NonFiniteError(f"{error}\n{self._kept()}") from error
-            return result or self.evaluate(start, None, everything=True, stop=stop)
+            return result or self.evaluate(start, everything=True, stop=stop)
 
     def _open_metrics(self, start: int, *, scored: bool) -> MetricsWriter:
         try:
@@ -133,7 +132,7 @@ class Trainer:
         except OSError as error:
             raise UserError(f"{self.workdir / 'metrics.jsonl'}: cannot be written ({error.strerror})") from error
 
-    def _steps(self, start: int, writer: MetricsWriter | None, stop: StopRequest) -> EvaluationResult | None:
+    def _steps(self, start: int, stop: StopRequest) -> EvaluationResult | None:
         """The loop. Returns the evaluation of the last step."""
         train = self.config.train
         rate = learning_rate_schedule(self.config.optim, steps=train.steps, batch_size=train.batch_size)
@@ -162,11 +161,11 @@ class Trainer:
                     values = {key: float(value) for key, value in jax.device_get(scalars).items()}
                     self.watch.read()
                     values |= timer.lap(step, batches.waited_seconds)
-                    counts = self._counts(writer)
+                    counts = self._counts()
                     updates = step - int(counts["skipped_steps"])  # a step that was left out keeps its learning rate
                     values |= {"learning_rate": float(rate(np.int32(max(updates - 1, 0)))), **counts}
-                    if writer:
-                        writer.write(step, values)
+                    if self.metrics:
+                        self.metrics.write(step, values)
                     display.update(step, _losses_line(values))
                     self.checkpoints.poll()
                 evaluating = last or (train.eval_every and step % train.eval_every == 0)
@@ -175,14 +174,12 @@ class Trainer:
                 if stopping:
                     self._leave(step, stop)
                 if evaluating:
-                    result = self._evaluate_at(step, writer, stop)
+                    result = self._evaluate_at(step, stop)
                     timer.restart(step, batches.waited_seconds)
         self._ensure_saved(step)
         return result
 
-    def evaluate(
-        self, step: int, writer: MetricsWriter | None, *, everything: bool, stop: StopRequest | None = None
-    ) -> EvaluationResult:
+    def evaluate(self, step: int, *, everything: bool, stop: StopRequest | None = None) -> EvaluationResult:
         """Scores the validation split; `everything` takes all of it, with AP, mIoU, pictures and files.
 
         Raises:
@@ -213,13 +210,13 @@ class Trainer:
                 f"the evaluation of step {step} cannot be written ({error}); the same command again evaluates it"
             ) from error
         pq = result.pq
-        if writer:
+        if self.metrics:
             scalars = {"eval/PQ": pq.all.PQ, "eval/PQ_th": pq.things.PQ, "eval/PQ_st": pq.stuff.PQ}
             scalars |= {"eval/SQ": pq.all.SQ, "eval/RQ": pq.all.RQ}
             if result.ap and result.semantic:
                 scalars |= {"eval/AP": result.ap.AP, "eval/mIoU": result.semantic.mIoU}
-            writer.write(step, scalars)
-            writer.sync()
+            self.metrics.write(step, scalars)
+            self.metrics.sync()
         self.checkpoints.score(step, pq.all.PQ)  # last: what has a score is not evaluated again
         if everything and jax.process_index() == 0:
             say(format_table(pq, source.classes.names), to=sys.stdout)
@@ -254,11 +251,11 @@ class Trainer:
         missing = score_of(self.checkpoints.directory / str(step)) is None
         return bool(distributed.number_of_process_0(int(missing)))
 
-    def _evaluate_at(self, step: int, writer: MetricsWriter | None, stop: StopRequest) -> EvaluationResult | None:
+    def _evaluate_at(self, step: int, stop: StopRequest) -> EvaluationResult | None:
         """The evaluation that is due. None: a validation picture is broken; before the last step that stops no run."""
         last = step >= self.config.train.steps
         try:
-            return self.evaluate(step, writer, everything=last, stop=stop)
+            return self.evaluate(step, everything=last, stop=stop)
         except DataError as error:
             if last or jax.process_count() > 1:  # the other processes are in the middle of theirs
                 raise
@@ -272,8 +269,8 @@ class Trainer:
             self._flags[asked] = put_batch(np.full(jax.local_device_count(), asked, np.int32), self.mesh)
         return self._flags[asked]
 
-    def _counts(self, writer: MetricsWriter | None) -> dict[str, float]:
-        failed = self.checkpoints.failures + (writer.failures if writer else 0)
+    def _counts(self) -> dict[str, float]:
+        failed = self.checkpoints.failures + (self.metrics.failures if self.metrics else 0)
         return {**self.watch.totals(), "failed_writes": float(failed)}
 
     def _kept(self) -> str:
@@ -286,7 +283,8 @@ class Trainer:
 
     def _give_up(self, step: int, stop: StopRequest, error: Exception) -> NoReturn:
         """The data cannot be read on: what was learnt so far is kept, as far as a process can do that alone."""
-        if jax.process_count() == 1 and step > 0 and isinstance(error, (DataError, OSError, RuntimeError)):
+        finite = not isinstance(error, NonFiniteError)
+        if jax.process_count() == 1 and step > 0 and finite and isinstance(error, (UserError, OSError, RuntimeError)):
             with contextlib.suppress(DataError):
                 self.watch.read()
             with contextlib.suppress(NonFiniteError):

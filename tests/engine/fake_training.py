@@ -77,7 +77,7 @@ class FakeTrainer(Trainer):
         super().__init__(config, workdir)
         self.step = type(self).fake
 
-    def evaluate(self, step, writer, *, everything, stop=None):
+    def evaluate(self, step, *, everything, stop=None):
         self.checkpoints.score(step, 1.0)
         return True
 

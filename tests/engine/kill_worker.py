@@ -14,7 +14,7 @@ from pfcn_jax.engine.evaluate import EvaluationResult
 from pfcn_jax.metrics.pq import PQCounts, pq_result
 
 
-def without_predicting(self, step, writer, *, everything, stop=None):
+def without_predicting(self, step, *, everything, stop=None):
     self.checkpoints.score(step, 0.0)
     is_thing = self.source.classes.is_thing
     pq = pq_result(PQCounts.zeros(len(is_thing)), is_thing)

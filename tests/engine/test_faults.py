@@ -199,7 +199,7 @@ def test_broken_pictures_may_be_skipped_counted_and_limited(broken, tmp_path, ca
 
 
 def test_a_broken_validation_picture_only_stops_the_last_evaluation(tmp_path, monkeypatch, capsys):
-    def evaluate(self, step, writer, *, everything, stop=None):
+    def evaluate(self, step, *, everything, stop=None):
         if step in broken_at:
             raise DataError(f"val_{step}.png: broken picture")
         return True

@@ -139,13 +139,13 @@ def test_the_exit_status_does_not_depend_on_the_log():
 def test_an_evaluation_that_was_stopped_is_made_up_for(uninterrupted, tmp_path, monkeypatch, capsys):
     asked: list[int] = []
 
-    def evaluate(self, step, writer, *, everything, stop=None):
+    def evaluate(self, step, *, everything, stop=None):
         asked.append(step)
         if asked.count(step) == 1 and step in (4, 12):
             os.kill(os.getpid(), signal.SIGTERM)
             self._leave(step, stop)
-        if writer:
-            writer.write(step, {"eval/PQ": 1.0})
+        if self.metrics:
+            self.metrics.write(step, {"eval/PQ": 1.0})
         self.checkpoints.score(step, 1.0)
         return types.SimpleNamespace(pq=types.SimpleNamespace(**dict.fromkeys(("all", "things", "stuff"), score)))
 
