@@ -1,8 +1,8 @@
 """Panoptic FCN, ResNet-50, ADE20K panoptic (100 things, 50 stuff classes). The authors published no recipe for it.
 
-Command:   python -m pfcn_jax.main --config configs/ade20k_r50.py --config.data.root=DIR --workdir runs/ade20k
+Command:   python -m pfcn_jax.main --config configs/ade20k_r50.py --config.data.root=DIR --init-from CHECKPOINT
 Needs:     DIR with ADEChallengeData2016/ (docs/datasets.md) and a converted ImageNet backbone
-           (--config.train.init_from=...).
+           (CHECKPOINT).
 Settings:  those of COCO with pictures of short side 512, the usual size on ADE20K. No figure is published or measured.
 """
 

@@ -1,7 +1,7 @@
 """Panoptic FCN, ResNet-50, COCO panoptic, 1x: the canonical config, in the paper's order.
 
-Command:   python -m pfcn_jax.main --config configs/panoptic_fcn_r50.py --config.data.root=DIR --workdir runs/r50_1x
-Needs:     COCO 2017 in the panoptic layout at DIR and a converted ImageNet backbone (docs/training.md).
+Command:   python -m pfcn_jax.main --config configs/panoptic_fcn_r50.py --config.data.root=DIR --init-from CHECKPOINT
+Needs:     COCO 2017 in the panoptic layout at DIR and a converted ImageNet backbone (CHECKPOINT; docs/training.md).
 Published: PQ 41.1, SQ 79.8, RQ 49.9, AP 32.2, mIoU 41.5 (COCO val, 90k steps, batch 16).
 """
 

@@ -47,8 +47,9 @@ def empty_arrays(
     """A batch of filler pictures: black, void, size 1 x 1, image id -1, not valid.
 
     Args:
-      take_image, take_map: memory for the canvases, from shape and type. If it is not cleared, every row must then be
-        filled by `place` or by `place_filler`.
+      take_image: memory for the pictures, from shape and type. If it is not cleared, every row must then be filled by
+        `place` or by `place_filler`.
+      take_map: likewise for the segment maps.
     """
     return {
         "image": take_image((rows, *canvas, 3), np.uint8),
