@@ -7,6 +7,7 @@ not depend on the number of hosts, workers or threads, and the position is a sin
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -330,6 +331,8 @@ class BatchIterator(Iterator[Batch]):
         if self._arrays is not None and hasattr(self._arrays, "close"):
             self._arrays.close()
         self._arrays = None
+        if self.pipeline.workers:
+            gc.collect()  # JAX lets go of a batch's memory with the next collection; shared, it may outlive the process
 
     def __enter__(self) -> BatchIterator:
         return self

@@ -244,6 +244,30 @@ def test_workers_do_not_outlive_a_training_process_that_is_killed(root, tmp_path
         time.sleep(0.05)
 
 
+CONSUMER = """
+import sys, time
+sys.path.insert(0, {root!r})
+import jax
+import jax.numpy as jnp
+from tests.data.test_pipeline import training
+if __name__ == "__main__":
+    step = jax.jit(lambda total, batch: total + jnp.sum(batch.image, dtype=jnp.int32))
+    total = jnp.int32(0)
+    with iter(training({data!r}, workers=1)) as batches:
+        for _ in range(8):
+            total = step(total, jax.device_put(next(batches)))
+        total.block_until_ready()
+    time.sleep(1.0)  # Grain frees in a thread
+"""
+
+
+def test_no_shared_memory_outlives_what_read_it(root, tmp_path):
+    script = tmp_path / "consumer.py"
+    script.write_text(CONSUMER.format(root=str(pathlib.Path(__file__).parents[2]), data=str(root)))
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0 and "leaked" not in ran.stderr, ran.stderr
+
+
 def _lives(pid: int) -> bool:
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

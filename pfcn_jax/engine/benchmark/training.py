@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, against_matmul, compile_program, device_peak_mb, time_runs
 from pfcn_jax.engine.benchmark.subject import Subject, load_subject
@@ -26,7 +27,7 @@ def measure_training(subject: Subject, yardstick: Yardstick, *, batch: int, seco
     if (len(source.classes.is_thing) - sum(source.classes.is_thing)) != subject.model.num_stuff:
         raise UserError(f"{config.data.root}: {len(source.classes.is_thing)} classes, the model was made for others")
     with iter(train_pipeline(config, source)) as batches:
-        host_batch = next(batches)
+        host_batch = jax.tree.map(np.copy, next(batches))  # out of memory that is shared with a worker
     mesh = data_mesh()
     state = create_state(config, subject.model, mesh, subject.variables)
     placed = put_batch(host_batch, mesh)
