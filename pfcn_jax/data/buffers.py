@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import math
-import os
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ _POPULATE_WRITE = 23  # of madvise, Linux 5.14: all pages at once, and an error 
 
 
 def _references_of_an_idle_buffer() -> int:
-    """What `sys.getrefcount` says in the loop of `BufferPool.take` about a buffer that nobody else refers to."""
+    """What `sys.getrefcount` says in the loop of `BufferPool._take` about a buffer that nobody else refers to."""
     for buffer in [np.empty(1, np.uint8)]:
         return sys.getrefcount(buffer)
     raise AssertionError
@@ -54,22 +54,31 @@ def shared_array(shape: Sequence[int], dtype: npt.DTypeLike) -> SharedMemoryArra
     if sys.platform != "linux":
         return array
     madvise = ctypes.CDLL(None, use_errno=True).madvise
-    if madvise(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), _POPULATE_WRITE):
-        problem = ctypes.get_errno()
-        if problem != errno.EINVAL:  # which is an older system
-            array.unlink_on_del()
-            raise UserError(
-                f"no {array.nbytes / 1e6:.0f} MB of shared memory for a batch ({os.strerror(problem)}): make /dev/shm "
-                "larger (a container: --shm-size=8g), or load without other processes (--config.data.workers=0)"
-            )
+    failed = madvise(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), _POPULATE_WRITE)
+    if failed and ctypes.get_errno() in (errno.EFAULT, errno.ENOMEM):  # others: an older system does not know it
+        array.unlink_on_del()
+        raise UserError(
+            f"no {array.nbytes / 1e6:.0f} MB of shared memory for a batch: make /dev/shm larger (a container: "
+            "--shm-size=8g), or load without other processes (--config.data.workers=0)"
+        )
     return array
 
 
-def free_shared(arrays: Iterable[np.ndarray]) -> None:
-    """Of arrays that nobody will receive, frees those that are shared once nobody refers to them here."""
-    for array in arrays:
-        if isinstance(array, SharedMemoryArray):
-            array.unlink_on_del()
+@contextlib.contextmanager
+def shared_arrays() -> Iterator[Callable[[Sequence[int], npt.DTypeLike], SharedMemoryArray]]:
+    """Gives `shared_array`; what was taken is freed if the block fails, since then nobody will receive it."""
+    taken: list[SharedMemoryArray] = []
+
+    def take(shape: Sequence[int], dtype: npt.DTypeLike) -> SharedMemoryArray:
+        taken.append(shared_array(shape, dtype))
+        return taken[-1]
+
+    try:
+        yield take
+    except BaseException:
+        while taken:
+            taken.pop().unlink_on_del()
+        raise
 
 
 class BufferPool:

@@ -23,7 +23,7 @@ from absl import flags
 from jaxtyping import Bool
 
 from pfcn_jax.data.augment import Recipe
-from pfcn_jax.data.buffers import BufferPool, free_shared, keep_freed_memory, shared_array
+from pfcn_jax.data.buffers import BufferPool, keep_freed_memory, shared_arrays
 from pfcn_jax.data.plan import FILLER, BatchPlan, PlannedBatch, Size
 from pfcn_jax.data.segments import map_type
 from pfcn_jax.data.sources import DataError, Example, Source
@@ -138,17 +138,15 @@ class BatchLoader:
 
     def __call__(self, number: int) -> Arrays:
         planned = self.plan[int(number)]
-        rows = self.rows.stop - self.rows.start
-        takes = (shared_array, shared_array) if self.shared else (self._images.take, self._maps.take)
-        arrays = empty_arrays(rows, planned.canvas, self.max_segments, take_image=takes[0], take_map=takes[1])
-        try:
-            self._fill({name: np.asarray(array) for name, array in arrays.items()}, planned)
-        except BaseException:
-            free_shared(arrays.values())
-            raise
-        return arrays
+        if not self.shared:
+            return self._load(planned, self._images.take, self._maps.take)
+        with shared_arrays() as take:
+            return self._load(planned, take, take)
 
-    def _fill(self, arrays: Arrays, planned: PlannedBatch) -> None:
+    def _load(self, planned: PlannedBatch, take_image: Take, take_map: Take) -> Arrays:
+        rows = self.rows.stop - self.rows.start
+        taken = empty_arrays(rows, planned.canvas, self.max_segments, take_image=take_image, take_map=take_map)
+        arrays = {name: np.asarray(array) for name, array in taken.items()}  # views of NumPy's own type, to write to
         for row, index in enumerate(planned.examples[self.rows].tolist()):
             if index == FILLER:
                 place_filler(arrays, row)
@@ -157,6 +155,7 @@ class BatchLoader:
             key = [self.plan.seed, 3, planned.number, self.rows.start + row]
             sample = self.recipe(example, np.random.Generator(np.random.PCG64(key)), arrays["image"][row])
             place(arrays, row, sample, index, self._is_thing)
+        return taken
 
     def _read(self, index: int) -> tuple[Example, int]:
         """Example `index`, or, where broken ones are skipped, the next of the same canvas that can be read.
@@ -174,7 +173,7 @@ class BatchLoader:
             try:
                 return self.source[candidate], candidate
             except DataError as error:
-                last = error
+                last = error.with_traceback(None)  # which would hold this batch's memory
         raise DataError(f"{most} pictures one after the other cannot be read, the last: {last}") from last
 
 
@@ -230,7 +229,7 @@ class Pipeline:
           shuffle: True for training (infinite, a new order each epoch), False for one pass in order.
           seed: of order and augmentation.
           process_index, process_count: this host among all; host p gets rows p B/P .. (p + 1) B/P - 1 of each batch.
-          workers: processes that load, each one batch ahead; 0 loads in this process.
+          workers: processes that load, each a few batches ahead; 0 loads in this process.
           threads: that load in this process.
           buffered_batches: how many batches are loaded ahead in this process.
           max_broken: training only: an example that cannot be read is replaced by its neighbour on the same canvas,

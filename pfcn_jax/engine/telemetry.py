@@ -109,6 +109,7 @@ class _Lines:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+            self._file = None
 
 
 class _Board:

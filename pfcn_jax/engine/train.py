@@ -148,6 +148,7 @@ class Trainer:
                 try:
                     batch = next(batches)
                     self.state, scalars, report = self.step(self.state, batch, self._stop_flags(stop))
+                    del batch  # so that an error holds none of it
                     batches.idle_after = scalars["loss"]
                     step += 1
                     self.watch.add(step, scalars, report)
@@ -283,8 +284,9 @@ class Trainer:
 
     def _give_up(self, step: int, stop: StopRequest, error: Exception) -> NoReturn:
         """The data cannot be read on: what was learnt so far is kept, as far as a process can do that alone."""
-        finite = not isinstance(error, NonFiniteError)
-        if jax.process_count() == 1 and step > 0 and finite and isinstance(error, (UserError, OSError, RuntimeError)):
+        if isinstance(error, NonFiniteError):
+            raise error
+        if jax.process_count() == 1 and step > 0 and isinstance(error, (UserError, OSError, RuntimeError)):
             with contextlib.suppress(DataError):
                 self.watch.read()
             with contextlib.suppress(NonFiniteError):

@@ -173,6 +173,25 @@ def test_a_broken_picture_stops_the_run_and_what_was_learnt_is_kept(broken, tmp_
     )
 
 
+def test_input_that_cannot_go_on_is_an_error_in_one_line_and_what_was_learnt_is_kept(tmp_path, capsys, monkeypatch):
+    original = Scenes.__getitem__
+
+    def failing(self, index):
+        if index == 7:
+            raise UserError("no 9 MB of shared memory for a batch")
+        return original(self, index)
+
+    monkeypatch.setattr(Scenes, "__getitem__", failing)
+    assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
+    assert "error: no 9 MB of shared memory for a batch" in capsys.readouterr().err
+    monkeypatch.setattr(Scenes, "__getitem__", original)
+    trainer = trainer_of(tmp_path)
+    planned = [trainer.pipeline.plan[number].examples.tolist() for number in range(12)]
+    first = next(number for number, examples in enumerate(planned) if 7 in examples)
+    assert 0 < first == steps_of(tmp_path)[-1] == int(trainer.state.step)
+    trainer.run()
+
+
 def test_broken_pictures_may_be_skipped_counted_and_limited(broken, tmp_path, capsys):
     skip = ("--config.data.on_broken=skip", "--config.data.max_broken=3")
     trainer_of(tmp_path / "whole", *skip).run()

@@ -71,11 +71,10 @@ def test_one_value_of_any_leaf_that_is_not_finite_is_seen(bad):
     tree = {"a": jnp.zeros((3, 4)), "b": [jnp.float32(3e38), -jnp.ones(5)]}
     assert bool(steps._all_finite(tree))
     if bad is not None:
-        for path in ("a", "b"):
-            leaves, structure = jax.tree.flatten(tree)
-            at = {"a": 0, "b": 2}[path]
-            leaves[at] = leaves[at].at[-1].set(bad)
-            assert not bool(steps._all_finite(jax.tree.unflatten(structure, leaves)))
+        for at in range(3):
+            leaves = jax.tree.leaves(tree)
+            leaves[at] = leaves[at].at[...].set(bad) if leaves[at].ndim == 0 else leaves[at].at[-1].set(bad)
+            assert not bool(steps._all_finite(leaves))
 
 
 def test_the_finite_check_is_computed_once_and_not_in_the_update_of_every_leaf():
@@ -86,9 +85,7 @@ def test_the_finite_check_is_computed_once_and_not_in_the_update_of_every_leaf()
         finite = steps._all_finite(new)
         return [jnp.where(finite, b, a) for a, b in zip(old, new)]
 
-    text = jax.jit(update).lower(leaves, leaves).compile().as_text()
-    assert text.count(" fusion(") >= 40
-    assert text.count(" and(") <= 2
+    assert jax.jit(update).lower(leaves, leaves).compile().as_text().count(" and(") <= 2
 
 
 def test_both_programs_lower_for_every_platform(parts, train):

@@ -27,7 +27,7 @@ def measure_training(subject: Subject, yardstick: Yardstick, *, batch: int, seco
     if (len(source.classes.is_thing) - sum(source.classes.is_thing)) != subject.model.num_stuff:
         raise UserError(f"{config.data.root}: {len(source.classes.is_thing)} classes, the model was made for others")
     with iter(train_pipeline(config, source)) as batches:
-        host_batch = jax.tree.map(np.copy, next(batches))  # out of memory that is shared with a worker
+        host_batch = jax.tree.map(np.copy, next(batches))  # a copy: a worker's memory is to be freed
     mesh = data_mesh()
     state = create_state(config, subject.model, mesh, subject.variables)
     placed = put_batch(host_batch, mesh)
