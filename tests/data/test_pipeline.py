@@ -278,7 +278,7 @@ def _lives(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_that_is_killed_is_an_error_and_one_that_is_asked_to_stop_is_not(root, signal_number):
-    pipeline = training(root, batch_size=16, max_segments=255, workers=2, buffered_batches=1)
+    pipeline = training(root, batch_size=16, max_segments=255, workers=2)
     before = {process.pid for process in multiprocessing.active_children()}
     with iter(pipeline) as batches:
         for _ in range(4):  # each worker has sent two, so both know what a signal means
