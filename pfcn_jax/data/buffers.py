@@ -18,7 +18,10 @@ from jaxtyping import UInt8
 
 from pfcn_jax.errors import UserError
 
+Take = Callable[[Sequence[int], npt.DTypeLike], np.ndarray]  # shape and type -> an array
+
 _POPULATE_WRITE = 23  # of madvise, Linux 5.14: all pages at once, and an error instead of a signal if there are none
+_madvise = ctypes.CDLL(None, use_errno=True).madvise if sys.platform == "linux" else None
 
 
 def _references_of_an_idle_buffer() -> int:
@@ -51,10 +54,9 @@ def shared_array(shape: Sequence[int], dtype: npt.DTypeLike) -> SharedMemoryArra
       UserError: there is no room.
     """
     array = SharedMemoryArray(shape, dtype)
-    if sys.platform != "linux":
+    if _madvise is None:
         return array
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    failed = madvise(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), _POPULATE_WRITE)
+    failed = _madvise(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), _POPULATE_WRITE)
     if failed and ctypes.get_errno() in (errno.EFAULT, errno.ENOMEM):  # others: an older system does not know it
         array.unlink_on_del()
         raise UserError(
@@ -65,7 +67,7 @@ def shared_array(shape: Sequence[int], dtype: npt.DTypeLike) -> SharedMemoryArra
 
 
 @contextlib.contextmanager
-def shared_arrays() -> Iterator[Callable[[Sequence[int], npt.DTypeLike], SharedMemoryArray]]:
+def shared_arrays() -> Iterator[Take]:
     """Gives `shared_array`; what was taken is freed if the block fails, since then nobody will receive it."""
     taken: list[SharedMemoryArray] = []
 

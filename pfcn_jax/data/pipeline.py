@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -23,7 +23,7 @@ from absl import flags
 from jaxtyping import Bool
 
 from pfcn_jax.data.augment import Recipe
-from pfcn_jax.data.buffers import BufferPool, keep_freed_memory, shared_arrays
+from pfcn_jax.data.buffers import BufferPool, Take, keep_freed_memory, shared_arrays
 from pfcn_jax.data.plan import FILLER, BatchPlan, PlannedBatch, Size
 from pfcn_jax.data.segments import map_type
 from pfcn_jax.data.sources import DataError, Example, Source
@@ -31,7 +31,6 @@ from pfcn_jax.data.transforms import Sample, copy_padded, limit_segments
 from pfcn_jax.types import Batch, SegmentTable
 
 Arrays = dict[str, np.ndarray]
-Take = Callable[[Sequence[int], Any], np.ndarray]  # shape and type -> an array
 # Larger arrays travel from a worker in shared memory. The message itself must fit into a pipe (64 KiB): a worker that
 # dies in the middle of one would leave its reader waiting for ever.
 _SHARED_BYTES = 1 << 10
@@ -327,7 +326,9 @@ class BatchIterator(Iterator[Batch]):
 
     def close(self) -> None:
         """Ends threads and worker processes; the next batch starts them again."""
-        if self._arrays is not None and hasattr(self._arrays, "close"):
+        if self._arrays is None:
+            return
+        if hasattr(self._arrays, "close"):
             self._arrays.close()
         self._arrays = None
         if self.pipeline.workers:
