@@ -238,6 +238,18 @@ def gaussian_radius(size: Float[Array, "*n 2"], *, min_overlap: float = 0.7) -> 
     return jnp.minimum(jnp.minimum(first, second), third)
 
 
+def level_scales(
+    extent: Int[Array, " 2"], pairs: Slots, cells: LevelCells, *, source: Int[Array, " 2"]
+) -> Float[Array, "P 2"]:
+    """Positions of each pair's level per position of a map of size `source`, for (rows, columns).
+
+    The ratio of the two sizes, as in the original implementation: below source stride / level stride by up to half a
+    cell on p6 and a cell on p7 at the far border, where `extent` is no multiple of the level's stride.
+    """
+    used = jnp.take(cells.used_sizes(extent), pairs.level, axis=0)
+    return used.astype(jnp.float32) / source.astype(jnp.float32)[None]
+
+
 def center_cells(
     position: Float[Array, "S 2"], pairs: Slots, extent: Int[Array, " 2"], cells: LevelCells
 ) -> Int[Array, "P 2"]:
@@ -245,8 +257,8 @@ def center_cells(
 
     Clamped into the level (the original implementation clamps one past its end).
     """
-    stride = jnp.take(jnp.asarray(cells.strides, jnp.float32), pairs.level)
-    center = jnp.floor(jnp.take(position, pairs.row, axis=0, mode="clip") * (FEATURE_STRIDE / stride)[:, None])
+    scale = level_scales(extent, pairs, cells, source=extent // FEATURE_STRIDE)
+    center = jnp.floor(jnp.take(position, pairs.row, axis=0, mode="clip") * scale)
     last = jnp.take(cells.used_sizes(extent), pairs.level, axis=0) - 1
     return jnp.clip(center.astype(jnp.int32), 0, last)
 
@@ -267,11 +279,11 @@ def draw_centers(
     """
     level_of_cell, row_column = jnp.asarray(cells.level), jnp.asarray(cells.row_column)
     in_use = cells.in_use(extent)
-    stride = jnp.take(jnp.asarray(cells.strides, jnp.float32), pairs.level)
     center = center_cells(position, pairs, extent, cells)
-    corners = jnp.take(box, pairs.row, axis=0, mode="clip") / stride[:, None]
-    extents = jnp.maximum(corners[:, 2:] - corners[:, :2], 0.0)
-    radius = jnp.floor(gaussian_radius(extents, min_overlap=min_overlap)).astype(jnp.int32)
+    scale = level_scales(extent, pairs, cells, source=extent)
+    corners = jnp.take(box, pairs.row, axis=0, mode="clip") * jnp.tile(scale[:, ::-1], (1, 2))  # x0, y0, x1, y1
+    width_height = jnp.maximum(corners[:, 2:] - corners[:, :2], 0.0)
+    radius = jnp.floor(gaussian_radius(width_height, min_overlap=min_overlap)).astype(jnp.int32)
 
     def draw(slot: Array, heatmap: Array) -> Array:  # heatmap [T, A]: a class is contiguous
         offset = row_column - center[slot][:, None]

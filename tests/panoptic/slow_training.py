@@ -72,13 +72,14 @@ def targets(segment_map, table, size, extent, *, num_things, num_stuff, center="
         cy, cx = ys.mean(), xs.mean()
         if center == "box":
             cy, cx = (box[1] + box[3]) / 8, (box[0] + box[2]) / 8
-        for level, (stride, (low, high), shape) in enumerate(zip(STRIDES, RANGES, shapes)):
+        for level, ((low, high), shape) in enumerate(zip(RANGES, shapes)):
             if not low <= np.sqrt(width * height) <= high:
                 continue
             pairs.append((row, level))
             level_masks[row, level] = resize(mask, *shape)
-            py, px = min(int(cy * 4 / stride), shape[0] - 1), min(int(cx * 4 / stride), shape[1] - 1)
-            r = int(radius(height / stride, width / stride))
+            rows, columns = shape[0] / extent[0], shape[1] / extent[1]  # the ratio of the sizes, not 1 / stride
+            py, px = min(int(cy * 4 * rows), shape[0] - 1), min(int(cx * 4 * columns), shape[1] - 1)
+            r = int(radius(height * rows, width * columns))
             for y in range(max(py - r, 0), min(py + r + 1, shape[0])):
                 for x in range(max(px - r, 0), min(px + r + 1, shape[1])):
                     value = np.exp(-((y - py) ** 2 + (x - px) ** 2) / (2 * ((2 * r + 1) / 3) ** 2))

@@ -12,9 +12,11 @@ import pytest
 from pfcn_jax.panoptic.labels import DenseMasks, LevelCells, from_id_map, level_masks, quarter_taps
 from pfcn_jax.panoptic.targets import (
     LEVEL_RANGES,
+    Slots,
     Targets,
     assign_levels,
     build_targets,
+    center_cells,
     gaussian_radius,
     make_targets,
     mass_centers,
@@ -91,6 +93,41 @@ def test_targets_of_a_scene(canvas: tuple[int, int], center: str) -> None:
         reference = expected.level_masks[row, level]
         np.testing.assert_allclose(mask[: reference.shape[0], : reference.shape[1]], reference, atol=2e-5)
         assert not mask[reference.shape[0] :].any() and not mask[:, reference.shape[1] :].any()
+
+
+@pytest.mark.parametrize("extent", [(160, 224), (352, 96), (96, 416), (128, 256)])
+def test_targets_where_strides_do_not_divide_the_image(extent: tuple[int, int]) -> None:
+    """Multiples of 32 alone, large objects at the far border: every level, p6 and p7 with their own scale."""
+    height, width = extent
+    rng = np.random.default_rng(height)
+    segment_map, table = np.zeros(extent, np.int32), []
+    for side in (0.15, 0.3, 0.5, 0.7, 0.95, 0.98):
+        bottom, right = height - int(rng.integers(0, 5)), width - int(rng.integers(0, 5))
+        box = (right - max(int(width * side), 8), bottom - max(int(height * side), 8), right, bottom)
+        table.insert(0, (int(rng.integers(NUM_THINGS)), False, box))
+    for row, (_, _, (x0, y0, x1, y1)) in enumerate(table):  # the largest first: each keeps a rim
+        segment_map[y0:y1, x0:x1] = row + 1
+    expected = slow.targets(segment_map, table, extent, extent, num_things=NUM_THINGS, num_stuff=NUM_STUFF)
+    assert {level for _, level in expected.pairs} >= {0, 1, 2, 3}
+    size = jnp.array(extent)
+    assert_same(ours(jnp.asarray(segment_map), as_table(table, 8), size, size), expected)
+
+
+@pytest.mark.parametrize("height", [800, 1184, 480])
+def test_center_cells_follow_the_ratio_of_the_sizes(height: int) -> None:
+    """800 rows: p6 has 13 and p7 has 7 rows, so a center moves by 13/200 and 7/200, not by 1/16 and 1/32."""
+    extent, cells = (height, 1344), LevelCells(shapes_of((height, 1344)))
+    position = np.stack([np.arange(height / 4), np.linspace(0, 335, height // 4)], axis=1).astype(np.float32) + 0.3
+    for level, (rows, columns) in enumerate(cells.level_shapes):
+        slots = Slots(
+            row=jnp.arange(len(position)),
+            class_id=jnp.zeros((len(position),), jnp.int32),
+            level=jnp.full((len(position),), level, jnp.int32),
+            valid=jnp.ones((len(position),), bool),
+        )
+        cell = np.asarray(center_cells(jnp.asarray(position), slots, jnp.array(extent), cells))
+        scale = np.array([rows / (height / 4), columns / 336])
+        np.testing.assert_array_equal(cell, np.floor(position.astype(np.float64) * scale))
 
 
 def test_vanished_instance_is_no_positive_and_draws_nothing() -> None:

@@ -144,7 +144,8 @@ def _check_thing_targets(
     for slot in np.flatnonzero(used & ~kept):
         row = _rows_on_level(labels, index)[slot]
         side = labels.box[row, 2:] - labels.box[row, :2]
-        radius = int(gaussian_radius(jnp.asarray(side / STRIDES[index])))
+        cells = np.asarray(heatmap.shape[1:][::-1])  # width, height
+        radius = int(gaussian_radius(jnp.asarray(side * cells / labels.extent[::-1])))
         compared[labels.class_id[row], : radius + 1, : radius + 1] = False
     return [
         check(recorded.name, f"{name}index_mask", np.asarray(len(rows)), np.sum(used & kept), 0.0),
