@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Result", "Segment", "load"]
-_HOMES = {"Model": "api", "Result": "result", "Segment": "result"}
+_HOMES = {"Model": "pfcn_jax.engine.api", "Result": "pfcn_jax.engine.result", "Segment": "pfcn_jax.engine.result"}
 
 
 def load(path: str | os.PathLike[str], **settings: Any) -> Model:
@@ -42,5 +42,5 @@ def load(path: str | os.PathLike[str], **settings: Any) -> Model:
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"pfcn_jax.engine.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'pfcn_jax' has no attribute {name!r}")

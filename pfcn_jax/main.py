@@ -1,6 +1,6 @@
 """The front door: `python -m pfcn_jax.main [verb] --config configs/X.py [--config.key=value ...] [flags]`.
 
-Every verb is one module of the engine with `add_flags(parser)` and `main(args) -> exit status`. Without a verb: train.
+Every verb is one module with `add_flags(parser)` and `main(args) -> exit status`. Without a verb: train.
 """
 
 from __future__ import annotations
@@ -33,12 +33,24 @@ VERBS = {
     "parity": "check every tensor of a reference data directory",
 }
 MODULES = {
-    "ablate": "ablation.command",
-    "parity": "parity.command",
-    "benchmark": "benchmark.command",
-    "bulk": "bulk.command",
-    "validate-data": "validate_data",
-}  # where a verb's module has another name
+    "train": "pfcn_jax.engine.train",
+    "evaluate": "pfcn_jax.engine.evaluate",
+    "predict": "pfcn_jax.engine.predict",
+    "bulk": "pfcn_jax.engine.bulk.command",
+    "explain": "pfcn_jax.engine.explain",
+    "demo": "pfcn_jax.engine.demo",
+    "inspect": "pfcn_jax.engine.inspect",
+    "validate-data": "pfcn_jax.engine.validate_data",
+    "browse": "pfcn_jax.engine.browse",
+    "prepare": "pfcn_jax.engine.prepare",
+    "curves": "pfcn_jax.engine.curves",
+    "convert": "pfcn_jax.engine.convert",
+    "ablate": "pfcn_jax.engine.ablation.command",
+    "card": "pfcn_jax.engine.card",
+    "export": "pfcn_jax.engine.export",
+    "benchmark": "pfcn_jax.engine.benchmark.command",
+    "parity": "pfcn_jax.engine.parity.command",
+}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -59,7 +71,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"unknown verb '{verb}' (known: {', '.join(VERBS)})")
     rest = argv[1:] if verb else argv
     verb = verb or "train"
-    module = importlib.import_module(f"pfcn_jax.engine.{MODULES.get(verb, verb)}")
+    module = importlib.import_module(MODULES[verb])
     flags = argparse.ArgumentParser(
         prog=f"python -m pfcn_jax.main {verb}", description=module.__doc__, allow_abbrev=False
     )

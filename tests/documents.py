@@ -90,7 +90,7 @@ def anchors(path: pathlib.Path) -> set[str]:
 @functools.cache
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """The flags of a verb."""
-    module = importlib.import_module(f"pfcn_jax.engine.{front_door.MODULES.get(verb, verb)}")
+    module = importlib.import_module(front_door.MODULES[verb])
     parser = argparse.ArgumentParser(prog=verb, allow_abbrev=False)
     module.add_flags(parser)
     return parser
