@@ -9,9 +9,9 @@ import argparse
 import importlib
 import sys
 
-from pfcn_jax.engine.say import leave, say
 from pfcn_jax.engine.stopping import STOPPED, Stopped
 from pfcn_jax.errors import TryAgain, UserError
+from pfcn_jax.utils.stderr import leave, say
 
 VERBS = {
     "train": "train a model (and evaluate it, and draw what it sees)",

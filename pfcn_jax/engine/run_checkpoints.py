@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from pfcn_jax.engine.checkpoint import FORMAT, SCORE, CheckpointError, Handler, Items, read_score
 from pfcn_jax.engine.manifest import find_damage
 from pfcn_jax.engine.report import write_json
-from pfcn_jax.engine.say import say
+from pfcn_jax.utils.stderr import say
 
 PyTree = Any
 _DELETED = ".deleted"  # a folder on its way out

@@ -17,11 +17,11 @@ from pfcn_jax.engine.config import Config, ConfigError, TrainConfig, from_dict, 
 from pfcn_jax.engine.loading import start_from
 from pfcn_jax.engine.report import write_text
 from pfcn_jax.engine.run_checkpoints import Checkpoints
-from pfcn_jax.engine.say import say
 from pfcn_jax.engine.state import TrainState, check_same_state, create_state, replicated
 from pfcn_jax.engine.workdir import RunLock, check_room
 from pfcn_jax.errors import TryAgain, UserError
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.utils.stderr import say
 
 
 def check_division(train: TrainConfig) -> None:

@@ -22,7 +22,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from pfcn_jax.engine.report import write_whole
-from pfcn_jax.engine.say import say
+from pfcn_jax.utils.stderr import say
 
 Entry = tuple[int, dict[str, float]]
 _MOST_WAITING = 100_000  # entries in memory while the disk is full

@@ -28,7 +28,6 @@ from pfcn_jax.engine.prefetch import DevicePrefetch, Interrupted
 from pfcn_jax.engine.preview import PreviewWriter
 from pfcn_jax.engine.report import format_table, write_json
 from pfcn_jax.engine.run_checkpoints import Checkpoints
-from pfcn_jax.engine.say import say
 from pfcn_jax.engine.starting import begin, check_division, take_workdir, write_config
 from pfcn_jax.engine.state import (
     TrainState,
@@ -47,6 +46,7 @@ from pfcn_jax.errors import UserError
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import Batch
+from pfcn_jax.utils.stderr import say
 
 
 class Trainer:

@@ -18,8 +18,8 @@ from jaxtyping import Array, Int
 from pfcn_jax.data.plan import FILLER, BatchPlan
 from pfcn_jax.data.sources import DataError, Source
 from pfcn_jax.engine.config import Config
-from pfcn_jax.engine.say import say
 from pfcn_jax.errors import UserError
+from pfcn_jax.utils.stderr import say
 
 _COUNTED = ("skipped", "dropped_positives", "dropped_segments")  # scalars of a step that are whole numbers
 

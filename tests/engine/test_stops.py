@@ -21,10 +21,10 @@ from pfcn_jax import main as front_door
 from pfcn_jax.engine import prefetch, run_checkpoints, workdir
 from pfcn_jax.engine import train as train_verb
 from pfcn_jax.engine.checkpoint import CheckpointError
-from pfcn_jax.engine.say import say
 from pfcn_jax.engine.stopping import STOPPED
 from pfcn_jax.engine.train import Trainer
 from pfcn_jax.errors import TryAgain, UserError
+from pfcn_jax.utils.stderr import say
 from tests.engine.disks import fill, mounted
 from tests.engine.fake_training import (  # noqa: F401  (fixtures)
     RUN,
@@ -126,7 +126,7 @@ def test_a_log_takes_names_of_any_script():
 
 
 def test_the_exit_status_does_not_depend_on_the_log():
-    program = "import sys; from pfcn_jax.engine.say import leave, say; say('no room for this'); "
+    program = "import sys; from pfcn_jax.utils.stderr import leave, say; say('no room for this'); "
     program += "print('nor for this'); leave(75)"
     with open("/dev/full", "w") as full:
         buffered = os.environ | {"PYTHONUNBUFFERED": ""}

@@ -1,0 +1,1 @@
+"""Small helpers that many rooms need."""
