@@ -5,7 +5,7 @@ Needs:     COCO 2017 in the panoptic layout at DIR and a converted ImageNet back
 Published: PQ 41.1, SQ 79.8, RQ 49.9, AP 32.2, mIoU 41.5 (COCO val, 90k steps, batch 16).
 """
 
-from pfcn_jax.engine.config import default_config
+from pfcn_jax.config.schema import default_config
 
 
 def get_config():

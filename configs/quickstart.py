@@ -4,7 +4,7 @@ Command:   python -m pfcn_jax.main --config configs/quickstart.py --workdir runs
 Model:     ResNet-18 with group norm at half width, 64-channel heads; otherwise the method as published.
 """
 
-from pfcn_jax.engine.config import default_config
+from pfcn_jax.config.schema import default_config
 
 
 def get_config():

@@ -9,8 +9,8 @@ import re
 import jax
 import pytest
 
+from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
-from pfcn_jax.engine.config import Config, from_command_line
 from pfcn_jax.engine.state import abstract_variables, build_model, build_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
+from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.augment import ResizeShortSide
-from pfcn_jax.engine.config import Config, from_command_line
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 RECIPES = ("cityscapes_r50", "mapillary_r50_star", "ade20k_r50", "own_data", "panoptic_fcn_r50")

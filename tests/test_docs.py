@@ -15,7 +15,7 @@ import yaml
 
 import pfcn_jax
 from pfcn_jax import main as front_door
-from pfcn_jax.engine.config import Config, ConfigError, from_command_line
+from pfcn_jax.config.schema import Config, ConfigError, from_command_line
 from tests.documents import (
     PAGES,
     ROOT,

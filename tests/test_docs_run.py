@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.scenes import Scenes
-from pfcn_jax.engine.config import Config, from_command_line
 from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.names import ModelFacts

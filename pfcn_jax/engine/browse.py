@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.sources import Source
-from pfcn_jax.engine.config import Config, from_command_line
 from pfcn_jax.engine.inputs import open_split, open_training, train_pipeline
 from pfcn_jax.engine.steps import level_shapes, picture_extent
 from pfcn_jax.errors import UserError

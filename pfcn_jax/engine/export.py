@@ -21,7 +21,7 @@ import numpy as np
 from flax import traverse_util
 
 import pfcn_jax
-from pfcn_jax.engine.config import Config, to_json
+from pfcn_jax.config.schema import Config, to_json
 from pfcn_jax.engine.loading import WHOLE_MODEL, LoadedModel, load_with_config
 from pfcn_jax.engine.steps import generate, generate_views, picture_extent, predict_step, segment
 from pfcn_jax.errors import UserError

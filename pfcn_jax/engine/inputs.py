@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jaxtyping import Int32
 
+from pfcn_jax.config.schema import Config, DataConfig
 from pfcn_jax.data.augment import LargeScaleJitter, Recipe, ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.data.sources import CachedExamples, DataError, FirstExamples, Source, list_splits, open_source
-from pfcn_jax.engine.config import Config, DataConfig
 
 
 def open_split(config: DataConfig, split: str, examples: int) -> Source:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pfcn_jax.engine.config import ConfigError, OptimConfig
+from pfcn_jax.config.schema import ConfigError, OptimConfig
 
 PyTree = Any
 

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.transforms import resize_image, resized_size
-from pfcn_jax.engine.config import Config
 from pfcn_jax.engine.evaluate import crop_prediction, local_row
 from pfcn_jax.engine.inputs import output_shape
 from pfcn_jax.engine.loading import LoadedModel

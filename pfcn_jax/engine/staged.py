@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
-from pfcn_jax.engine.config import ConfigError, InferenceConfig
+from pfcn_jax.config.schema import ConfigError, InferenceConfig
 from pfcn_jax.engine.evaluate import crop_prediction
 from pfcn_jax.engine.loading import LoadedModel
 from pfcn_jax.engine.predictor import Predictor

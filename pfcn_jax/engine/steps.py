@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
-from pfcn_jax.engine.config import Config, InferenceConfig, LossConfig, TargetsConfig, TTAConfig
+from pfcn_jax.config.schema import Config, InferenceConfig, LossConfig, TargetsConfig, TTAConfig
 from pfcn_jax.engine.optim import stop_frozen, update_average
 from pfcn_jax.engine.state import TrainState, split_batch
 from pfcn_jax.models.panoptic_fcn import PanopticFCN

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.engine import starting
 from pfcn_jax.engine import train as train_verb
-from pfcn_jax.engine.config import from_command_line
 from pfcn_jax.engine.state import TrainState, replicated
 from pfcn_jax.engine.train import Trainer
 from pfcn_jax.engine.watch import make_report

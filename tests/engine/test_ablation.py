@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.config.schema import Config, ModelConfig, from_command_line, to_json
 from pfcn_jax.engine.ablation import command, report
 from pfcn_jax.engine.ablation.runs import Runs, evaluation_key, training_key, training_seconds
 from pfcn_jax.engine.ablation.tables import METRICS, TABLES, Figures, Row, Table, apply, find_row
-from pfcn_jax.engine.config import Config, ModelConfig, from_command_line, to_json
 from pfcn_jax.engine.curves import read_metrics
 from pfcn_jax.engine.state import abstract_variables
 from pfcn_jax.engine.train import Trainer

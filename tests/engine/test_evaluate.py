@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.sources import DataError, FirstExamples
-from pfcn_jax.engine.config import Config, from_command_line
 from pfcn_jax.engine.evaluate import EvaluationResult, _compiled_step, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation
 from pfcn_jax.engine.state import build_model, create_state, data_mesh

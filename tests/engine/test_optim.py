@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from pfcn_jax.config.schema import ConfigError, OptimConfig
 from pfcn_jax.engine import optim
-from pfcn_jax.engine.config import ConfigError, OptimConfig
 from pfcn_jax.engine.parity.reference import Recorded
 
 CONFIG = OptimConfig()

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
+from pfcn_jax.config.schema import TTAConfig, from_command_line
 from pfcn_jax.data.scenes import Scenes
-from pfcn_jax.engine.config import TTAConfig, from_command_line
 from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.engine.steps import generate, predict_step
 from tests.engine.tiny import TINY

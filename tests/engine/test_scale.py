@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.engine import state as state_lib
-from pfcn_jax.engine.config import from_command_line
 from pfcn_jax.engine.inputs import open_split, train_pipeline
 from pfcn_jax.engine.state import split_batch
 from pfcn_jax.engine.steps import batch_counts, loss_fn, train_step

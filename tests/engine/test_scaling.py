@@ -10,6 +10,7 @@ import pathlib
 import jax
 import pytest
 
+from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.scenes import class_table
 from pfcn_jax.engine.benchmark.flops import traced_flops
 from pfcn_jax.engine.benchmark.scaling import (
@@ -21,7 +22,6 @@ from pfcn_jax.engine.benchmark.scaling import (
     scaling_row,
     step_time,
 )
-from pfcn_jax.engine.config import from_command_line
 from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.main import main
 from tests.engine.tiny import TINY

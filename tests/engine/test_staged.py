@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.config.schema import ConfigError
 from pfcn_jax.engine import explain
-from pfcn_jax.engine.config import ConfigError
 from pfcn_jax.engine.explain import explain_picture
 from pfcn_jax.engine.fates import tell_fates
 from pfcn_jax.engine.predictor import Predictor

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from jax import export
 
+from pfcn_jax.config.schema import ConfigError, InferenceConfig, TTAConfig, from_command_line
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.scenes import Scenes
 from pfcn_jax.data.transforms import resize_image, resized_size
-from pfcn_jax.engine.config import ConfigError, InferenceConfig, TTAConfig, from_command_line
 from pfcn_jax.engine.parity.network import load_model
 from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.engine.steps import predict_step

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfcn_jax.config.schema import ConfigError, from_command_line
 from pfcn_jax.data.pipeline import empty_arrays, to_batch
 from pfcn_jax.data.scenes import Scenes, class_table
-from pfcn_jax.engine.config import ConfigError, from_command_line
 from pfcn_jax.engine.evaluate import Scores
 from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.engine.steps import loss_fn, predict_step

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 
 import jax
 
+from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.engine import distributed
 from pfcn_jax.engine.ablation import report
 from pfcn_jax.engine.ablation.runs import Runs, evaluation_key, training_key
 from pfcn_jax.engine.ablation.tables import TABLES, Row, Table, apply
-from pfcn_jax.engine.config import Config, from_command_line
 from pfcn_jax.engine.workdir import keep_compiled
 from pfcn_jax.errors import UserError
 

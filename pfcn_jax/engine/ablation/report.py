@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pfcn_jax.config.schema import Config, config_hash
 from pfcn_jax.engine.ablation.tables import METRICS, Table
 from pfcn_jax.engine.benchmark.tables import write_section
-from pfcn_jax.engine.config import Config, config_hash
 from pfcn_jax.engine.report import write_json, write_text
 
 Record = dict[str, Any]

@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcn_jax.config.schema import Config, InferenceConfig, TTAConfig, from_dict
 from pfcn_jax.engine import distributed
 from pfcn_jax.engine.ablation.tables import Figures
 from pfcn_jax.engine.benchmark.measure import environment
-from pfcn_jax.engine.config import Config, InferenceConfig, TTAConfig, from_dict
 from pfcn_jax.engine.curves import read_metrics
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation

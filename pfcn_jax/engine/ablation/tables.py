@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pfcn_jax.engine.config import Config, from_dict
+from pfcn_jax.config.schema import Config, from_dict
 from pfcn_jax.errors import UserError
 
 

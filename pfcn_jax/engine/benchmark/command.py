@@ -24,11 +24,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pfcn_jax.config.schema import Config, config_hash, from_command_line
 from pfcn_jax.engine.benchmark import forms, loading, original, prediction, scaling, training
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, environment
 from pfcn_jax.engine.benchmark.scenes_post import scene_rows
 from pfcn_jax.engine.benchmark.tables import markdown, terminal, write_section
-from pfcn_jax.engine.config import Config, config_hash, from_command_line
 from pfcn_jax.engine.report import write_json
 from pfcn_jax.errors import UserError
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pfcn_jax.engine.config import OptimConfig
+from pfcn_jax.config.schema import OptimConfig
 from pfcn_jax.engine.optim import decay_mask, frozen_mask, make_optimizer
 from pfcn_jax.engine.parity.network import load_model, place, recorded_pictures
 from pfcn_jax.engine.parity.reference import Check, Recorded, check, make_state_dict, recorded_files

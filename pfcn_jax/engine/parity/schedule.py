@@ -7,7 +7,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from pfcn_jax.engine.config import OptimConfig
+from pfcn_jax.config.schema import OptimConfig
 from pfcn_jax.engine.optim import learning_rate_schedule
 from pfcn_jax.engine.parity.reference import Check, check, recorded_files
 

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from pfcn_jax.engine import config as config_lib
+from pfcn_jax.config import schema as config_lib
 
 CANONICAL = pathlib.Path(__file__).parents[2] / "configs" / "panoptic_fcn_r50.py"
 

@@ -9,7 +9,7 @@ from pfcn_jax.errors import UserError
 from pfcn_jax.models.resnet import BACKBONES, BASIC_DEPTHS
 
 if TYPE_CHECKING:  # the schema itself runs these checks
-    from pfcn_jax.engine.config import Config, DataConfig, ModelConfig
+    from pfcn_jax.config.schema import Config, DataConfig, ModelConfig
 
 
 class ConfigError(UserError):

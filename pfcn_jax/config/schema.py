@@ -20,7 +20,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from pfcn_jax.engine.config_values import ConfigError, check_values
+from pfcn_jax.config.checks import ConfigError, check_values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What can be configured, its checks and its command line."""
