@@ -11,7 +11,7 @@ import pytest
 
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
-from pfcn_jax.engine.state import abstract_variables, build_model, build_optimizer
+from pfcn_jax.optim.state import abstract_variables, build_model, build_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))

@@ -22,10 +22,10 @@ from PIL import Image
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.scenes import Scenes
-from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.writer import write_state_dict
+from pfcn_jax.optim.state import abstract_variables, build_model
 from tests.data.fixtures import write_tiny_coco
 from tests.documents import PAGES, ROOT, Command, commands
 from tests.engine.tiny import QUICK_COMPILER, TINY

@@ -20,8 +20,8 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.engine.checkpoint import CheckpointError, find_checkpoint, load_meta
 from pfcn_jax.engine.loading import BACKBONE, WHOLE_MODEL
 from pfcn_jax.engine.report import write_text
-from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.errors import UserError
+from pfcn_jax.optim.state import abstract_variables, build_model
 
 _GROUPS = ("All", "Things", "Stuff")
 _SHOWN_CLASSES = 40  # of the table of PQ by class; a card is one page

@@ -14,7 +14,7 @@ from pfcn_jax.config.schema import config_hash, from_command_line, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.engine.inputs import open_training, train_pipeline
 from pfcn_jax.engine.loading import load_with_config
-from pfcn_jax.engine.state import abstract_variables, build_model
+from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.types import Batch
 
 _DEPTH = 2  # the table sums parameters below backbone/res2_0, position_head/conv1, ...

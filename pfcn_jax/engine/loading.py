@@ -21,12 +21,12 @@ from pfcn_jax.engine.checkpoint import (
     load_model,
     load_stored,
 )
-from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.errors import UserError
 from pfcn_jax.interop.convert import Converted, merge_backbone, merge_model
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_weights
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.optim.state import abstract_variables, build_model
 
 HOW_NOT_WHAT = ("dtype", "remat")  # of the model section: how the network computes, not what
 BACKBONE, WHOLE_MODEL = "backbone", "model"  # meta["kind"]; checkpoints of training have none: whole models

@@ -24,10 +24,10 @@ from pfcn_jax.engine.pictures import Input, find_inputs, read_ahead
 from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.engine.report import write_json
 from pfcn_jax.engine.result import Result, make_result
-from pfcn_jax.engine.state import data_mesh
 from pfcn_jax.engine.telemetry import ProgressDisplay
 from pfcn_jax.engine.video import FrameOutputs, Frames, segment_video
 from pfcn_jax.errors import UserError
+from pfcn_jax.optim.state import data_mesh
 
 _CAMERA_FRAMES = 100
 _ACCELERATOR_BATCH = 8

@@ -17,10 +17,10 @@ from pfcn_jax.engine.checkpoint import CheckpointError, load_meta, load_run
 from pfcn_jax.engine.loading import start_from
 from pfcn_jax.engine.report import write_text
 from pfcn_jax.engine.run_checkpoints import Checkpoints
-from pfcn_jax.engine.state import TrainState, check_same_state, create_state, replicated
 from pfcn_jax.engine.workdir import RunLock, check_room
 from pfcn_jax.errors import TryAgain, UserError
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.optim.state import TrainState, check_same_state, create_state, replicated
 from pfcn_jax.utils.stderr import say
 
 

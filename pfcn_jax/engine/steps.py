@@ -22,9 +22,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
 from pfcn_jax.config.schema import Config, InferenceConfig, LossConfig, TargetsConfig, TTAConfig
-from pfcn_jax.engine.optim import stop_frozen, update_average
-from pfcn_jax.engine.state import TrainState, split_batch
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.optim.rules import stop_frozen, update_average
+from pfcn_jax.optim.state import TrainState, split_batch
 from pfcn_jax.panoptic.guidance import guide_things, pool_stuff
 from pfcn_jax.panoptic.losses import LossSums, combine, loss_sums, target_counts
 from pfcn_jax.panoptic.predict import Prediction, predict_image

@@ -23,20 +23,11 @@ from pfcn_jax.engine import distributed
 from pfcn_jax.engine.checkpoint import score_of
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation, open_training, train_pipeline
-from pfcn_jax.engine.optim import learning_rate_schedule
 from pfcn_jax.engine.prefetch import DevicePrefetch, Interrupted
 from pfcn_jax.engine.preview import PreviewWriter
 from pfcn_jax.engine.report import format_table, write_json
 from pfcn_jax.engine.run_checkpoints import Checkpoints
 from pfcn_jax.engine.starting import begin, check_division, take_workdir, write_config
-from pfcn_jax.engine.state import (
-    TrainState,
-    build_model,
-    build_optimizer,
-    data_mesh,
-    put_batch,
-    replicated,
-)
 from pfcn_jax.engine.steps import Scalars, train_step
 from pfcn_jax.engine.stopping import Stopped, StopRequest
 from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay, StepTimer
@@ -44,6 +35,15 @@ from pfcn_jax.engine.watch import NonFiniteError, Watch, make_report
 from pfcn_jax.engine.workdir import keep_compiled
 from pfcn_jax.errors import UserError
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.optim.rules import learning_rate_schedule
+from pfcn_jax.optim.state import (
+    TrainState,
+    build_model,
+    build_optimizer,
+    data_mesh,
+    put_batch,
+    replicated,
+)
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import Batch
 from pfcn_jax.utils.stderr import say

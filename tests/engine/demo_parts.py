@@ -12,7 +12,7 @@ from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.scenes import Scenes
 from pfcn_jax.engine.loading import LoadedModel
 from pfcn_jax.engine.staged import StagedPredictor
-from pfcn_jax.engine.state import build_model
+from pfcn_jax.optim.state import build_model
 from tests.engine.tiny import TINY, tiny_variables
 
 # Thresholds with which a network that has learnt nothing finds something, and leaves something out.

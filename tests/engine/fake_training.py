@@ -14,9 +14,9 @@ import pytest
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.engine import starting
 from pfcn_jax.engine import train as train_verb
-from pfcn_jax.engine.state import TrainState, replicated
 from pfcn_jax.engine.train import Trainer
 from pfcn_jax.engine.watch import make_report
+from pfcn_jax.optim.state import TrainState, replicated
 from tests.engine.tiny import TINY
 
 RUN = [*TINY, "--config.train.steps=12", "--config.train.checkpoint_every=2", "--config.train.log_every=3"]

@@ -17,8 +17,8 @@ from pfcn_jax.engine.card import find_scores, make_card
 from pfcn_jax.engine.checkpoint import save_model
 from pfcn_jax.engine.loading import BACKBONE
 from pfcn_jax.engine.report import write_json
-from pfcn_jax.engine.state import build_model
 from pfcn_jax.metrics.pq import PQCounts, pq_counts, pq_result
+from pfcn_jax.optim.state import build_model
 from tests.engine.tiny import TINY, tiny_variables
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

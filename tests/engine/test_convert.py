@@ -15,11 +15,11 @@ from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.scenes import class_table
 from pfcn_jax.engine import convert as convert_lib
 from pfcn_jax.engine.loading import load_checkpoint, start_from
-from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_tensors
 from pfcn_jax.interop.writer import write_state_dict
+from pfcn_jax.optim.state import abstract_variables, build_model
 from tests.engine.tiny import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

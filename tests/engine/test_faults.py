@@ -28,11 +28,11 @@ from pfcn_jax.data.sources import DataError
 from pfcn_jax.engine import starting
 from pfcn_jax.engine import steps as steps_room
 from pfcn_jax.engine import train as train_verb
-from pfcn_jax.engine.state import TrainState
 from pfcn_jax.engine.stopping import STOPPED
 from pfcn_jax.engine.watch import NonFiniteError
 from pfcn_jax.engine.workdir import RunLock, check_room
 from pfcn_jax.errors import UserError
+from pfcn_jax.optim.state import TrainState
 from tests.engine.disks import fill, make_read_only, mounted
 from tests.engine.fake_training import (  # noqa: F401  (fixtures)
     RUN,

@@ -17,8 +17,8 @@ from pfcn_jax.data.scenes import Scenes
 from pfcn_jax.engine.checkpoint import save_model
 from pfcn_jax.engine.evaluate import crop_prediction
 from pfcn_jax.engine.loading import load_with_config
-from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.errors import UserError
+from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import Kernels, PanopticPrediction
 from tests.engine.tiny import TINY

@@ -18,8 +18,8 @@ from pfcn_jax.data.scenes import Scenes
 from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.pictures import find_inputs, output_names
 from pfcn_jax.engine.predictor import Predictor
-from pfcn_jax.engine.state import data_mesh
 from pfcn_jax.errors import UserError
+from pfcn_jax.optim.state import data_mesh
 from tests.data.fixtures import write_tiny_coco
 from tests.engine.tiny import write_tiny_model
 

@@ -22,8 +22,8 @@ from pfcn_jax.engine.benchmark.scaling import (
     scaling_row,
     step_time,
 )
-from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.main import main
+from pfcn_jax.optim.state import abstract_variables, build_model
 from tests.engine.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import numpy as np
 from pfcn_jax.config.schema import from_command_line, to_json
 from pfcn_jax.data.scenes import class_table
 from pfcn_jax.engine.checkpoint import save_model
-from pfcn_jax.engine.state import abstract_variables, build_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.optim.state import abstract_variables, build_model
 
 TINY = [
     f"--config={pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'}",

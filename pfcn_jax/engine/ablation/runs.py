@@ -28,9 +28,9 @@ from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.inputs import open_evaluation
 from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.report import write_json
-from pfcn_jax.engine.state import data_mesh
 from pfcn_jax.engine.train import Trainer
 from pfcn_jax.errors import UserError
+from pfcn_jax.optim.state import data_mesh
 
 # Keys that say how a run is computed and kept, not what comes out: they may change without a new training.
 _HOW = {

@@ -20,10 +20,10 @@ from pfcn_jax.engine.inputs import open_evaluation
 from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.parity.reference import make_state_dict
 from pfcn_jax.engine.pictures import find_inputs
-from pfcn_jax.engine.state import build_model
 from pfcn_jax.errors import UserError
 from pfcn_jax.interop.convert import to_params
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
+from pfcn_jax.optim.state import build_model
 from pfcn_jax.types import round_up
 
 PyTree = Any

@@ -26,7 +26,7 @@ from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.pictures import decode_ahead
 from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.engine.result import make_result
-from pfcn_jax.engine.state import data_mesh
+from pfcn_jax.optim.state import data_mesh
 from pfcn_jax.panoptic.predict import Prediction
 
 DEATHS = 2  # after so many, a shard is taken picture by picture, and a picture is given up

@@ -19,13 +19,13 @@ import numpy as np
 import optax
 
 from pfcn_jax.config.schema import OptimConfig
-from pfcn_jax.engine.optim import decay_mask, frozen_mask, make_optimizer
 from pfcn_jax.engine.parity.network import load_model, place, recorded_pictures
 from pfcn_jax.engine.parity.reference import Check, Recorded, check, make_state_dict, recorded_files
 from pfcn_jax.engine.parity.targets import recorded_labels, targets_of
 from pfcn_jax.engine.parity.training import Embedding, check_losses, picture_losses, sum_over_pictures
 from pfcn_jax.interop.convert import from_params, read_facts
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.optim.rules import decay_mask, frozen_mask, make_optimizer
 from pfcn_jax.panoptic.losses import combine
 from pfcn_jax.panoptic.targets import Targets
 from pfcn_jax.types import LEVELS, DenseOutputs

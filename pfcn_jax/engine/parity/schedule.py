@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfcn_jax.config.schema import OptimConfig
-from pfcn_jax.engine.optim import learning_rate_schedule
 from pfcn_jax.engine.parity.reference import Check, check, recorded_files
+from pfcn_jax.optim.rules import learning_rate_schedule
 
 STEPS = {"1x": 90_000, "3x": 270_000}
 RELATIVE = 2e-6  # float32 against float64

@@ -14,8 +14,8 @@ from jaxtyping import Array, Int
 
 from pfcn_jax.config.schema import Config, ConfigError, ModelConfig
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.engine.optim import check_paths, make_optimizer
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
+from pfcn_jax.optim.rules import check_paths, make_optimizer
 
 PyTree = Any
 
