@@ -38,7 +38,7 @@ ELSEWHERE = {
     "bulk ": "tests/engine/test_bulk.py",
     "export --checkpoint": "tests/engine/test_export.py",
     "configs/ablations.py": "tests/engine/test_ablation.py",
-    "--config.tta.flip": "tests/engine/test_tta.py",
+    "--config.tta.flip": "tests/test_tta.py",
     "--camera 0": "tests/engine/test_predict.py",
     "--coordinator": "tests/engine/test_distributed.py",
     "configs/cityscapes_r50.py": "tests/engine/test_one_step.py",

@@ -29,7 +29,6 @@ from pfcn_jax.engine.inputs import eval_pipeline, open_evaluation, output_shape
 from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.prefetch import DevicePrefetch
 from pfcn_jax.engine.report import format_table, write_json
-from pfcn_jax.engine.steps import predict_step
 from pfcn_jax.engine.telemetry import ProgressDisplay
 from pfcn_jax.errors import UserError
 from pfcn_jax.metrics.ap import APResult, InstanceRecords, ap_result, encode_packed_masks
@@ -40,6 +39,7 @@ from pfcn_jax.metrics.transport import pack, unpack
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.state import data_mesh, put_batch, put_replicated
 from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.steps import predict_step
 from pfcn_jax.types import Batch
 
 PyTree = Any

@@ -23,12 +23,12 @@ from flax import traverse_util
 import pfcn_jax
 from pfcn_jax.config.schema import Config, to_json
 from pfcn_jax.engine.loading import WHOLE_MODEL, LoadedModel, load_with_config
-from pfcn_jax.engine.steps import generate, generate_views, picture_extent, predict_step, segment
 from pfcn_jax.errors import UserError
 from pfcn_jax.export.container import WEIGHTS, write_container
 from pfcn_jax.export.onnx import convert
 from pfcn_jax.export.program import PLATFORMS, Function, Shape, Size, lower
 from pfcn_jax.interop.writer import write_safetensors
+from pfcn_jax.steps import generate, generate_views, picture_extent, predict_step, segment
 from pfcn_jax.types import SIZE_DIVISOR, round_up
 
 ENDINGS = {".pfcn": "program", ".safetensors": "safetensors", ".onnx": "onnx", "": "orbax"}

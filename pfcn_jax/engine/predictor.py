@@ -17,9 +17,9 @@ from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.engine.evaluate import crop_prediction, local_row
 from pfcn_jax.engine.inputs import output_shape
 from pfcn_jax.engine.loading import LoadedModel
-from pfcn_jax.engine.steps import predict_step
 from pfcn_jax.optim.state import put_batch, put_replicated
 from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.steps import predict_step
 from pfcn_jax.types import round_up
 
 Size = tuple[int, int]  # (height, width)

@@ -20,13 +20,13 @@ from pfcn_jax.config.schema import ConfigError, InferenceConfig
 from pfcn_jax.engine.evaluate import crop_prediction
 from pfcn_jax.engine.loading import LoadedModel
 from pfcn_jax.engine.predictor import Predictor
-from pfcn_jax.engine.steps import generate, picture_extent, segment
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.fusion import first_claimant, fuse_stuff, fuse_things, similarity
 from pfcn_jax.panoptic.kernels import pick_things, pool_stuff, sort_by_score
 from pfcn_jax.panoptic.merge import place_things
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.panoptic.upsample import make_upsampler
+from pfcn_jax.steps import generate, picture_extent, segment
 from pfcn_jax.types import DenseOutputs, Kernels
 
 PyTree = Any

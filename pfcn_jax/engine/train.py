@@ -28,7 +28,6 @@ from pfcn_jax.engine.preview import PreviewWriter
 from pfcn_jax.engine.report import format_table, write_json
 from pfcn_jax.engine.run_checkpoints import Checkpoints
 from pfcn_jax.engine.starting import begin, check_division, take_workdir, write_config
-from pfcn_jax.engine.steps import Scalars, train_step
 from pfcn_jax.engine.stopping import Stopped, StopRequest
 from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay, StepTimer
 from pfcn_jax.engine.watch import NonFiniteError, Watch, make_report
@@ -45,6 +44,7 @@ from pfcn_jax.optim.state import (
     replicated,
 )
 from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.steps import Scalars, train_step
 from pfcn_jax.types import Batch
 from pfcn_jax.utils.stderr import say
 

@@ -13,8 +13,8 @@ from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.scenes import class_table
 from pfcn_jax.engine.browse import draw_regions, picture_targets
 from pfcn_jax.engine.inputs import open_training, train_pipeline
-from pfcn_jax.engine.steps import batch_targets, picture_extent
 from pfcn_jax.optim.state import build_model
+from pfcn_jax.steps import batch_targets, picture_extent
 from tests.engine.tiny import TINY
 
 

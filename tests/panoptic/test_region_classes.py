@@ -14,9 +14,9 @@ from pfcn_jax.config.schema import ConfigError, from_command_line
 from pfcn_jax.data.pipeline import empty_arrays, to_batch
 from pfcn_jax.data.scenes import Scenes, class_table
 from pfcn_jax.engine.evaluate import Scores
-from pfcn_jax.engine.steps import loss_fn, predict_step
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.panoptic.targets import make_targets
+from pfcn_jax.steps import loss_fn, predict_step
 from tests.engine.tiny import TINY
 from tests.panoptic import test_merge as merging
 from tests.panoptic.test_targets import shapes_of

@@ -31,10 +31,10 @@ from pfcn_jax.data.segments import map_type
 from pfcn_jax.engine.benchmark.flops import traced_flops
 from pfcn_jax.engine.benchmark.measure import Row
 from pfcn_jax.engine.inputs import open_training, train_pipeline
-from pfcn_jax.engine.steps import train_step
 from pfcn_jax.errors import UserError
 from pfcn_jax.optim.rules import frozen_mask
 from pfcn_jax.optim.state import TrainState, abstract_variables, build_model, build_optimizer
+from pfcn_jax.steps import train_step
 from pfcn_jax.types import Batch, SegmentTable
 
 _BYTES = 4  # of a gradient element: parameters and their gradients are float32, whatever is computed with

@@ -25,8 +25,8 @@ from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.parity.network import load_model
 from pfcn_jax.engine.parity.reference import Check
 from pfcn_jax.engine.preview import compact
-from pfcn_jax.engine.steps import predict_step
 from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.steps import predict_step
 from pfcn_jax.types import round_up
 
 Size = tuple[int, int]

@@ -13,8 +13,8 @@ from jax.extend import core
 
 from pfcn_jax.config.schema import TTAConfig, from_command_line
 from pfcn_jax.data.scenes import Scenes
-from pfcn_jax.engine.steps import generate, predict_step
 from pfcn_jax.optim.state import abstract_variables, build_model
+from pfcn_jax.steps import generate, predict_step
 from tests.engine.tiny import TINY
 
 # Sums over positions or channels, norms, probabilities, order, and what follows from them.

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from jax import export
 
+from pfcn_jax import steps
 from pfcn_jax.config.schema import from_command_line
-from pfcn_jax.engine import steps
 from pfcn_jax.engine.inputs import open_split, train_pipeline
-from pfcn_jax.engine.steps import loss_fn, picture_extent, predict_step, train_step
 from pfcn_jax.optim import state as state_lib
+from pfcn_jax.steps import loss_fn, picture_extent, predict_step, train_step
 from tests.engine.tiny import TINY
 
 SGD = ["--config.optim.name=sgd", "--config.optim.learning_rate=0.01"]
