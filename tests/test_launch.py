@@ -11,10 +11,10 @@ import sys
 import numpy as np
 import pytest
 
-from pfcn_jax.data.coco import CocoFolder
+from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.sources import open_source
+from tests.data.datasets.test_tfds import write_zips
 from tests.data.fixtures import write_tiny_coco
-from tests.data.test_tfds import write_zips
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Copies the last part of the address (the last argument) to what follows --output; notes each call.

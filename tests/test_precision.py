@@ -12,7 +12,7 @@ import pytest
 from jax.extend import core
 
 from pfcn_jax.config.schema import TTAConfig, from_command_line
-from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.steps import generate, predict_step
 from tests.engine.tiny import TINY

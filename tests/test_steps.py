@@ -13,7 +13,7 @@ from jax import export
 
 from pfcn_jax import steps
 from pfcn_jax.config.schema import from_command_line
-from pfcn_jax.engine.inputs import open_split, train_pipeline
+from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.optim import state as state_lib
 from pfcn_jax.steps import loss_fn, picture_extent, predict_step, train_step
 from tests.engine.tiny import TINY

@@ -13,8 +13,8 @@ import pytest
 from jax import export
 
 from pfcn_jax.config.schema import ConfigError, InferenceConfig, TTAConfig, from_command_line
+from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.decode import decode_picture
-from pfcn_jax.data.scenes import Scenes
 from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.engine.parity.network import load_model
 from pfcn_jax.models.panoptic_fcn import init_variables

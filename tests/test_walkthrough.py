@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.sources import SOURCES
 from tests.engine.tiny import TINY
 

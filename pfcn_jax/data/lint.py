@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from pfcn_jax.codec import MAX_ID
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco import VOID_ID, PanopticIndex, index_content
+from pfcn_jax.data.datasets.coco import VOID_ID, PanopticIndex, index_content
 from pfcn_jax.data.sources import DataError
 
 Report = Callable[[str, str], None]  # (kind, message)

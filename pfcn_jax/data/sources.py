@@ -186,37 +186,37 @@ class CachedExamples:
 
 
 def _coco(root: str, split: str, **options: Any) -> Source:
-    from pfcn_jax.data.coco import CocoFolder
+    from pfcn_jax.data.datasets.coco import CocoFolder
 
     return CocoFolder(root, split, **options)
 
 
 def _tfds(root: str, split: str, **options: Any) -> Source:
-    from pfcn_jax.data.tfds import TfdsSource
+    from pfcn_jax.data.datasets.tfds import TfdsSource
 
     return TfdsSource(root, split, **options)
 
 
 def _cityscapes(root: str, split: str, **options: Any) -> Source:
-    from pfcn_jax.data.cityscapes import Cityscapes
+    from pfcn_jax.data.datasets.cityscapes import Cityscapes
 
     return Cityscapes(root, split, **options)
 
 
 def _mapillary(root: str, split: str, **options: Any) -> Source:
-    from pfcn_jax.data.mapillary import open_mapillary
+    from pfcn_jax.data.datasets.mapillary import open_mapillary
 
     return open_mapillary(root, split, **options)
 
 
 def _ade20k(root: str, split: str, **options: Any) -> Source:
-    from pfcn_jax.data.ade20k import open_ade20k
+    from pfcn_jax.data.datasets.ade20k import open_ade20k
 
     return open_ade20k(root, split, **options)
 
 
 def _scenes(root: str, split: str, **options: Any) -> Source:
-    from pfcn_jax.data.scenes import Scenes
+    from pfcn_jax.data.datasets.scenes import Scenes
 
     del root  # scenes are drawn, not read
     return Scenes(split, **options)
@@ -239,7 +239,7 @@ def _list_coco(root: pathlib.Path) -> list[str]:
 
 
 def _list_tfds(root: str | os.PathLike[str]) -> list[str]:
-    from pfcn_jax.data.tfds import list_splits
+    from pfcn_jax.data.datasets.tfds import list_splits
 
     return list_splits(root)
 

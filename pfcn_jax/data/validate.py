@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pfcn_jax.data.coco import PanopticFiles
+from pfcn_jax.data.datasets.coco import PanopticFiles
 from pfcn_jax.data.lint import Declared
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.data.transforms import Size, nearest_index

@@ -16,7 +16,7 @@ import jax
 
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco import read_index
+from pfcn_jax.data.datasets.coco import read_index
 from pfcn_jax.data.sources import DataError
 from pfcn_jax.engine.class_counts import ClassCounts
 from pfcn_jax.engine.loading import load_with_config

@@ -15,9 +15,9 @@ import pathlib
 from collections.abc import Sequence
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco import CocoFolder, PanopticFiles
-from pfcn_jax.data.coco_zips import CocoZips
-from pfcn_jax.data.prepare import (
+from pfcn_jax.data.datasets.coco import CocoFolder, PanopticFiles
+from pfcn_jax.data.datasets.coco_zips import CocoZips
+from pfcn_jax.data.importers.labels import (
     Labeller,
     from_detection,
     from_id_masks,
@@ -126,7 +126,7 @@ def _semantic_labels(args: argparse.Namespace) -> tuple[ClassTable, Labeller]:
 
 
 def _prepare_tfds(args: argparse.Namespace) -> int:
-    from pfcn_jax.data.tfds import prepare  # needed by nobody else here, and slow to import
+    from pfcn_jax.data.datasets.tfds import prepare  # needed by nobody else here, and slow to import
 
     opened: dict[str, PanopticFiles] = {}
     for theirs, ours in _pairs(args.splits):

@@ -19,11 +19,11 @@ import numpy as np
 
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco import CocoFolder, PanopticIndex
+from pfcn_jax.data.datasets.coco import CocoFolder, PanopticIndex
+from pfcn_jax.data.inputs import evaluation_recipe, find_split, open_split, training_recipe
 from pfcn_jax.data.lint import Declared, lint
 from pfcn_jax.data.sources import DataError, Source, list_splits
 from pfcn_jax.data.validate import KINDS, WARNING, ExampleReport, Finding, Limits, check_canvases, check_example
-from pfcn_jax.engine.inputs import evaluation_recipe, find_split, open_split, training_recipe
 from pfcn_jax.engine.report import write_json
 from pfcn_jax.engine.telemetry import ProgressDisplay
 

@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from pfcn_jax.data.scenes import Scenes, class_table
+from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.segments import find_runs
 from pfcn_jax.data.sources import Example
 from pfcn_jax.data.write import write_coco_folder

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pfcn_jax.codec import write_id_png
-from pfcn_jax.data import ade20k
+from pfcn_jax.data.datasets import ade20k
 
 SIZES = ((64, 96), (96, 64), (64, 128))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pfcn_jax.data.classes import ClassTable, default_color
-from pfcn_jax.data.scenes import class_table
+from pfcn_jax.data.datasets.scenes import class_table
 
 CATEGORIES = [
     {"id": 9, "name": "sky", "isthing": 0, "supercategory": "outdoor"},

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pfcn_jax.data import tfds as tfds_source
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco import CocoFolder
+from pfcn_jax.data.datasets import tfds as tfds_source
+from pfcn_jax.data.datasets.coco import CocoFolder
+from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.pipeline import Pipeline
-from pfcn_jax.data.scenes import Scenes
 from pfcn_jax.data.segments import find_runs, tight_boxes
 from pfcn_jax.data.sources import SOURCES, CachedExamples, FirstExamples, Source, list_splits, open_source
 from tests.data import layout_fixtures as layouts

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pfcn_jax.data.augment import ResizeShortSide
-from pfcn_jax.data.coco import CocoFolder
+from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.data.sources import DataError, Example
 from pfcn_jax.data.transforms import resize, resized_size

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from pfcn_jax.data.coco import CocoFolder
+from pfcn_jax.data.datasets.coco import CocoFolder
 from tests.data.fixtures import write_tiny_coco
 
-tfds_source = pytest.importorskip("pfcn_jax.data.tfds")
+tfds_source = pytest.importorskip("pfcn_jax.data.datasets.tfds")
 
 # A process of its own: the reader's endpoint and the table of file systems are global.
 PROGRAM = """

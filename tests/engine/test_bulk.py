@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.data.scenes import Scenes, class_table
+from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.store import Store
 from pfcn_jax.engine.bulk import cluster, layout
 from pfcn_jax.engine.bulk.command import find_work

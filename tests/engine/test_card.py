@@ -12,7 +12,7 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax.config.schema import config_hash, from_command_line, to_json
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.scenes import Scenes, class_table
+from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.engine.card import find_scores, make_card
 from pfcn_jax.engine.checkpoint import save_model
 from pfcn_jax.engine.loading import BACKBONE

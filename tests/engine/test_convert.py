@@ -12,7 +12,7 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
-from pfcn_jax.data.scenes import class_table
+from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.engine import convert as convert_lib
 from pfcn_jax.engine.loading import load_checkpoint, start_from
 from pfcn_jax.interop.convert import from_params

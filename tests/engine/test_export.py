@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 import pfcn_jax
 from pfcn_jax import main as front_door
 from pfcn_jax.config.schema import from_command_line
-from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.transforms import resized_size
 from pfcn_jax.engine.export import flatten, program_shapes
 from pfcn_jax.engine.export_compare import compare

@@ -24,7 +24,7 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax import steps as steps_room
 from pfcn_jax.config.schema import from_command_line
-from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.sources import DataError
 from pfcn_jax.engine import starting
 from pfcn_jax.engine import train as train_verb

@@ -10,7 +10,7 @@ import pytest
 
 from pfcn_jax import main as front_door
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.segments import find_runs
 from pfcn_jax.data.sources import Example
 from pfcn_jax.engine import html_report

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pfcn_jax import main as front_door
 from pfcn_jax.codec import read_id_png
-from pfcn_jax.data.scenes import Scenes
+from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.pictures import find_inputs, output_names
 from pfcn_jax.engine.predictor import Predictor

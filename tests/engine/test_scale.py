@@ -10,7 +10,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from pfcn_jax.config.schema import from_command_line
-from pfcn_jax.engine.inputs import open_split, train_pipeline
+from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.optim import state as state_lib
 from pfcn_jax.optim.state import split_batch
 from pfcn_jax.steps import batch_counts, loss_fn, train_step

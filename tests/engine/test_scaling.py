@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from pfcn_jax.config.schema import from_command_line
-from pfcn_jax.data.scenes import class_table
+from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.engine.benchmark.flops import traced_flops
 from pfcn_jax.engine.benchmark.scaling import (
     Machine,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pfcn_jax.config.schema import ConfigError, from_command_line
+from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.pipeline import empty_arrays, to_batch
-from pfcn_jax.data.scenes import Scenes, class_table
 from pfcn_jax.engine.evaluate import Scores
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.panoptic.targets import make_targets

@@ -20,12 +20,12 @@ import jax
 import numpy as np
 
 from pfcn_jax.config.schema import Config, InferenceConfig, TTAConfig, from_dict
+from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.engine import distributed
 from pfcn_jax.engine.ablation.tables import Figures
 from pfcn_jax.engine.benchmark.measure import environment
 from pfcn_jax.engine.curves import read_metrics
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
-from pfcn_jax.engine.inputs import open_evaluation
 from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.report import write_json
 from pfcn_jax.engine.train import Trainer

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from pfcn_jax.config.schema import Config, from_command_line
-from pfcn_jax.data.coco import PanopticFiles
+from pfcn_jax.data.datasets.coco import PanopticFiles
+from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.data.sources import Source
 from pfcn_jax.engine.benchmark.measure import Row
-from pfcn_jax.engine.inputs import open_training, train_pipeline
 
 
 @dataclasses.dataclass(frozen=True)

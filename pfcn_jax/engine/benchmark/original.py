@@ -13,12 +13,12 @@ import pathlib
 import numpy as np
 
 from pfcn_jax.data.decode import decode_picture
+from pfcn_jax.data.inputs import open_training
 from pfcn_jax.data.transforms import resized_size
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick
 from pfcn_jax.engine.benchmark.prediction import measure_prediction
 from pfcn_jax.engine.benchmark.subject import BASE, ENHANCED, Subject, place, reference_subject
 from pfcn_jax.engine.benchmark.training import measure_training
-from pfcn_jax.engine.inputs import open_training
 from pfcn_jax.errors import UserError
 from pfcn_jax.types import round_up
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcn_jax.data.inputs import output_shape
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, against_matmul, compile_program, device_peak_mb, time_runs
 from pfcn_jax.engine.benchmark.subject import Placed, Subject, load_subject, place, read_pictures
-from pfcn_jax.engine.inputs import output_shape
 from pfcn_jax.steps import generate_apart, per_picture, picture_extent, predict_step, segment
 
 PyTree = Any

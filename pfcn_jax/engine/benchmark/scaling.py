@@ -27,10 +27,10 @@ import numpy as np
 
 from pfcn_jax.config.schema import Config, TrainConfig, from_command_line
 from pfcn_jax.data.classes import ClassTable, coco_classes
+from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.data.segments import map_type
 from pfcn_jax.engine.benchmark.flops import traced_flops
 from pfcn_jax.engine.benchmark.measure import Row
-from pfcn_jax.engine.inputs import open_training, train_pipeline
 from pfcn_jax.errors import UserError
 from pfcn_jax.optim.rules import frozen_mask
 from pfcn_jax.optim.state import TrainState, abstract_variables, build_model, build_optimizer

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, against_matmul, compile_program, device_peak_mb, time_runs
 from pfcn_jax.engine.benchmark.subject import Subject, load_subject
-from pfcn_jax.engine.inputs import open_training, train_pipeline
 from pfcn_jax.errors import UserError
 from pfcn_jax.optim.state import build_optimizer, create_state, data_mesh, put_batch
 from pfcn_jax.steps import train_step

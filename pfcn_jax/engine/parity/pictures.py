@@ -12,7 +12,7 @@ import numpy as np
 
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco import CocoFolder
+from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.pipeline import empty_arrays, place
 from pfcn_jax.data.transforms import Sample
 from pfcn_jax.engine.parity.reference import Check, Recorded, check, recorded_files

@@ -13,7 +13,7 @@ import pathlib
 import zipfile
 import zlib
 
-from pfcn_jax.data.coco import PanopticFiles, parse_index
+from pfcn_jax.data.datasets.coco import PanopticFiles, parse_index
 from pfcn_jax.data.sources import DataError
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error)  # in the directory of a zip, and in a member

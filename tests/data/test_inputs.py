@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pfcn_jax.config.schema import Config, DataConfig, TrainConfig
+from pfcn_jax.data.inputs import eval_pipeline, open_evaluation, open_training, train_pipeline, training_recipe
 from pfcn_jax.data.sources import CachedExamples, DataError, list_splits
-from pfcn_jax.engine.inputs import eval_pipeline, open_evaluation, open_training, train_pipeline, training_recipe
 from tests.data import layout_fixtures as layouts
 from tests.data.fixtures import write_tiny_coco
 

@@ -22,7 +22,7 @@ from jaxtyping import Int32
 from PIL import Image
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco import PanopticFiles, make_example
+from pfcn_jax.data.datasets.coco import PanopticFiles, make_example
 from pfcn_jax.data.decode import decode_ids, decode_picture
 from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
 

@@ -12,12 +12,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from pfcn_jax.data.coco import CocoFolder
-from pfcn_jax.data.coco_zips import CocoZips
+from pfcn_jax.data.datasets.coco import CocoFolder
+from pfcn_jax.data.datasets.coco_zips import CocoZips
 from pfcn_jax.data.sources import DataError, Source, open_source
 from tests.data.fixtures import write_tiny_coco
 
-tfds_source = pytest.importorskip("pfcn_jax.data.tfds")
+tfds_source = pytest.importorskip("pfcn_jax.data.datasets.tfds")
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco import CocoFolder
+from pfcn_jax.data.datasets.coco import CocoFolder
+from pfcn_jax.data.datasets.layouts import VOID_CLASS, LabelledFolder, lookup, pair_up, require_folder
 from pfcn_jax.data.decode import decode_values
-from pfcn_jax.data.layouts import VOID_CLASS, LabelledFolder, lookup, pair_up, require_folder
 from pfcn_jax.data.sources import DataError, Source
 
 INSTANCE_FACTOR = 256

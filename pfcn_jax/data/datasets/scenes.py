@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from pfcn_jax.data import shapes
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.datasets import shapes
+from pfcn_jax.data.datasets.shapes import Thing
 from pfcn_jax.data.segments import find_runs
-from pfcn_jax.data.shapes import Thing
 from pfcn_jax.data.sources import Example, ExampleInfo, check_index
 
 THINGS = shapes.NAMES

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pfcn_jax.data import shapes
-from pfcn_jax.data.scenes import MIN_VISIBLE, STUFF, THINGS, Scenes
+from pfcn_jax.data.datasets import shapes
+from pfcn_jax.data.datasets.scenes import MIN_VISIBLE, STUFF, THINGS, Scenes
 from pfcn_jax.data.sources import open_source
 
 

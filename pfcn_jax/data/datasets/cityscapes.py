@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.datasets.layouts import VOID_CLASS, Entry, LabelledFolder, lookup, require_folder
 from pfcn_jax.data.decode import decode_values
-from pfcn_jax.data.layouts import VOID_CLASS, Entry, LabelledFolder, lookup, require_folder
 from pfcn_jax.data.sources import DataError
 
 INSTANCE_FACTOR = 1000

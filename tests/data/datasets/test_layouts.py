@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcn_jax.data import ade20k, cityscapes, mapillary
+from pfcn_jax.data.datasets import ade20k, cityscapes, mapillary
 from pfcn_jax.data.decode import decode_values
 from pfcn_jax.data.sources import DataError, Source, open_source
 from tests.data import layout_fixtures as layouts

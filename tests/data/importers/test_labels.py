@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 
 from pfcn_jax import main as front_door
 from pfcn_jax.codec import write_id_png
-from pfcn_jax.data.coco import CocoFolder
-from pfcn_jax.data.prepare import hold_out
+from pfcn_jax.data.datasets.coco import CocoFolder
+from pfcn_jax.data.importers.labels import hold_out
 from pfcn_jax.data.sources import DataError, open_source
 from tests.data.fixtures import write_tiny_coco
 

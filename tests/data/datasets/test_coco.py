@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pfcn_jax.data import sources
-from pfcn_jax.data.coco import CocoFolder, read_index
+from pfcn_jax.data.datasets.coco import CocoFolder, read_index
 from pfcn_jax.data.decode import decode_ids, decode_picture, jpeg_header
 from pfcn_jax.data.sources import DataError, FirstExamples, open_source
 from tests.data.fixtures import tiny_examples, write_tiny_coco

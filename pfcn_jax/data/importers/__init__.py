@@ -1,0 +1,1 @@
+"""Importers: labels of other tools become COCO-panoptic."""
