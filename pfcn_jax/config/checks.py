@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from pfcn_jax.errors import UserError
-from pfcn_jax.models.resnet import BACKBONES, BASIC_DEPTHS
+from pfcn_jax.models.backbones.resnet import BACKBONES, BASIC_DEPTHS
 
 if TYPE_CHECKING:  # the schema itself runs these checks
     from pfcn_jax.config.schema import Config, DataConfig, ModelConfig

@@ -24,8 +24,8 @@ from pfcn_jax.interop.convert import Converted, from_params, to_params
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_tensors
 from pfcn_jax.interop.writer import write_state_dict
+from pfcn_jax.models.backbones.resnet import BACKBONES
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.models.resnet import BACKBONES
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

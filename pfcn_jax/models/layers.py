@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pfcn_jax.models.convolution import conv2d
-from pfcn_jax.models.deformable import deformable_conv
+from pfcn_jax.models.ops.convolution import conv2d
+from pfcn_jax.models.ops.deformable import deformable_conv
 
 EPSILON = 1e-5  # of both norms
 NORM_GROUPS = 32

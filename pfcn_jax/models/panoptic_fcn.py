@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from pfcn_jax.models.backbones.resnet import BACKBONES, ResNet, frozen_modules
 from pfcn_jax.models.fpn import ENCODER_INPUTS, FPN, LEVEL_STRIDES, SemanticFPN, summed_pyramid
 from pfcn_jax.models.heads import FeatureEncoder, KernelHead, PositionHead
 from pfcn_jax.models.layers import INITIALIZERS
-from pfcn_jax.models.resnet import BACKBONES, ResNet, frozen_modules
 from pfcn_jax.types import LEVELS, SIZE_DIVISOR, DenseOutputs
 
 # The original writes these means in RGB order and applies them to BGR pictures; its weights expect that.

@@ -15,7 +15,7 @@ from pfcn_jax.engine.benchmark.original import PREDICTIONS, compare
 from pfcn_jax.engine.benchmark.subject import load_subject, place, read_pictures
 from pfcn_jax.errors import UserError
 from pfcn_jax.main import main, parse
-from pfcn_jax.models.deformable import deformable_conv
+from pfcn_jax.models.ops.deformable import deformable_conv
 from tests.engine.tiny import TINY
 
 

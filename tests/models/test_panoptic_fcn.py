@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfcn_jax.models.backbones.resnet import ResNet, frozen_modules
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
-from pfcn_jax.models.resnet import ResNet, frozen_modules
 from pfcn_jax.types import STRIDES, DenseOutputs
 
 TINY: dict[str, Any] = {

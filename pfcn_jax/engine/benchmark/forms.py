@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, against_matmul, compile_program, time_runs
-from pfcn_jax.models import convolution, deformable
+from pfcn_jax.models.ops import convolution, deformable
 from pfcn_jax.panoptic.dice import plain_dice, streaming_dice
 from pfcn_jax.panoptic.labels import IdMapMasks
 

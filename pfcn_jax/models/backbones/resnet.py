@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pfcn_jax.models.convolution import max_pool
 from pfcn_jax.models.layers import Conv, keep, used_positions
+from pfcn_jax.models.ops.convolution import max_pool
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BASIC_DEPTHS = (18, 34)  # blocks of two 3x3 convolutions; the others are bottlenecks

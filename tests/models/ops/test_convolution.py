@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfcn_jax.models import convolution
+from pfcn_jax.models.ops import convolution
 from tests.models import oracles
 
 

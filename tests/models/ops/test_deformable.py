@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfcn_jax.models import deformable
-from pfcn_jax.models.deformable import deformable_conv
+from pfcn_jax.models.ops import deformable
+from pfcn_jax.models.ops.deformable import deformable_conv
 from tests.models import oracles
 
 

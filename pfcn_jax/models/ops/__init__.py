@@ -1,0 +1,1 @@
+"""Convolutions and the forms they take on each platform."""
