@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 
 from pfcn_jax.data.uploads import Limits, read_upload
-from pfcn_jax.engine.preview import compact, draw_prediction
 from pfcn_jax.engine.staged import THRESHOLDS, KernelCounts, Seen, StagedPredictor
 from pfcn_jax.errors import UserError
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.viz import data_uri, encode_picture, overlay, segment_colors
+from pfcn_jax.viz.preview import compact, draw_prediction
 
 # name: (lowest, highest, step, what it does). Above 1, fusion finds no pair.
 SLIDERS: dict[str, tuple[float, float, float, str]] = {

@@ -24,7 +24,6 @@ from pfcn_jax.engine import distributed
 from pfcn_jax.engine.checkpoint import score_of
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.prefetch import DevicePrefetch, Interrupted
-from pfcn_jax.engine.preview import PreviewWriter
 from pfcn_jax.engine.report import format_table, write_json
 from pfcn_jax.engine.run_checkpoints import Checkpoints
 from pfcn_jax.engine.starting import begin, check_division, take_workdir, write_config
@@ -47,6 +46,7 @@ from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.steps import Scalars, train_step
 from pfcn_jax.types import Batch
 from pfcn_jax.utils.stderr import say
+from pfcn_jax.viz.preview import PreviewWriter
 
 
 class Trainer:

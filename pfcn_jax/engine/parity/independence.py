@@ -24,10 +24,10 @@ from pfcn_jax.engine.evaluate import crop_prediction, local_row
 from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.parity.network import load_model
 from pfcn_jax.engine.parity.reference import Check
-from pfcn_jax.engine.preview import compact
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.steps import predict_step
 from pfcn_jax.types import round_up
+from pfcn_jax.viz.preview import compact
 
 Size = tuple[int, int]
 PIXELS_THAT_MAY_DIFFER = 5e-4  # of a photo
