@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from pfcn_jax.checkpoints.loading import LoadedModel, load_checkpoint
 from pfcn_jax.config.schema import Config, from_dict
 from pfcn_jax.data.decode import decode_picture, read_orientation, turn
-from pfcn_jax.engine.loading import LoadedModel, load_checkpoint
 from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.engine.result import Result, make_result
 from pfcn_jax.errors import UserError

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcn_jax.checkpoints.format import save_model
+from pfcn_jax.checkpoints.loading import BACKBONE, WHOLE_MODEL, load_checkpoint
 from pfcn_jax.config.schema import Config, from_command_line, to_json
 from pfcn_jax.data.classes import ClassTable, coco_classes
-from pfcn_jax.engine.checkpoint import save_model
-from pfcn_jax.engine.loading import BACKBONE, WHOLE_MODEL, load_checkpoint
 from pfcn_jax.errors import UserError
 from pfcn_jax.interop.convert import Converted, from_params, to_params
 from pfcn_jax.interop.names import ModelFacts

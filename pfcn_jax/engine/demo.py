@@ -10,9 +10,9 @@ import argparse
 import pathlib
 import sys
 
+from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.data.uploads import Limits
 from pfcn_jax.engine.demo_session import DemoSession
-from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.staged import StagedPredictor
 from pfcn_jax.errors import UserError
 

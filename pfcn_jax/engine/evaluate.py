@@ -20,13 +20,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.config.schema import Config, InferenceConfig, TTAConfig
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.inputs import eval_pipeline, open_evaluation, output_shape
 from pfcn_jax.data.sources import Example, Source
 from pfcn_jax.engine import distributed
 from pfcn_jax.engine.html_report import ReportCollector
-from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.prefetch import DevicePrefetch
 from pfcn_jax.engine.report import format_table, write_json
 from pfcn_jax.engine.telemetry import ProgressDisplay

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.engine.fates import Cluster, tell_fates
 from pfcn_jax.engine.insides import Insides, Panel, Row, segment_table
-from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.pictures import find_inputs, read_ahead
 from pfcn_jax.engine.report import write_text
 from pfcn_jax.engine.staged import StagedPredictor

@@ -21,8 +21,8 @@ import numpy as np
 from flax import traverse_util
 
 import pfcn_jax
+from pfcn_jax.checkpoints.loading import WHOLE_MODEL, LoadedModel, load_with_config
 from pfcn_jax.config.schema import Config, to_json
-from pfcn_jax.engine.loading import WHOLE_MODEL, LoadedModel, load_with_config
 from pfcn_jax.errors import UserError
 from pfcn_jax.export.container import WEIGHTS, write_container
 from pfcn_jax.export.onnx import convert
@@ -201,7 +201,7 @@ def write_parameters(path: pathlib.Path, loaded: LoadedModel, kind: str) -> str:
         "classes": loaded.classes.to_json(),
     }
     if kind == "orbax":
-        from pfcn_jax.engine.checkpoint import save_model
+        from pfcn_jax.checkpoints.format import save_model
 
         path = save_model(path, model=loaded.variables, meta=content)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from pfcn_jax.checkpoints.loading import LoadedModel, load_checkpoint
 from pfcn_jax.engine.benchmark.measure import environment
-from pfcn_jax.engine.loading import LoadedModel, load_checkpoint
 from pfcn_jax.engine.pictures import find_inputs, read_ahead
 from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.engine.report import write_json

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.config.schema import config_hash, from_command_line, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.inputs import open_training, train_pipeline
-from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.types import Batch
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import jax
 
+from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import read_index
 from pfcn_jax.data.sources import DataError
 from pfcn_jax.engine.class_counts import ClassCounts
-from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.pictures import Input, find_inputs, read_ahead
 from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.engine.report import write_json

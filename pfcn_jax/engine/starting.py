@@ -9,14 +9,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from pfcn_jax.checkpoints.format import CheckpointError, load_meta, load_run
+from pfcn_jax.checkpoints.loading import start_from
+from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config, ConfigError, TrainConfig, from_dict, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.engine import distributed
-from pfcn_jax.engine.checkpoint import CheckpointError, load_meta, load_run
-from pfcn_jax.engine.loading import start_from
 from pfcn_jax.engine.report import write_text
-from pfcn_jax.engine.run_checkpoints import Checkpoints
 from pfcn_jax.engine.workdir import RunLock, check_room
 from pfcn_jax.errors import TryAgain, UserError
 from pfcn_jax.models.panoptic_fcn import PanopticFCN

@@ -16,16 +16,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from pfcn_jax.checkpoints.format import score_of
+from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config, from_command_line, to_json
 from pfcn_jax.data.inputs import open_evaluation, open_training, train_pipeline
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.engine import distributed
-from pfcn_jax.engine.checkpoint import score_of
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.prefetch import DevicePrefetch, Interrupted
 from pfcn_jax.engine.report import format_table, write_json
-from pfcn_jax.engine.run_checkpoints import Checkpoints
 from pfcn_jax.engine.starting import begin, check_division, take_workdir, write_config
 from pfcn_jax.engine.stopping import Stopped, StopRequest
 from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay, StepTimer

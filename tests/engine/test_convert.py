@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from pfcn_jax import main as front_door
+from pfcn_jax.checkpoints.loading import load_checkpoint, start_from
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.engine import convert as convert_lib
-from pfcn_jax.engine.loading import load_checkpoint, start_from
 from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_tensors

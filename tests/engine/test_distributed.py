@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import pytest
 
+from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.engine import distributed
-from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.stopping import STOPPED
 from pfcn_jax.engine.workdir import _boot
 from pfcn_jax.errors import UserError

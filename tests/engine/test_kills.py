@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from pfcn_jax.engine.checkpoint import load_stored
-from pfcn_jax.engine.manifest import find_damage
+from pfcn_jax.checkpoints.format import load_stored
+from pfcn_jax.checkpoints.manifest import find_damage
 from pfcn_jax.engine.stopping import STOPPED
 from tests.engine.tiny import TINY
 

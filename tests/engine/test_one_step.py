@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from pfcn_jax import main as front_door
-from pfcn_jax.engine.loading import load_checkpoint
+from pfcn_jax.checkpoints.loading import load_checkpoint
 from tests.data import layout_fixtures as layouts
 from tests.data.fixtures import write_tiny_coco
 from tests.engine.tiny import TINY

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.codec import read_id_png
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.pictures import find_inputs, output_names
 from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.errors import UserError

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from pfcn_jax import main as front_door
-from pfcn_jax.engine import prefetch, run_checkpoints, workdir
+from pfcn_jax.checkpoints import manager as run_checkpoints
+from pfcn_jax.checkpoints.format import CheckpointError
+from pfcn_jax.engine import prefetch, workdir
 from pfcn_jax.engine import train as train_verb
-from pfcn_jax.engine.checkpoint import CheckpointError
 from pfcn_jax.engine.stopping import STOPPED
 from pfcn_jax.engine.train import Trainer
 from pfcn_jax.errors import TryAgain, UserError

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.checkpoints.format import CheckpointError
+from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.engine.checkpoint import CheckpointError
-from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.train import Trainer
 from tests.engine.tiny import TINY
 

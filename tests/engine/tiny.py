@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcn_jax.checkpoints.format import save_model
 from pfcn_jax.config.schema import from_command_line, to_json
 from pfcn_jax.data.datasets.scenes import class_table
-from pfcn_jax.engine.checkpoint import save_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.state import abstract_variables, build_model
 

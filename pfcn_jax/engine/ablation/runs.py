@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.config.schema import Config, InferenceConfig, TTAConfig, from_dict
 from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.engine import distributed
@@ -26,7 +27,6 @@ from pfcn_jax.engine.ablation.tables import Figures
 from pfcn_jax.engine.benchmark.measure import environment
 from pfcn_jax.engine.curves import read_metrics
 from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
-from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.report import write_json
 from pfcn_jax.engine.train import Trainer
 from pfcn_jax.errors import UserError

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.config.schema import Config, ModelConfig, from_command_line
 from pfcn_jax.data.classes import ClassTable, coco_classes
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.data.transforms import resize_image, resized_size
-from pfcn_jax.engine.loading import load_with_config
 from pfcn_jax.engine.parity.reference import make_state_dict
 from pfcn_jax.engine.pictures import find_inputs
 from pfcn_jax.errors import UserError

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.config.schema import InferenceConfig
 from pfcn_jax.data.inputs import output_shape
 from pfcn_jax.data.sources import Source, open_source
 from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.engine.evaluate import crop_prediction, local_row
-from pfcn_jax.engine.loading import load_checkpoint
 from pfcn_jax.engine.parity.network import load_model
 from pfcn_jax.engine.parity.reference import Check
 from pfcn_jax.panoptic.predict import Prediction

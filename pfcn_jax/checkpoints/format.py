@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pfcn_jax.engine.manifest import MANIFEST, find_damage, write_manifest
+from pfcn_jax.checkpoints.manifest import MANIFEST, find_damage, write_manifest
 from pfcn_jax.errors import UserError
 
 PyTree = Any

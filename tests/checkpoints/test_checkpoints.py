@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfcn_jax.engine.checkpoint import CheckpointError, check_intact, find_checkpoint, load_meta, load_run
-from pfcn_jax.engine.manifest import MANIFEST, find_damage
-from pfcn_jax.engine.run_checkpoints import Checkpoints
+from pfcn_jax.checkpoints.format import CheckpointError, check_intact, find_checkpoint, load_meta, load_run
+from pfcn_jax.checkpoints.manager import Checkpoints
+from pfcn_jax.checkpoints.manifest import MANIFEST, find_damage
 from tests.engine.disks import fill, mounted
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pfcn_jax.engine.checkpoint import FORMAT, SCORE, CheckpointError, Handler, Items, read_score
-from pfcn_jax.engine.manifest import find_damage
+from pfcn_jax.checkpoints.format import FORMAT, SCORE, CheckpointError, Handler, Items, read_score
+from pfcn_jax.checkpoints.manifest import find_damage
 from pfcn_jax.engine.report import write_json
 from pfcn_jax.utils.stderr import say
 

@@ -11,9 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import traverse_util
 
-from pfcn_jax.config.schema import Config, ConfigError, from_command_line, from_dict
-from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.engine.checkpoint import (
+from pfcn_jax.checkpoints.format import (
     CheckpointError,
     check_intact,
     find_checkpoint,
@@ -21,6 +19,8 @@ from pfcn_jax.engine.checkpoint import (
     load_model,
     load_stored,
 )
+from pfcn_jax.config.schema import Config, ConfigError, from_command_line, from_dict
+from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.errors import UserError
 from pfcn_jax.interop.convert import Converted, merge_backbone, merge_model
 from pfcn_jax.interop.names import ModelFacts

@@ -1,0 +1,1 @@
+"""Checkpoints: format, manifest, the checkpoints of a run, loading."""
