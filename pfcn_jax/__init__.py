@@ -16,12 +16,16 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pfcn_jax.engine.api import Model
-    from pfcn_jax.engine.result import Result, Segment
+    from pfcn_jax.inference.api import Model
+    from pfcn_jax.inference.result import Result, Segment
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Result", "Segment", "load"]
-_HOMES = {"Model": "pfcn_jax.engine.api", "Result": "pfcn_jax.engine.result", "Segment": "pfcn_jax.engine.result"}
+_HOMES = {
+    "Model": "pfcn_jax.inference.api",
+    "Result": "pfcn_jax.inference.result",
+    "Segment": "pfcn_jax.inference.result",
+}
 
 
 def load(path: str | os.PathLike[str], **settings: Any) -> Model:
@@ -35,7 +39,7 @@ def load(path: str | os.PathLike[str], **settings: Any) -> Model:
     Raises:
       UserError: nothing that can be loaded at `path`, or a setting that does not exist; a ValueError.
     """
-    from pfcn_jax.engine.api import load_for_use
+    from pfcn_jax.inference.api import load_for_use
 
     return load_for_use(path, **settings)
 

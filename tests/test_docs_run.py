@@ -39,7 +39,7 @@ ELSEWHERE = {
     "export --checkpoint": "tests/engine/test_export.py",
     "configs/ablations.py": "tests/engine/test_ablation.py",
     "--config.tta.flip": "tests/test_tta.py",
-    "--camera 0": "tests/engine/test_predict.py",
+    "--camera 0": "tests/inference/test_predict.py",
     "--coordinator": "tests/engine/test_distributed.py",
     "configs/cityscapes_r50.py": "tests/engine/test_one_step.py",
     "--init-from runs/r50_imagenet --workdir runs/r50_1x": "tests/engine/test_convert.py",

@@ -13,8 +13,8 @@ import sys
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.data.uploads import Limits
 from pfcn_jax.engine.demo_session import DemoSession
-from pfcn_jax.engine.staged import StagedPredictor
 from pfcn_jax.errors import UserError
+from pfcn_jax.inference.two_stage import StagedPredictor
 
 LOOPBACK = ("127.0.0.1", "localhost")
 

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from pfcn_jax.data.uploads import Limits, read_upload
-from pfcn_jax.engine.staged import THRESHOLDS, KernelCounts, Seen, StagedPredictor
 from pfcn_jax.errors import UserError
+from pfcn_jax.inference.two_stage import THRESHOLDS, KernelCounts, Seen, StagedPredictor
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.viz import data_uri, encode_picture, overlay, segment_colors
 from pfcn_jax.viz.preview import compact, draw_prediction

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from pfcn_jax.engine.staged import Trace
+from pfcn_jax.inference.two_stage import Trace
 from pfcn_jax.types import LEVELS
 
 

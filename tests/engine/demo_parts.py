@@ -11,7 +11,7 @@ import numpy as np
 from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.engine.staged import StagedPredictor
+from pfcn_jax.inference.two_stage import StagedPredictor
 from pfcn_jax.optim.state import build_model
 from tests.engine.tiny import TINY, tiny_variables
 

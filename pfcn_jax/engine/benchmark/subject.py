@@ -19,8 +19,8 @@ from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.engine.parity.reference import make_state_dict
-from pfcn_jax.engine.pictures import find_inputs
 from pfcn_jax.errors import UserError
+from pfcn_jax.inference.input_files import find_inputs
 from pfcn_jax.interop.convert import to_params
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
 from pfcn_jax.optim.state import build_model

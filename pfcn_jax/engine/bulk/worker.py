@@ -23,9 +23,9 @@ from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.sources import DataError
 from pfcn_jax.data.store import Store
 from pfcn_jax.engine.bulk import layout
-from pfcn_jax.engine.pictures import decode_ahead
-from pfcn_jax.engine.predictor import Predictor
-from pfcn_jax.engine.result import make_result
+from pfcn_jax.inference.input_files import decode_ahead
+from pfcn_jax.inference.predictor import Predictor
+from pfcn_jax.inference.result import make_result
 from pfcn_jax.optim.state import data_mesh
 from pfcn_jax.panoptic.predict import Prediction
 

@@ -17,9 +17,9 @@ import pfcn_jax
 from pfcn_jax.codec import read_id_png
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.decode import decode_picture
-from pfcn_jax.engine.api import read_image
-from pfcn_jax.engine.result import make_result
 from pfcn_jax.errors import UserError
+from pfcn_jax.inference.api import read_image
+from pfcn_jax.inference.result import make_result
 from pfcn_jax.types import PanopticPrediction
 from tests.engine.tiny import write_tiny_model
 

@@ -16,9 +16,9 @@ from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.codec import read_id_png
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.engine.pictures import find_inputs, output_names
-from pfcn_jax.engine.predictor import Predictor
 from pfcn_jax.errors import UserError
+from pfcn_jax.inference.input_files import find_inputs, output_names
+from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.optim.state import data_mesh
 from tests.data.fixtures import write_tiny_coco
 from tests.engine.tiny import write_tiny_model

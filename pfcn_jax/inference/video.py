@@ -13,9 +13,9 @@ import numpy as np
 
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.sources import DataError
-from pfcn_jax.engine.predictor import Predictor
-from pfcn_jax.engine.result import Result, make_result
 from pfcn_jax.errors import UserError
+from pfcn_jax.inference.predictor import Predictor
+from pfcn_jax.inference.result import Result, make_result
 
 _FPS_UNKNOWN = 25.0
 _CODEC = "mp4v"

@@ -14,8 +14,8 @@ from pfcn_jax.config.schema import ConfigError
 from pfcn_jax.engine import explain
 from pfcn_jax.engine.explain import explain_picture
 from pfcn_jax.engine.fates import tell_fates
-from pfcn_jax.engine.predictor import Predictor
-from pfcn_jax.engine.staged import THRESHOLDS, StagedPredictor, threshold_values
+from pfcn_jax.inference.predictor import Predictor
+from pfcn_jax.inference.two_stage import THRESHOLDS, StagedPredictor, threshold_values
 from pfcn_jax.panoptic.fusion import fuse_things
 from tests.engine.demo_parts import scene, tiny_predictor
 

@@ -14,9 +14,9 @@ from PIL import Image
 from pfcn_jax.checkpoints.loading import LoadedModel, load_checkpoint
 from pfcn_jax.config.schema import Config, from_dict
 from pfcn_jax.data.decode import decode_picture, read_orientation, turn
-from pfcn_jax.engine.predictor import Predictor
-from pfcn_jax.engine.result import Result, make_result
 from pfcn_jax.errors import UserError
+from pfcn_jax.inference.predictor import Predictor
+from pfcn_jax.inference.result import Result, make_result
 
 
 class Model:
