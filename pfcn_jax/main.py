@@ -34,7 +34,7 @@ VERBS = {
 }
 MODULES = {
     "train": "pfcn_jax.engine.train",
-    "evaluate": "pfcn_jax.engine.evaluate",
+    "evaluate": "pfcn_jax.evaluation.evaluate",
     "predict": "pfcn_jax.engine.predict",
     "bulk": "pfcn_jax.engine.bulk.command",
     "explain": "pfcn_jax.engine.explain",
@@ -43,10 +43,10 @@ MODULES = {
     "validate-data": "pfcn_jax.engine.validate_data",
     "browse": "pfcn_jax.engine.browse",
     "prepare": "pfcn_jax.engine.prepare",
-    "curves": "pfcn_jax.engine.curves",
+    "curves": "pfcn_jax.evaluation.curves",
     "convert": "pfcn_jax.engine.convert",
     "ablate": "pfcn_jax.engine.ablation.command",
-    "card": "pfcn_jax.engine.card",
+    "card": "pfcn_jax.evaluation.card",
     "export": "pfcn_jax.engine.export",
     "benchmark": "pfcn_jax.engine.benchmark.command",
     "parity": "pfcn_jax.engine.parity.command",

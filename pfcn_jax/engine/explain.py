@@ -17,8 +17,8 @@ from PIL import Image
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.engine.fates import Cluster, tell_fates
 from pfcn_jax.engine.insides import Insides, Panel, Row, segment_table
-from pfcn_jax.engine.report import write_text
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.tables import write_text
 from pfcn_jax.inference.input_files import find_inputs, read_ahead
 from pfcn_jax.inference.two_stage import StagedPredictor
 from pfcn_jax.types import LEVELS

@@ -19,9 +19,9 @@ from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import read_index
 from pfcn_jax.data.sources import DataError
-from pfcn_jax.engine.report import write_json
 from pfcn_jax.engine.telemetry import ProgressDisplay
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.inference.class_counts import ClassCounts
 from pfcn_jax.inference.input_files import Input, find_inputs, read_ahead
 from pfcn_jax.inference.predictor import Predictor

@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
-from pfcn_jax.engine.report import write_whole
+from pfcn_jax.evaluation.tables import write_whole
 from pfcn_jax.utils.stderr import say
 
 Entry = tuple[int, dict[str, float]]

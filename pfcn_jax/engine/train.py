@@ -23,15 +23,15 @@ from pfcn_jax.data.inputs import open_evaluation, open_training, train_pipeline
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.engine import distributed
-from pfcn_jax.engine.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.engine.prefetch import DevicePrefetch, Interrupted
-from pfcn_jax.engine.report import format_table, write_json
 from pfcn_jax.engine.starting import begin, check_division, take_workdir, write_config
 from pfcn_jax.engine.stopping import Stopped, StopRequest
 from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay, StepTimer
 from pfcn_jax.engine.watch import NonFiniteError, Watch, make_report
 from pfcn_jax.engine.workdir import keep_compiled
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
+from pfcn_jax.evaluation.tables import format_table, write_json
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.rules import learning_rate_schedule
 from pfcn_jax.optim.state import (

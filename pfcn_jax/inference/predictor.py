@@ -16,7 +16,7 @@ from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import Config
 from pfcn_jax.data.inputs import output_shape
 from pfcn_jax.data.transforms import resize_image, resized_size
-from pfcn_jax.engine.evaluate import crop_prediction, local_row
+from pfcn_jax.evaluation.evaluate import crop_prediction, local_row
 from pfcn_jax.optim.state import put_batch, put_replicated
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.steps import predict_step

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import ConfigError, InferenceConfig
-from pfcn_jax.engine.evaluate import crop_prediction
+from pfcn_jax.evaluation.evaluate import crop_prediction
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.fusion import first_claimant, fuse_stuff, fuse_things, similarity

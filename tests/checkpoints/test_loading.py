@@ -16,8 +16,8 @@ from pfcn_jax.checkpoints.format import save_model
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.config.schema import ConfigError, from_command_line, to_json
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.engine.evaluate import crop_prediction
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.evaluate import crop_prediction
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import Kernels, PanopticPrediction

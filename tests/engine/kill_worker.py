@@ -10,7 +10,7 @@ import sys
 
 from pfcn_jax import main as front_door
 from pfcn_jax.engine import starting, train
-from pfcn_jax.engine.evaluate import EvaluationResult
+from pfcn_jax.evaluation.evaluate import EvaluationResult
 from pfcn_jax.metrics.pq import PQCounts, pq_result
 
 

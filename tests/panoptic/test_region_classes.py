@@ -13,7 +13,7 @@ import pytest
 from pfcn_jax.config.schema import ConfigError, from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.pipeline import empty_arrays, to_batch
-from pfcn_jax.engine.evaluate import Scores
+from pfcn_jax.evaluation.evaluate import Scores
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.panoptic.targets import make_targets
 from pfcn_jax.steps import loss_fn, predict_step

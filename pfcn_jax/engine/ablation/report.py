@@ -11,7 +11,7 @@ import numpy as np
 from pfcn_jax.config.schema import Config, config_hash
 from pfcn_jax.engine.ablation.tables import METRICS, Table
 from pfcn_jax.engine.benchmark.tables import write_section
-from pfcn_jax.engine.report import write_json, write_text
+from pfcn_jax.evaluation.tables import write_json, write_text
 
 Record = dict[str, Any]
 Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row name -> seed -> what was written of the evaluation

@@ -29,8 +29,8 @@ from pfcn_jax.engine.benchmark import forms, loading, original, prediction, scal
 from pfcn_jax.engine.benchmark.measure import Row, Yardstick, environment
 from pfcn_jax.engine.benchmark.scenes_post import scene_rows
 from pfcn_jax.engine.benchmark.tables import markdown, terminal, write_section
-from pfcn_jax.engine.report import write_json
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.tables import write_json
 
 PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "original", "scaling", "table")
 _SECONDS = 10.0

@@ -18,8 +18,8 @@ from pfcn_jax.engine.parity.prediction import check_prediction
 from pfcn_jax.engine.parity.reference import Check
 from pfcn_jax.engine.parity.schedule import check_schedule
 from pfcn_jax.engine.parity.training import check_training
-from pfcn_jax.engine.report import write_json
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.tables import write_json
 
 Area = Callable[[pathlib.Path], list[Check]]
 AREAS: dict[str, Area] = {

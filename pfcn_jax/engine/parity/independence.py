@@ -21,9 +21,9 @@ from pfcn_jax.config.schema import InferenceConfig
 from pfcn_jax.data.inputs import output_shape
 from pfcn_jax.data.sources import Source, open_source
 from pfcn_jax.data.transforms import resize_image, resized_size
-from pfcn_jax.engine.evaluate import crop_prediction, local_row
 from pfcn_jax.engine.parity.network import load_model
 from pfcn_jax.engine.parity.reference import Check
+from pfcn_jax.evaluation.evaluate import crop_prediction, local_row
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.steps import predict_step
 from pfcn_jax.types import round_up

@@ -13,8 +13,8 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.segments import find_runs
 from pfcn_jax.data.sources import Example
-from pfcn_jax.engine import html_report
-from pfcn_jax.engine.html_report import ReportCollector
+from pfcn_jax.evaluation import html_report
+from pfcn_jax.evaluation.html_report import ReportCollector
 from pfcn_jax.metrics.pq import PQCounts, pq_counts, pq_result
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import PanopticPrediction

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pfcn_jax.engine.report import format_table, write_json
+from pfcn_jax.evaluation.tables import format_table, write_json
 from pfcn_jax.metrics.pq import PQCounts, pq_result
 
 

@@ -15,8 +15,8 @@ from pfcn_jax.checkpoints.loading import BACKBONE
 from pfcn_jax.config.schema import config_hash, from_command_line, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
-from pfcn_jax.engine.card import find_scores, make_card
-from pfcn_jax.engine.report import write_json
+from pfcn_jax.evaluation.card import find_scores, make_card
+from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.metrics.pq import PQCounts, pq_counts, pq_result
 from pfcn_jax.optim.state import build_model
 from tests.engine.tiny import TINY, tiny_variables

@@ -12,7 +12,7 @@ import pytest
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.data.sources import DataError, FirstExamples
-from pfcn_jax.engine.evaluate import EvaluationResult, _compiled_step, evaluate_model
+from pfcn_jax.evaluation.evaluate import EvaluationResult, _compiled_step, evaluate_model
 from pfcn_jax.optim.state import build_model, create_state, data_mesh
 from tests.engine.tiny import TINY
 

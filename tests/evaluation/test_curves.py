@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcn_jax.engine.curves import LOSSES, read_metrics
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.curves import LOSSES, read_metrics
 from pfcn_jax.main import main
 
 

@@ -26,11 +26,11 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.inputs import eval_pipeline, open_evaluation, output_shape
 from pfcn_jax.data.sources import Example, Source
 from pfcn_jax.engine import distributed
-from pfcn_jax.engine.html_report import ReportCollector
 from pfcn_jax.engine.prefetch import DevicePrefetch
-from pfcn_jax.engine.report import format_table, write_json
 from pfcn_jax.engine.telemetry import ProgressDisplay
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.html_report import ReportCollector
+from pfcn_jax.evaluation.tables import format_table, write_json
 from pfcn_jax.metrics.ap import APResult, InstanceRecords, ap_result, encode_packed_masks
 from pfcn_jax.metrics.miou import SemanticCounts, SemanticResult, semantic_counts, semantic_map, semantic_result
 from pfcn_jax.metrics.panoptic_files import pq_of_files

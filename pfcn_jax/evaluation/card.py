@@ -19,8 +19,8 @@ from pfcn_jax.checkpoints.format import CheckpointError, find_checkpoint, load_m
 from pfcn_jax.checkpoints.loading import BACKBONE, WHOLE_MODEL
 from pfcn_jax.config.schema import Config, config_hash, from_dict
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.engine.report import write_text
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.tables import write_text
 from pfcn_jax.optim.state import abstract_variables, build_model
 
 _GROUPS = ("All", "Things", "Stuff")
