@@ -9,8 +9,8 @@ import argparse
 import importlib
 import sys
 
-from pfcn_jax.engine.stopping import STOPPED, Stopped
 from pfcn_jax.errors import TryAgain, UserError
+from pfcn_jax.training.signals import STOPPED, Stopped
 from pfcn_jax.utils.stderr import leave, say
 
 VERBS = {
@@ -33,7 +33,7 @@ VERBS = {
     "parity": "check every tensor of a reference data directory",
 }
 MODULES = {
-    "train": "pfcn_jax.engine.train",
+    "train": "pfcn_jax.training.trainer",
     "evaluate": "pfcn_jax.evaluation.evaluate",
     "predict": "pfcn_jax.engine.predict",
     "bulk": "pfcn_jax.engine.bulk.command",

@@ -75,7 +75,7 @@ def test_only_interop_may_know_torch():
 
 
 def test_the_train_path_never_loads_tensorflow():
-    code = "import sys, pfcn_jax.engine.train; sys.exit('tensorflow' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, pfcn_jax.training.trainer; sys.exit('tensorflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

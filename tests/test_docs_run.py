@@ -40,8 +40,8 @@ ELSEWHERE = {
     "configs/ablations.py": "tests/engine/test_ablation.py",
     "--config.tta.flip": "tests/test_tta.py",
     "--camera 0": "tests/inference/test_predict.py",
-    "--coordinator": "tests/engine/test_distributed.py",
-    "configs/cityscapes_r50.py": "tests/engine/test_one_step.py",
+    "--coordinator": "tests/training/test_distributed.py",
+    "configs/cityscapes_r50.py": "tests/training/test_one_step.py",
     "--init-from runs/r50_imagenet --workdir runs/r50_1x": "tests/engine/test_convert.py",
     "data/own": "tests/test_walkthrough.py",  # the walk-through of docs/datasets.md, run as it stands there
     "runs/own": "tests/test_walkthrough.py",

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from pfcn_jax import main as front_door
-from pfcn_jax.engine.stopping import STOPPED
+from pfcn_jax.training.signals import STOPPED
 from tests.engine.tiny import TINY
 from tests.ports import free_port
 

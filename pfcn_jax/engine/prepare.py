@@ -27,8 +27,8 @@ from pfcn_jax.data.importers.labels import (
     write_splits,
 )
 from pfcn_jax.data.sources import DataError
-from pfcn_jax.engine.telemetry import ProgressDisplay
 from pfcn_jax.errors import UserError
+from pfcn_jax.training.telemetry import ProgressDisplay
 
 _SPLITS = ("train2017=train", "val2017=validation")
 

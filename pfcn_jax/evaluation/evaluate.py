@@ -25,9 +25,6 @@ from pfcn_jax.config.schema import Config, InferenceConfig, TTAConfig
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.inputs import eval_pipeline, open_evaluation, output_shape
 from pfcn_jax.data.sources import Example, Source
-from pfcn_jax.engine import distributed
-from pfcn_jax.engine.prefetch import DevicePrefetch
-from pfcn_jax.engine.telemetry import ProgressDisplay
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.html_report import ReportCollector
 from pfcn_jax.evaluation.tables import format_table, write_json
@@ -40,6 +37,9 @@ from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.state import data_mesh, put_batch, put_replicated
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.steps import predict_step
+from pfcn_jax.training import distributed
+from pfcn_jax.training.prefetch import DevicePrefetch
+from pfcn_jax.training.telemetry import ProgressDisplay
 from pfcn_jax.types import Batch
 
 PyTree = Any

@@ -18,11 +18,11 @@ from pfcn_jax.config.schema import Config, ModelConfig, from_command_line, to_js
 from pfcn_jax.engine.ablation import command, report
 from pfcn_jax.engine.ablation.runs import Runs, evaluation_key, training_key, training_seconds
 from pfcn_jax.engine.ablation.tables import METRICS, TABLES, Figures, Row, Table, apply, find_row
-from pfcn_jax.engine.train import Trainer
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.curves import read_metrics
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.state import abstract_variables
+from pfcn_jax.training.trainer import Trainer
 from tests.engine.tiny import EAGER, TINY
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "ablations.py"

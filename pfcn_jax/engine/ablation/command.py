@@ -18,12 +18,12 @@ from collections.abc import Sequence
 import jax
 
 from pfcn_jax.config.schema import Config, from_command_line
-from pfcn_jax.engine import distributed
 from pfcn_jax.engine.ablation import report
 from pfcn_jax.engine.ablation.runs import Runs, evaluation_key, training_key
 from pfcn_jax.engine.ablation.tables import TABLES, Row, Table, apply
-from pfcn_jax.engine.workdir import keep_compiled
 from pfcn_jax.errors import UserError
+from pfcn_jax.training import distributed
+from pfcn_jax.training.workdir import keep_compiled
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

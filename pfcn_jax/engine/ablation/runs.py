@@ -22,15 +22,15 @@ import numpy as np
 from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.config.schema import Config, InferenceConfig, TTAConfig, from_dict
 from pfcn_jax.data.inputs import open_evaluation
-from pfcn_jax.engine import distributed
 from pfcn_jax.engine.ablation.tables import Figures
 from pfcn_jax.engine.benchmark.measure import environment
-from pfcn_jax.engine.train import Trainer
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.curves import read_metrics
 from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.optim.state import data_mesh
+from pfcn_jax.training import distributed
+from pfcn_jax.training.trainer import Trainer
 
 # Keys that say how a run is computed and kept, not what comes out: they may change without a new training.
 _HOW = {

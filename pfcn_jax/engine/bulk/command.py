@@ -24,8 +24,8 @@ from pfcn_jax.data.store import Store
 from pfcn_jax.engine.bulk import cluster, layout
 from pfcn_jax.engine.bulk.merge import merge
 from pfcn_jax.engine.bulk.worker import Job
-from pfcn_jax.engine.telemetry import ProgressDisplay
 from pfcn_jax.errors import UserError
+from pfcn_jax.training.telemetry import ProgressDisplay
 
 _SHARD, _SHARD_ON_ACCELERATORS = 16, 256  # seconds of work each
 _NAMED = 20  # failures that are printed

@@ -20,14 +20,14 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints import manager as run_checkpoints
 from pfcn_jax.checkpoints.format import CheckpointError
-from pfcn_jax.engine import prefetch, workdir
-from pfcn_jax.engine import train as train_verb
-from pfcn_jax.engine.stopping import STOPPED
-from pfcn_jax.engine.train import Trainer
 from pfcn_jax.errors import TryAgain, UserError
+from pfcn_jax.training import prefetch, workdir
+from pfcn_jax.training import trainer as train_verb
+from pfcn_jax.training.signals import STOPPED
+from pfcn_jax.training.trainer import Trainer
 from pfcn_jax.utils.stderr import say
 from tests.engine.disks import fill, mounted
-from tests.engine.fake_training import (  # noqa: F401  (fixtures)
+from tests.training.fake_training import (  # noqa: F401  (fixtures)
     RUN,
     Fake,
     FakeTrainer,

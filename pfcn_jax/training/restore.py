@@ -15,12 +15,12 @@ from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config, ConfigError, TrainConfig, from_dict, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.pipeline import BatchIterator
-from pfcn_jax.engine import distributed
-from pfcn_jax.engine.workdir import RunLock, check_room
 from pfcn_jax.errors import TryAgain, UserError
 from pfcn_jax.evaluation.tables import write_text
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.state import TrainState, check_same_state, create_state, replicated
+from pfcn_jax.training import distributed
+from pfcn_jax.training.workdir import RunLock, check_room
 from pfcn_jax.utils.stderr import say
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from pfcn_jax.config.schema import from_command_line
-from pfcn_jax.engine import starting
-from pfcn_jax.engine import train as train_verb
-from pfcn_jax.engine.train import Trainer
-from pfcn_jax.engine.watch import make_report
 from pfcn_jax.optim.state import TrainState, replicated
+from pfcn_jax.training import restore as starting
+from pfcn_jax.training import trainer as train_verb
+from pfcn_jax.training.monitor import make_report
+from pfcn_jax.training.trainer import Trainer
 from tests.engine.tiny import TINY
 
 RUN = [*TINY, "--config.train.steps=12", "--config.train.checkpoint_every=2", "--config.train.log_every=3"]

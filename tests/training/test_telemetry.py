@@ -8,7 +8,7 @@ import pathlib
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from pfcn_jax.engine.telemetry import MetricsWriter, StepTimer
+from pfcn_jax.training.telemetry import MetricsWriter, StepTimer
 from tests.engine.disks import fill, mounted
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 
 from pfcn_jax import main as front_door
-from pfcn_jax.engine import starting, train
 from pfcn_jax.evaluation.evaluate import EvaluationResult
 from pfcn_jax.metrics.pq import PQCounts, pq_result
+from pfcn_jax.training import restore as starting
+from pfcn_jax.training import trainer as train
 
 
 def without_predicting(self, step, *, everything, stop=None):
@@ -22,7 +23,7 @@ def without_predicting(self, step, *, everything, stop=None):
 
 
 def without_network() -> None:
-    from tests.engine.fake_training import Fake, small_state
+    from tests.training.fake_training import Fake, small_state
 
     begin = train.Trainer.__init__
 

@@ -22,13 +22,6 @@ from pfcn_jax.config.schema import Config, from_command_line, to_json
 from pfcn_jax.data.inputs import open_evaluation, open_training, train_pipeline
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.data.sources import DataError, Example, Source
-from pfcn_jax.engine import distributed
-from pfcn_jax.engine.prefetch import DevicePrefetch, Interrupted
-from pfcn_jax.engine.starting import begin, check_division, take_workdir, write_config
-from pfcn_jax.engine.stopping import Stopped, StopRequest
-from pfcn_jax.engine.telemetry import MetricsWriter, ProgressDisplay, StepTimer
-from pfcn_jax.engine.watch import NonFiniteError, Watch, make_report
-from pfcn_jax.engine.workdir import keep_compiled
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.evaluation.tables import format_table, write_json
@@ -44,6 +37,13 @@ from pfcn_jax.optim.state import (
 )
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.steps import Scalars, train_step
+from pfcn_jax.training import distributed
+from pfcn_jax.training.monitor import NonFiniteError, Watch, make_report
+from pfcn_jax.training.prefetch import DevicePrefetch, Interrupted
+from pfcn_jax.training.restore import begin, check_division, take_workdir, write_config
+from pfcn_jax.training.signals import Stopped, StopRequest
+from pfcn_jax.training.telemetry import MetricsWriter, ProgressDisplay, StepTimer
+from pfcn_jax.training.workdir import keep_compiled
 from pfcn_jax.types import Batch
 from pfcn_jax.utils.stderr import say
 from pfcn_jax.viz.preview import PreviewWriter

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.engine import distributed
-from pfcn_jax.engine.stopping import STOPPED
-from pfcn_jax.engine.workdir import _boot
 from pfcn_jax.errors import UserError
+from pfcn_jax.training import distributed
+from pfcn_jax.training.signals import STOPPED
+from pfcn_jax.training.workdir import _boot
 from tests.engine.tiny import TINY
 from tests.ports import free_port
 
