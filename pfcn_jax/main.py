@@ -47,7 +47,7 @@ MODULES = {
     "convert": "pfcn_jax.engine.convert",
     "ablate": "pfcn_jax.engine.ablation.command",
     "card": "pfcn_jax.evaluation.card",
-    "export": "pfcn_jax.engine.export",
+    "export": "pfcn_jax.export.writing",
     "benchmark": "pfcn_jax.engine.benchmark.command",
     "parity": "pfcn_jax.engine.parity.command",
 }

@@ -36,7 +36,7 @@ ELSEWHERE = {
     "parity --reference": "tests/parity/test_command.py",
     "benchmark ": "tests/engine/test_benchmark.py",
     "bulk ": "tests/engine/test_bulk.py",
-    "export --checkpoint": "tests/engine/test_export.py",
+    "export --checkpoint": "tests/export/test_export.py",
     "configs/ablations.py": "tests/engine/test_ablation.py",
     "--config.tta.flip": "tests/test_tta.py",
     "--camera 0": "tests/inference/test_predict.py",

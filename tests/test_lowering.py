@@ -15,8 +15,8 @@ from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.segments import map_type
-from pfcn_jax.engine.export import FIELDS, flatten_shapes, prediction
 from pfcn_jax.export.program import PLATFORMS, Shape, foreign_calls, lower
+from pfcn_jax.export.writing import FIELDS, flatten_shapes, prediction
 from pfcn_jax.optim import state as state_lib
 from pfcn_jax.steps import train_step
 from pfcn_jax.types import Batch, SegmentTable

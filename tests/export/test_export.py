@@ -22,11 +22,11 @@ from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.transforms import resized_size
-from pfcn_jax.engine.export import flatten, program_shapes
-from pfcn_jax.engine.export_compare import compare
 from pfcn_jax.errors import UserError
+from pfcn_jax.export.compare import compare
 from pfcn_jax.export.container import read_meta, write_container
 from pfcn_jax.export.run_exported import choose
+from pfcn_jax.export.writing import flatten, program_shapes
 from tests.engine.tiny import TINY, write_tiny_model
 
 ROOT = pathlib.Path(__file__).parents[2]

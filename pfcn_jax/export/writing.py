@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{output}: {write_parameters(output, loaded, kind)}")
     if not args.compare:
         return 0
-    from pfcn_jax.engine.export_compare import compare_and_report
+    from pfcn_jax.export.compare import compare_and_report
 
     return compare_and_report(output, kind, loaded, args.compare, args.report)
 
