@@ -32,10 +32,10 @@ from tests.engine.tiny import QUICK_COMPILER, TINY
 
 # Part of a command -> the test that runs it, or what is like it.
 ELSEWHERE = {
-    "demo --checkpoint": "tests/engine/test_demo.py",
+    "demo --checkpoint": "tests/apps/test_demo.py",
     "parity --reference": "tests/parity/test_command.py",
     "benchmark ": "tests/engine/test_benchmark.py",
-    "bulk ": "tests/engine/test_bulk.py",
+    "bulk ": "tests/apps/test_bulk.py",
     "export --checkpoint": "tests/export/test_export.py",
     "configs/ablations.py": "tests/engine/test_ablation.py",
     "--config.tta.flip": "tests/test_tta.py",

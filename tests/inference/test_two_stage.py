@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.apps.explain import command as explain
+from pfcn_jax.apps.explain.command import explain_picture
+from pfcn_jax.apps.explain.fates import tell_fates
 from pfcn_jax.config.schema import ConfigError
-from pfcn_jax.engine import explain
-from pfcn_jax.engine.explain import explain_picture
-from pfcn_jax.engine.fates import tell_fates
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.two_stage import THRESHOLDS, StagedPredictor, threshold_values
 from pfcn_jax.panoptic.fusion import fuse_things
-from tests.engine.demo_parts import scene, tiny_predictor
+from tests.apps.demo_parts import scene, tiny_predictor
 
 OTHERS = [{}, {"fusion_threshold": 0.6, "merge_score": 0.05}, {"fusion_threshold": 1.01, "min_stuff_area": 300}]
 

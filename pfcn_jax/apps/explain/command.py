@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pfcn_jax.apps.explain.fates import Cluster, tell_fates
+from pfcn_jax.apps.explain.insides import Insides, Panel, Row, segment_table
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.engine.fates import Cluster, tell_fates
-from pfcn_jax.engine.insides import Insides, Panel, Row, segment_table
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.tables import write_text
 from pfcn_jax.inference.input_files import find_inputs, read_ahead

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from pfcn_jax.apps.bulk import cluster, layout
+from pfcn_jax.apps.bulk.merge import merge
+from pfcn_jax.apps.bulk.worker import Job
 from pfcn_jax.checkpoints.format import find_checkpoint
 from pfcn_jax.checkpoints.loading import LoadedModel, load_with_config
 from pfcn_jax.data.store import Store
-from pfcn_jax.engine.bulk import cluster, layout
-from pfcn_jax.engine.bulk.merge import merge
-from pfcn_jax.engine.bulk.worker import Job
 from pfcn_jax.errors import UserError
 from pfcn_jax.training.telemetry import ProgressDisplay
 

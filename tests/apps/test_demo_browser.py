@@ -7,9 +7,10 @@ import base64
 import pytest
 from PIL import Image
 
-from tests.engine import browser, hostile
-from tests.engine.demo_parts import scene
-from tests.engine.test_demo import serving, session
+from tests.apps import hostile
+from tests.apps.demo_parts import scene
+from tests.apps.test_demo import serving, session
+from tests.engine import browser
 
 pytestmark = [
     pytest.mark.slow,

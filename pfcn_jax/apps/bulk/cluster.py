@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pfcn_jax.engine.bulk.worker import Job, Segmenter
+from pfcn_jax.apps.bulk.worker import Job, Segmenter
 from pfcn_jax.errors import UserError
 
 ACCELERATORS = ("cpu", "gpu", "tpu")

@@ -22,8 +22,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pfcn_jax.data.uploads import too_large
-from pfcn_jax.engine.demo_session import DemoSession
+from pfcn_jax.apps.demo.session import DemoSession
+from pfcn_jax.apps.demo.uploads import too_large
 from pfcn_jax.errors import UserError
 
 _MAX_JSON = 64 * 1024

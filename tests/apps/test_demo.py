@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from pfcn_jax import main as front_door
-from pfcn_jax.data.uploads import Limits
-from pfcn_jax.engine.demo import LOOPBACK, check_limits
-from pfcn_jax.engine.demo_session import DemoSession, check_thresholds
+from pfcn_jax.apps.demo.command import LOOPBACK, check_limits
+from pfcn_jax.apps.demo.session import DemoSession, check_thresholds
+from pfcn_jax.apps.demo.uploads import Limits
 from pfcn_jax.errors import UserError
-from tests.engine import hostile
-from tests.engine.demo_parts import scene, tiny_predictor
+from tests.apps import hostile
+from tests.apps.demo_parts import scene, tiny_predictor
 
 LIMITS = Limits(hostile.MAX_BYTES, hostile.MAX_PIXELS)
 
@@ -106,7 +106,7 @@ def serving(demo: DemoSession):
     """The real application on a free port of the loopback; gives the port."""
     uvicorn = pytest.importorskip("uvicorn", reason="pip install -r requirements-demo.txt")
     pytest.importorskip("starlette", reason="pip install -r requirements-demo.txt")
-    from pfcn_jax.engine.demo_server import make_app
+    from pfcn_jax.apps.demo.server import make_app
 
     app = make_app(demo, allowed_hosts=LOOPBACK)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))

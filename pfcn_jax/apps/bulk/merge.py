@@ -12,9 +12,9 @@ import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator
 
+from pfcn_jax.apps.bulk import layout
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.store import Store
-from pfcn_jax.engine.bulk import layout
 from pfcn_jax.inference.class_counts import ClassCounts
 
 _RUN = 64 * 2**20  # bytes of records that are sorted in memory

@@ -10,9 +10,9 @@ import argparse
 import pathlib
 import sys
 
+from pfcn_jax.apps.demo.session import DemoSession
+from pfcn_jax.apps.demo.uploads import Limits
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.data.uploads import Limits
-from pfcn_jax.engine.demo_session import DemoSession
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.two_stage import StagedPredictor
 
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         import uvicorn
 
-        from pfcn_jax.engine.demo_server import make_app
+        from pfcn_jax.apps.demo.server import make_app
     except ModuleNotFoundError as error:
         raise UserError(f"the demo needs {error.name}: pip install -r requirements-demo.txt") from error
     limits = check_limits(args.max_mib, args.max_megapixels)

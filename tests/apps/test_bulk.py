@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.apps.bulk import cluster, layout
+from pfcn_jax.apps.bulk.command import find_work
+from pfcn_jax.apps.bulk.merge import merge, sort_records
+from pfcn_jax.apps.bulk.worker import Attempts, Job, Segmenter
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.store import Store
-from pfcn_jax.engine.bulk import cluster, layout
-from pfcn_jax.engine.bulk.command import find_work
-from pfcn_jax.engine.bulk.merge import merge, sort_records
-from pfcn_jax.engine.bulk.worker import Attempts, Job, Segmenter
 from pfcn_jax.errors import UserError
 from tests.engine.tiny import write_tiny_model
 

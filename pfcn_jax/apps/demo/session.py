@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pfcn_jax.data.uploads import Limits, read_upload
+from pfcn_jax.apps.demo.uploads import Limits, read_upload
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.two_stage import THRESHOLDS, KernelCounts, Seen, StagedPredictor
 from pfcn_jax.panoptic.predict import Prediction

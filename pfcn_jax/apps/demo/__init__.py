@@ -1,0 +1,1 @@
+"""The demo: a web page on this computer."""

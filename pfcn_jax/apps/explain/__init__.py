@@ -1,0 +1,1 @@
+"""The method's insides for single images."""
