@@ -45,11 +45,11 @@ MODULES = {
     "prepare": "pfcn_jax.engine.prepare",
     "curves": "pfcn_jax.evaluation.curves",
     "convert": "pfcn_jax.engine.convert",
-    "ablate": "pfcn_jax.engine.ablation.command",
+    "ablate": "pfcn_jax.studies.ablation.command",
     "card": "pfcn_jax.evaluation.card",
     "export": "pfcn_jax.export.writing",
-    "benchmark": "pfcn_jax.engine.benchmark.command",
-    "parity": "pfcn_jax.engine.parity.command",
+    "benchmark": "pfcn_jax.studies.benchmark.command",
+    "parity": "pfcn_jax.studies.parity.command",
 }
 
 

@@ -33,11 +33,11 @@ from tests.engine.tiny import QUICK_COMPILER, TINY
 # Part of a command -> the test that runs it, or what is like it.
 ELSEWHERE = {
     "demo --checkpoint": "tests/apps/test_demo.py",
-    "parity --reference": "tests/parity/test_command.py",
-    "benchmark ": "tests/engine/test_benchmark.py",
+    "parity --reference": "tests/studies/parity/test_command.py",
+    "benchmark ": "tests/studies/test_benchmark.py",
     "bulk ": "tests/apps/test_bulk.py",
     "export --checkpoint": "tests/export/test_export.py",
-    "configs/ablations.py": "tests/engine/test_ablation.py",
+    "configs/ablations.py": "tests/studies/test_ablation.py",
     "--config.tta.flip": "tests/test_tta.py",
     "--camera 0": "tests/inference/test_predict.py",
     "--coordinator": "tests/training/test_distributed.py",

@@ -16,10 +16,10 @@ from pfcn_jax.config.schema import ConfigError, InferenceConfig, TTAConfig, from
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.transforms import resize_image, resized_size
-from pfcn_jax.engine.parity.network import load_model
 from pfcn_jax.models.panoptic_fcn import init_variables
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.steps import predict_step
+from pfcn_jax.studies.parity.network import load_model
 from pfcn_jax.types import PanopticPrediction
 from tests.engine.tiny import TINY
 

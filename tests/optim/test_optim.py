@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from pfcn_jax.config.schema import ConfigError, OptimConfig
-from pfcn_jax.engine.parity.reference import Recorded
 from pfcn_jax.optim import rules as optim
+from pfcn_jax.studies.parity.reference import Recorded
 
 CONFIG = OptimConfig()
 FROZEN = ("backbone/stem", "backbone/res2_0")

@@ -1,0 +1,1 @@
+"""Tools for researchers: benchmark, ablation, parity. Nothing imports them."""

@@ -1,0 +1,276 @@
+"""The part `scaling`: time and cost of a whole training over numbers of chips, from counted operations and stated
+assumptions.
+
+A step takes as long as the dearest of three (docs/scaling.md):
+
+    device = pictures of a chip x operations of a picture / (peak x share)  +  2 (n - 1) / n x gradient bytes / link
+    input  = pictures of a step / (hosts x pictures that a host decodes in a second)
+    step   = max(device, input)
+
+The operations are counted from the traced training step; everything else is an assumption that the caller states.
+Nothing overlaps the all-reduce here, so its share is an upper bound. What is not in the model: that `share` falls when
+a chip gets few pictures, latencies, evaluation and checkpoints, and machines that fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfcn_jax.config.schema import Config, TrainConfig, from_command_line
+from pfcn_jax.data.classes import ClassTable, coco_classes
+from pfcn_jax.data.inputs import open_training, train_pipeline
+from pfcn_jax.data.segments import map_type
+from pfcn_jax.errors import UserError
+from pfcn_jax.optim.rules import frozen_mask
+from pfcn_jax.optim.state import TrainState, abstract_variables, build_model, build_optimizer
+from pfcn_jax.steps import train_step
+from pfcn_jax.studies.benchmark.flops import traced_flops
+from pfcn_jax.studies.benchmark.measure import Row
+from pfcn_jax.types import Batch, SegmentTable
+
+_BYTES = 4  # of a gradient element: parameters and their gradients are float32, whatever is computed with
+FLAGS = ("chips", "per-chip", "peak-tflops", "share", "link-gbytes", "chips-per-host", "host-images", "price")
+_WORTHWHILE = 0.8  # efficiency down to which adding chips is counted as scaling
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a training costs, whatever it runs on."""
+
+    flops_per_picture: float  # matrix products and convolutions, forward and backward
+    gradient_bytes: float  # of all trained parameters: what every chip sends and receives in a step
+    steps: int
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What it runs on. Every number is an assumption or a measurement of the reader's."""
+
+    peak_flops: float  # of one chip, in the type that is computed in
+    share: float  # of the peak that the training step reaches on one chip
+    link_bytes: float  # bytes a second that a chip sends to its neighbour: the slowest link of the ring
+    chips_per_host: int
+    pictures_per_host: float  # that a host reads, decodes and resizes in a second; inf: not looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Seconds of one training step on `chips` chips."""
+
+    chips: int
+    compute: float
+    all_reduce: float
+    input: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute + self.all_reduce, self.input)
+
+    @property
+    def bound(self) -> str:
+        """What it is that the step's time goes to."""
+        if self.input > self.compute + self.all_reduce:
+            return "input"
+        return "compute" if self.compute >= self.all_reduce else "all-reduce"
+
+
+def step_time(work: Work, machine: Machine, chips: int) -> Step:
+    """The model: a batch that is split evenly over `chips`, a ring all-reduce of the gradients, hosts that decode."""
+    each = math.ceil(work.batch / chips)
+    hosts = math.ceil(chips / machine.chips_per_host)
+    return Step(
+        chips=chips,
+        compute=each * work.flops_per_picture / (machine.peak_flops * machine.share),
+        all_reduce=2.0 * (chips - 1) / chips * work.gradient_bytes / machine.link_bytes,
+        input=work.batch / (hosts * machine.pictures_per_host),
+    )
+
+
+def efficiency(work: Work, machine: Machine, chips: int) -> float:
+    """Pictures a second of `chips` chips over `chips` times those of one chip with nothing to wait for."""
+    alone = work.batch * work.flops_per_picture / (machine.peak_flops * machine.share)
+    return alone / (chips * step_time(work, machine, chips).seconds)
+
+
+def last_worthwhile(work: Work, machine: Machine, *, least: float = _WORTHWHILE) -> int:
+    """The largest number of chips that divides the batch and still has an efficiency of `least`; 0 if none has."""
+    divisors = [chips for chips in range(1, work.batch + 1) if work.batch % chips == 0]
+    return max((chips for chips in divisors if efficiency(work, machine, chips) >= least), default=0)
+
+
+def scaling_row(work: Work, machine: Machine, chips: int, *, price: float | None = None) -> Row:
+    """One line: the whole training on `chips` chips.
+
+    Args:
+      price: of one chip for one hour, in any currency.
+    """
+    step = step_time(work, machine, chips)
+    hours = work.steps * step.seconds / 3600.0
+    return {
+        "chips": chips,
+        "batch": work.batch,
+        "steps": work.steps,
+        "compute_s": step.compute,
+        "all_reduce_s": step.all_reduce,
+        "input_s": step.input,
+        "step_s": step.seconds,
+        "bound": step.bound,
+        "images_per_s": work.batch / step.seconds,
+        "efficiency_of_chips": efficiency(work, machine, chips),
+        "hours": hours,
+        "chip_hours": hours * chips,
+        "cost": None if price is None else hours * chips * price,
+    }
+
+
+def count_work(config: Config) -> tuple[Work, list[Row]]:
+    """Counts the operations of the training step, a picture on each canvas, without compiling or running it.
+
+    Returns:
+      The work, with canvases weighted by the pictures that fall on them (equally, if the data are not there), and one
+      row for each canvas.
+    """
+    classes, shares = _canvases(config)
+    model = build_model(config.model, classes)
+    variables = abstract_variables(model)
+    optimizer = build_optimizer(config, model)
+    params = variables["params"]
+    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(number, params, variables["batch_stats"], jax.eval_shape(optimizer.init, params))
+    single = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=1, ema_decay=0.0))
+    step = functools.partial(train_step, model=model, optimizer=optimizer, config=single)
+
+    @functools.cache
+    def flops(sides: tuple[int, int]) -> float:
+        return traced_flops(jax.jit(step).trace(state, _abstract_batch(sides, config.data.max_segments)).jaxpr)
+
+    # A canvas on its side costs the same.
+    rows: list[Row] = [
+        {"canvas": f"{height}x{width}", "share": share, "gflop": flops((min(height, width), max(height, width))) / 1e9}
+        for (height, width), share in zip(config.data.canvases, shares)
+    ]
+    frozen = (*model.frozen_paths(), *config.optim.frozen)
+    work = Work(
+        flops_per_picture=sum(row["share"] * row["gflop"] for row in rows) * 1e9,
+        gradient_bytes=_BYTES * float(_trained(params, frozen)),
+        steps=config.train.steps,
+        batch=config.train.batch_size,
+    )
+    return work, rows
+
+
+def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
+    """The classes, and the share of the training pictures that falls on each canvas."""
+    canvases = config.data.canvases
+    if config.data.source != "scenes" and not pathlib.Path(config.data.root).exists():
+        return coco_classes(), [1.0 / len(canvases)] * len(canvases)
+    source = open_training(config.data)
+    plan = train_pipeline(config, source).plan
+    return source.classes, (np.bincount(plan.canvas_of, minlength=len(canvases)) / len(source)).tolist()
+
+
+def _abstract_batch(canvas: tuple[int, int], segments: int) -> Batch:
+    """The shapes of one picture as the pipeline gives it."""
+
+    def array(*shape: int, dtype: type | np.dtype = np.int32) -> Any:
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+    table = SegmentTable(
+        class_id=array(segments),
+        is_thing=array(segments, dtype=np.bool_),
+        is_crowd=array(segments, dtype=np.bool_),
+        box=array(segments, 4, dtype=np.float32),
+        valid=array(segments, dtype=np.bool_),
+    )
+    return Batch(
+        image=array(*canvas, 3, dtype=np.uint8),
+        segment_map=array(*canvas, dtype=map_type(segments)),
+        segments=table,
+        size=array(2),
+        original_size=array(2),
+        image_id=array(),
+        valid=array(dtype=np.bool_),
+    )
+
+
+def _trained(params: Any, frozen: tuple[str, ...]) -> int:
+    """Elements of the parameters that are not below a frozen path."""
+    sizes = jax.tree.map(lambda leaf, fixed: 0 if fixed else leaf.size, params, frozen_mask(params, frozen))
+    return sum(jax.tree.leaves(sizes))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("`scaling`: assumptions, all of them the reader's (docs/scaling.md)")
+    group.add_argument("--chips", nargs="+", type=int, default=[1, 8, 64], help="numbers of chips (default: 1 8 64)")
+    group.add_argument("--per-chip", type=int, help="pictures a chip: the batch grows with the chips (default: fixed)")
+    group.add_argument("--peak-tflops", type=float, help="of one chip, in the type that is computed in")
+    group.add_argument("--share", type=float, help="of the peak that the step reaches, as 0.3")
+    group.add_argument("--link-gbytes", type=float, help="GB/s from chip to chip, the slowest link of the ring")
+    group.add_argument("--chips-per-host", type=int, default=8)
+    group.add_argument("--host-images", type=float, help="pictures/s that a host decodes (default: not looked at)")
+    group.add_argument("--price", type=float, help="of one chip for one hour, in your currency")
+
+
+def machine_of(args: argparse.Namespace) -> Machine:
+    """The assumptions of the command line.
+
+    Raises:
+      UserError: one that has no default is missing, or is no positive number.
+    """
+    needed = {"--peak-tflops": args.peak_tflops, "--share": args.share, "--link-gbytes": args.link_gbytes}
+    missing = [flag for flag, value in needed.items() if value is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: missing; `scaling` makes no assumption about your machine by itself")
+    numbers = {**needed, "--chips-per-host": args.chips_per_host, "--host-images": args.host_images}
+    for flag, value in numbers.items():
+        if value is not None and not 0.0 < value < math.inf:
+            raise UserError(f"{flag}: must be a positive number, got {value}")
+    if args.share > 1.0:
+        raise UserError(f"--share: at most 1 (of the peak), got {args.share}")
+    return Machine(
+        peak_flops=args.peak_tflops * 1e12,
+        share=args.share,
+        link_bytes=args.link_gbytes * 1e9,
+        chips_per_host=args.chips_per_host,
+        pictures_per_host=args.host_images or math.inf,
+    )
+
+
+def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
+    """The table over numbers of chips; the count and the end of scaling are printed above it."""
+    machine = machine_of(args)
+    config = from_command_line(args.config_argv, Config())
+    splits = [_split(config.train, args, chips) for chips in args.chips]
+    work, canvases = count_work(config)
+    for row in canvases:
+        print(f"{row['canvas']}: {row['gflop']:.4g} GFLOP a picture, {100 * row['share']:.0f} % of the pictures")
+    print(f"mean {work.flops_per_picture / 1e9:.4g} GFLOP a picture; {work.gradient_bytes / 1e6:.0f} MB of gradients")
+    if args.per_chip is None:
+        stop = last_worthwhile(work, machine)
+        print(f"a batch of {work.batch}: at least {100 * _WORTHWHILE:.0f} % of every chip up to {stop} chips")
+    of_chips = [dataclasses.replace(work, batch=batch, steps=steps) for batch, steps in splits]
+    return config, [scaling_row(part, machine, chips, price=args.price) for part, chips in zip(of_chips, args.chips)]
+
+
+def _split(train: TrainConfig, args: argparse.Namespace, chips: int) -> tuple[int, int]:
+    """Batch and steps on `chips` chips: the config's, or `--per-chip` pictures on each for as many pictures in all."""
+    if chips < 1:
+        raise UserError(f"--chips: at least 1, got {chips}")
+    if args.per_chip is not None:
+        if args.per_chip < 1:
+            raise UserError(f"--per-chip: at least 1, got {args.per_chip}")
+        batch = args.per_chip * chips
+        return batch, math.ceil(train.steps * train.batch_size / batch)
+    if train.batch_size % chips:
+        raise UserError(f"--chips {chips}: a batch of {train.batch_size} does not divide over them; give --per-chip")
+    return train.batch_size, train.steps
