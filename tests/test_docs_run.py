@@ -28,7 +28,7 @@ from pfcn_jax.interop.writer import write_state_dict
 from pfcn_jax.optim.state import abstract_variables, build_model
 from tests.data.fixtures import write_tiny_coco
 from tests.documents import PAGES, ROOT, Command, commands
-from tests.engine.tiny import QUICK_COMPILER, TINY
+from tests.support.tiny import QUICK_COMPILER, TINY
 
 # Part of a command -> the test that runs it, or what is like it.
 ELSEWHERE = {
@@ -42,7 +42,7 @@ ELSEWHERE = {
     "--camera 0": "tests/inference/test_predict.py",
     "--coordinator": "tests/training/test_distributed.py",
     "configs/cityscapes_r50.py": "tests/training/test_one_step.py",
-    "--init-from runs/r50_imagenet --workdir runs/r50_1x": "tests/engine/test_convert.py",
+    "--init-from runs/r50_imagenet --workdir runs/r50_1x": "tests/commands/test_convert.py",
     "data/own": "tests/test_walkthrough.py",  # the walk-through of docs/datasets.md, run as it stands there
     "runs/own": "tests/test_walkthrough.py",
 }

@@ -19,8 +19,8 @@ import yaml
 
 from pfcn_jax import main as front_door
 from pfcn_jax.training.signals import STOPPED
-from tests.engine.tiny import TINY
 from tests.ports import free_port
+from tests.support.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))

@@ -18,7 +18,7 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax.config.schema import from_command_line
 from tests.documents import ROOT, links, spans
-from tests.engine.tiny import QUICK_COMPILER, TINY, write_tiny_model
+from tests.support.tiny import QUICK_COMPILER, TINY, write_tiny_model
 
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 HOME = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Home"]

@@ -15,7 +15,7 @@ from pfcn_jax.config.schema import TTAConfig, from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.steps import generate, predict_step
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 # Sums over positions or channels, norms, probabilities, order, and what follows from them.
 DECISIVE = {"reduce_sum", "cumsum", "rsqrt", "sqrt", "logistic", "exp", "div", "sort", "top_k", "argmax", "gt", "ge"}

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tests.documents import ROOT
-from tests.engine import browser
+from tests.support import browser
 
 
 def navigation() -> set[str]:

@@ -16,7 +16,7 @@ from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.optim import state as state_lib
 from pfcn_jax.steps import loss_fn, picture_extent, predict_step, train_step
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 SGD = ["--config.optim.name=sgd", "--config.optim.learning_rate=0.01"]
 

@@ -21,7 +21,7 @@ from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.steps import predict_step
 from pfcn_jax.studies.parity.network import load_model
 from pfcn_jax.types import PanopticPrediction
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 
 @pytest.fixture(scope="module")

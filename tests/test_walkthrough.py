@@ -15,7 +15,7 @@ from PIL import Image
 
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.sources import SOURCES
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "datasets.md").read_text()

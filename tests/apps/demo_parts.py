@@ -13,7 +13,7 @@ from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.inference.two_stage import StagedPredictor
 from pfcn_jax.optim.state import build_model
-from tests.engine.tiny import TINY, tiny_variables
+from tests.support.tiny import TINY, tiny_variables
 
 # Thresholds with which a network that has learnt nothing finds something, and leaves something out.
 EAGER = {"center_threshold": 0.02, "stuff_threshold": 0.0, "min_score": 0.0, "merge_score": 0.01, "min_stuff_area": 1}

@@ -22,7 +22,7 @@ from pfcn_jax.apps.bulk.worker import Attempts, Job, Segmenter
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.store import Store
 from pfcn_jax.errors import UserError
-from tests.engine.tiny import write_tiny_model
+from tests.support.tiny import write_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pfcn_jax import main as front_door
 from pfcn_jax.data.datasets.scenes import Scenes
-from tests.engine.tiny import write_tiny_model
+from tests.support.tiny import write_tiny_model
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-bulk.txt")
 pytest.importorskip("pandas", reason="Ray Data is not installed: pip install -r requirements-bulk.txt")

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.apps import hostile
 from tests.apps.demo_parts import scene
 from tests.apps.test_demo import serving, session
-from tests.engine import browser
+from tests.support import browser
 
 pytestmark = [
     pytest.mark.slow,

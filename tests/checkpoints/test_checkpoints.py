@@ -14,7 +14,7 @@ import pytest
 from pfcn_jax.checkpoints.format import CheckpointError, check_intact, find_checkpoint, load_meta, load_run
 from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.checkpoints.manifest import MANIFEST, find_damage
-from tests.engine.disks import fill, mounted
+from tests.support.disks import fill, mounted
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

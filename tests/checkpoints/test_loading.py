@@ -21,7 +21,7 @@ from pfcn_jax.evaluation.evaluate import crop_prediction
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import Kernels, PanopticPrediction
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pfcn_jax.evaluation.card import find_scores, make_card
 from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.metrics.pq import PQCounts, pq_counts, pq_result
 from pfcn_jax.optim.state import build_model
-from tests.engine.tiny import TINY, tiny_variables
+from tests.support.tiny import TINY, tiny_variables
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 FILE = "evaluation.json"

@@ -14,7 +14,7 @@ from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.data.sources import DataError, FirstExamples
 from pfcn_jax.evaluation.evaluate import EvaluationResult, _compiled_step, evaluate_model
 from pfcn_jax.optim.state import build_model, create_state, data_mesh
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 # Random weights find nothing above the usual thresholds.
 FINDING = [

@@ -27,7 +27,7 @@ from pfcn_jax.export.compare import compare
 from pfcn_jax.export.container import read_meta, write_container
 from pfcn_jax.export.run_exported import choose
 from pfcn_jax.export.writing import flatten, program_shapes
-from tests.engine.tiny import TINY, write_tiny_model
+from tests.support.tiny import TINY, write_tiny_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -21,7 +21,7 @@ from pfcn_jax.errors import UserError
 from pfcn_jax.inference.api import read_image
 from pfcn_jax.inference.result import make_result
 from pfcn_jax.types import PanopticPrediction
-from tests.engine.tiny import write_tiny_model
+from tests.support.tiny import write_tiny_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -21,7 +21,7 @@ from pfcn_jax.inference.input_files import find_inputs, output_names
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.optim.state import data_mesh
 from tests.data.fixtures import write_tiny_coco
-from tests.engine.tiny import write_tiny_model
+from tests.support.tiny import write_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

@@ -17,10 +17,10 @@ from pfcn_jax.evaluation.evaluate import Scores
 from pfcn_jax.optim.state import abstract_variables, build_model
 from pfcn_jax.panoptic.targets import make_targets
 from pfcn_jax.steps import loss_fn, predict_step
-from tests.engine.tiny import TINY
 from tests.panoptic import test_merge as merging
 from tests.panoptic.test_targets import shapes_of
 from tests.panoptic.training_scene import EXTENT, NUM_STUFF, NUM_THINGS, SIZE, as_table, on_canvas, scene
+from tests.support.tiny import TINY
 
 
 @functools.partial(jax.jit, static_argnames=("num_things", "num_stuff", "thing_regions"))

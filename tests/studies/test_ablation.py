@@ -23,7 +23,7 @@ from pfcn_jax.studies.ablation import command, report
 from pfcn_jax.studies.ablation.runs import Runs, evaluation_key, training_key, training_seconds
 from pfcn_jax.studies.ablation.tables import METRICS, TABLES, Figures, Row, Table, apply, find_row
 from pfcn_jax.training.trainer import Trainer
-from tests.engine.tiny import EAGER, TINY
+from tests.support.tiny import EAGER, TINY
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "ablations.py"
 ROWS = [(table, row) for table in TABLES.values() for row in table.rows]

@@ -16,7 +16,7 @@ from pfcn_jax.studies.benchmark import forms, measure, prediction, tables
 from pfcn_jax.studies.benchmark.flops import traced_flops
 from pfcn_jax.studies.benchmark.original import PREDICTIONS, compare
 from pfcn_jax.studies.benchmark.subject import load_subject, place, read_pictures
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 
 def _flops(function, *shapes):

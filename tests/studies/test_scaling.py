@@ -24,7 +24,7 @@ from pfcn_jax.studies.benchmark.scaling import (
     scaling_row,
     step_time,
 )
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [*TINY, "--config.optim.name=sgd"]

@@ -17,7 +17,7 @@ from pfcn_jax.training import restore as starting
 from pfcn_jax.training import trainer as train_verb
 from pfcn_jax.training.monitor import make_report
 from pfcn_jax.training.trainer import Trainer
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 RUN = [*TINY, "--config.train.steps=12", "--config.train.checkpoint_every=2", "--config.train.log_every=3"]
 RUN += ["--config.data.train_examples=16"]

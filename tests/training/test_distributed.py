@@ -22,8 +22,8 @@ from pfcn_jax.errors import UserError
 from pfcn_jax.training import distributed
 from pfcn_jax.training.signals import STOPPED
 from pfcn_jax.training.workdir import _boot
-from tests.engine.tiny import TINY
 from tests.ports import free_port
+from tests.support.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORKER = pathlib.Path(__file__).with_name("distributed_worker.py")

@@ -33,7 +33,7 @@ from pfcn_jax.training import trainer as train_verb
 from pfcn_jax.training.monitor import NonFiniteError
 from pfcn_jax.training.signals import STOPPED
 from pfcn_jax.training.workdir import RunLock, check_room
-from tests.engine.disks import fill, make_read_only, mounted
+from tests.support.disks import fill, make_read_only, mounted
 from tests.training.fake_training import (  # noqa: F401  (fixtures)
     RUN,
     Fake,

@@ -19,7 +19,7 @@ import pytest
 from pfcn_jax.checkpoints.format import load_stored
 from pfcn_jax.checkpoints.manifest import find_damage
 from pfcn_jax.training.signals import STOPPED
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORKER = pathlib.Path(__file__).with_name("kill_worker.py")

@@ -11,7 +11,7 @@ from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.loading import load_checkpoint
 from tests.data import layout_fixtures as layouts
 from tests.data.fixtures import write_tiny_coco
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,7 +14,7 @@ from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.optim import state as state_lib
 from pfcn_jax.optim.state import split_batch
 from pfcn_jax.steps import batch_counts, loss_fn, train_step
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 SGD = ["--config.optim.name=sgd", "--config.optim.learning_rate=0.05", "--config.train.steps=100"]
 

@@ -26,7 +26,7 @@ from pfcn_jax.training import trainer as train_verb
 from pfcn_jax.training.signals import STOPPED
 from pfcn_jax.training.trainer import Trainer
 from pfcn_jax.utils.stderr import say
-from tests.engine.disks import fill, mounted
+from tests.support.disks import fill, mounted
 from tests.training.fake_training import (  # noqa: F401  (fixtures)
     RUN,
     Fake,

@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from pfcn_jax.training.telemetry import MetricsWriter, StepTimer
-from tests.engine.disks import fill, mounted
+from tests.support.disks import fill, mounted
 
 
 def _lines(workdir: pathlib.Path) -> list[dict]:

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.commands.browse import draw_regions, picture_targets
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.data.inputs import open_training, train_pipeline
-from pfcn_jax.engine.browse import draw_regions, picture_targets
 from pfcn_jax.optim.state import build_model
 from pfcn_jax.steps import batch_targets, picture_extent
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 
 def test_a_sheet_of_labels_and_targets(tmp_path, capsys):

@@ -11,16 +11,16 @@ import pytest
 
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.loading import load_checkpoint, start_from
+from pfcn_jax.commands import convert as convert_lib
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.datasets.scenes import class_table
-from pfcn_jax.engine import convert as convert_lib
 from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_tensors
 from pfcn_jax.interop.writer import write_state_dict
 from pfcn_jax.optim.state import abstract_variables, build_model
-from tests.engine.tiny import TINY
+from tests.support.tiny import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 NARROW = ["backbone_width=8", "fpn_channels=32", "head_channels=32", "kernel_channels=32", "encoder_channels=8"]
