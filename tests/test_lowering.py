@@ -21,7 +21,7 @@ from pfcn_jax.optim import state as state_lib
 from pfcn_jax.steps import train_step
 from pfcn_jax.types import Batch, SegmentTable
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),

@@ -166,7 +166,9 @@ def test_no_source_ever_loads_tensorflow(places):
     listed = [(name, str(root), split) for name, root, split in places.values() if name != "scenes"]
     code = (
         "import sys; from pfcn_jax.data.sources import open_source\n"
-        "from pfcn_jax.engine import browse, evaluate, predict, train, validate_data\n"
+        "from pfcn_jax.commands import browse, predict, validate_data\n"
+        "from pfcn_jax.evaluation import evaluate\n"
+        "from pfcn_jax.training import trainer\n"
         f"for name, root, split in {listed!r}: open_source(name, root, split)[0]\n"
         "sys.exit(sum(name.split('.')[0] in ('tensorflow', 'torch') for name in sys.modules))"
     )

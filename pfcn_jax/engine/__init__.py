@@ -1,1 +1,0 @@
-"""The only composer: configuration, steps and the programs behind each verb."""
