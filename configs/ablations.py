@@ -8,7 +8,7 @@ Published: docs/ablations.md, beside what the small schedule on scenes gives.
 """
 
 from configs import panoptic_fcn_r50, quickstart
-from pfcn_jax.studies.ablation.tables import find_row
+from pfcn_jax.studies.ablate.tables import find_row
 
 
 def get_config(name: str = "coco"):

@@ -9,3 +9,15 @@ class UserError(ValueError):
 
 class TryAgain(UserError):
     """Nothing to mend: the same command may succeed later."""
+
+
+class ConfigError(UserError):
+    """A config that cannot be used; the message names the key and the way out."""
+
+
+# EX_TEMPFAIL of sysexits.h: stopped on request, everything is on disk, the same command goes on.
+STOPPED = 75
+
+
+class Stopped(Exception):
+    """A run that has stopped on request; the message is for the user."""

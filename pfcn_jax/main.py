@@ -1,6 +1,6 @@
 """The front door: `python -m pfcn_jax.main [verb] --config configs/X.py [--config.key=value ...] [flags]`.
 
-Every verb is one module with `add_flags(parser)` and `main(args) -> exit status`. Without a verb: train.
+Without a verb: train.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import argparse
 import importlib
 import sys
 
-from pfcn_jax.errors import TryAgain, UserError
-from pfcn_jax.training.signals import STOPPED, Stopped
+from pfcn_jax.errors import STOPPED, Stopped, TryAgain, UserError
 from pfcn_jax.utils.stderr import leave, say
 
 VERBS = {
@@ -32,25 +31,15 @@ VERBS = {
     "benchmark": "time, memory and efficiency of each part, beside a matrix product measured in the same run",
     "parity": "check every tensor of a reference data directory",
 }
-MODULES = {
-    "train": "pfcn_jax.training.trainer",
-    "evaluate": "pfcn_jax.evaluation.evaluate",
-    "predict": "pfcn_jax.commands.predict",
-    "bulk": "pfcn_jax.apps.bulk.command",
-    "explain": "pfcn_jax.apps.explain.command",
-    "demo": "pfcn_jax.apps.demo.command",
-    "inspect": "pfcn_jax.commands.inspect",
-    "validate-data": "pfcn_jax.commands.validate_data",
-    "browse": "pfcn_jax.commands.browse",
-    "prepare": "pfcn_jax.commands.prepare",
-    "curves": "pfcn_jax.evaluation.curves",
-    "convert": "pfcn_jax.commands.convert",
-    "ablate": "pfcn_jax.studies.ablation.command",
-    "card": "pfcn_jax.evaluation.card",
-    "export": "pfcn_jax.export.writing",
-    "benchmark": "pfcn_jax.studies.benchmark.command",
-    "parity": "pfcn_jax.studies.parity.command",
-}
+ROOMS = {"apps": ("bulk", "demo", "explain"), "studies": ("ablate", "benchmark", "parity")}  # others: commands/
+
+
+def module_of(verb: str) -> str:
+    """The module with the verb's `add_flags(parser)` and `main(args) -> exit status`."""
+    for room, verbs in ROOMS.items():
+        if verb in verbs:
+            return f"pfcn_jax.{room}.{verb}.command"
+    return f"pfcn_jax.commands.{verb.replace('-', '_')}"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -71,7 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"unknown verb '{verb}' (known: {', '.join(VERBS)})")
     rest = argv[1:] if verb else argv
     verb = verb or "train"
-    module = importlib.import_module(MODULES[verb])
+    module = importlib.import_module(module_of(verb))
     flags = argparse.ArgumentParser(
         prog=f"python -m pfcn_jax.main {verb}", description=module.__doc__, allow_abbrev=False
     )

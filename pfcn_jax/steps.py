@@ -21,15 +21,17 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
-from pfcn_jax.config.schema import Config, InferenceConfig, LossConfig, TargetsConfig, TTAConfig
+from pfcn_jax.config.schema import Config
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.rules import stop_frozen, update_average
-from pfcn_jax.optim.state import TrainState, split_batch
+from pfcn_jax.optim.state import TrainState
 from pfcn_jax.panoptic.guidance import guide_things, pool_stuff
 from pfcn_jax.panoptic.losses import LossSums, combine, loss_sums, target_counts
+from pfcn_jax.panoptic.options import LossOptions, PredictOptions, TargetOptions, TTAOptions
 from pfcn_jax.panoptic.predict import Prediction, predict_image
 from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.panoptic.views import View, make_view
+from pfcn_jax.parallel.sharding import split_batch
 from pfcn_jax.types import STRIDES, Batch, DenseOutputs, round_up
 
 PyTree = Any
@@ -102,7 +104,7 @@ def batch_targets(
     batch: Batch,
     extent: Array,
     model: PanopticFCN,
-    config: TargetsConfig,
+    config: TargetOptions,
     mesh: Mesh | None,
     keep: Callable[[Targets], PyTree] = lambda targets: targets,
 ) -> PyTree:
@@ -133,7 +135,7 @@ def batch_targets(
 
 
 def batch_losses(
-    variables: PyTree, dense: DenseOutputs, targets: Targets, model: PanopticFCN, config: LossConfig, mesh: Mesh | None
+    variables: PyTree, dense: DenseOutputs, targets: Targets, model: PanopticFCN, config: LossOptions, mesh: Mesh | None
 ) -> LossSums:
     """The sums of every picture `[B]`: guide the kernels by the targets, embed, convolve, compare."""
 
@@ -275,7 +277,7 @@ def _all_finite(tree: PyTree) -> Array:
 
 
 def generate_views(
-    variables: PyTree, image: Array, size: Array, model: PanopticFCN, tta: TTAConfig | None, mesh: Mesh | None
+    variables: PyTree, image: Array, size: Array, model: PanopticFCN, tta: TTAOptions | None, mesh: Mesh | None
 ) -> tuple[tuple[DenseOutputs, View], ...]:
     """The network on further views of a batch (test-time augmentation): other scales, and mirror images of all."""
     if tta is None:
@@ -325,9 +327,9 @@ def predict_step(
     original_size: Int[Array, "B 2"],
     *,
     model: PanopticFCN,
-    config: InferenceConfig,
+    config: PredictOptions,
     output_shape: tuple[int, int],
-    tta: TTAConfig | None = None,
+    tta: TTAOptions | None = None,
     mesh: Mesh | None = None,
     with_thing_masks: bool = False,
     with_semantic_map: bool = False,

@@ -90,7 +90,7 @@ def anchors(path: pathlib.Path) -> set[str]:
 @functools.cache
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """The flags of a verb."""
-    module = importlib.import_module(front_door.MODULES[verb])
+    module = importlib.import_module(front_door.module_of(verb))
     parser = argparse.ArgumentParser(prog=verb, allow_abbrev=False)
     module.add_flags(parser)
     return parser

@@ -25,7 +25,7 @@ from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.writer import write_state_dict
-from pfcn_jax.optim.state import abstract_variables, build_model
+from pfcn_jax.models.build import abstract_variables, build_model
 from tests.data.fixtures import write_tiny_coco
 from tests.documents import PAGES, ROOT, Command, commands
 from tests.support.tiny import QUICK_COMPILER, TINY
@@ -122,7 +122,7 @@ def world(tmp_path_factory) -> pathlib.Path:
     rng = np.random.default_rng(0)
     weights = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
-        abstract_variables(build_model(section, coco_classes())),
+        abstract_variables(build_model(section, *coco_classes().counts)),
     )
     state_dict = from_params(weights, ModelFacts(depth=18, **narrow))
     write_state_dict(root / "model.pth", state_dict)

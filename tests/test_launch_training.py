@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from pfcn_jax import main as front_door
-from pfcn_jax.training.signals import STOPPED
+from pfcn_jax.errors import STOPPED
 from tests.ports import free_port
 from tests.support.tiny import TINY
 

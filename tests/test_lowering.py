@@ -17,8 +17,10 @@ from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.segments import map_type
 from pfcn_jax.export.program import PLATFORMS, Shape, foreign_calls, lower
 from pfcn_jax.export.writing import FIELDS, flatten_shapes, prediction
-from pfcn_jax.optim import state as state_lib
+from pfcn_jax.models.build import abstract_variables, build_model
+from pfcn_jax.optim.state import TrainState
 from pfcn_jax.steps import train_step
+from pfcn_jax.training.state import build_optimizer
 from pfcn_jax.types import Batch, SegmentTable
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,12 +33,12 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def parts():
     config = from_command_line([f"--config={ROOT / 'configs' / 'panoptic_fcn_r50.py'}"])
-    return config, state_lib.build_model(config.model, coco_classes())
+    return config, build_model(config.model, *coco_classes().counts)
 
 
 def test_the_prediction_lowers(parts):
     config, model = parts
-    variables = state_lib.abstract_variables(model)
+    variables = abstract_variables(model)
     loaded = LoadedModel(pathlib.Path("nowhere"), config, coco_classes(), model, variables)
     shape = Shape(2, (800, 1344), (768, 768))
     exported = lower(prediction(loaded, shape.output), flatten_shapes(variables), shape)
@@ -48,12 +50,12 @@ def test_the_prediction_lowers(parts):
 
 def test_the_training_step_lowers(parts):
     config, model = parts
-    optimizer = state_lib.build_optimizer(config, model)
+    optimizer = build_optimizer(config, model)
 
-    def create() -> state_lib.TrainState:
-        variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state_lib.abstract_variables(model))
+    def create() -> TrainState:
+        variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_variables(model))
         params, stats = variables["params"], variables["batch_stats"]
-        return state_lib.TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
     def rows(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((2, *shape), dtype)

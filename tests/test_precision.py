@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from pfcn_jax.config.schema import TTAConfig, from_command_line
+from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.optim.state import abstract_variables, build_model
+from pfcn_jax.models.build import abstract_variables, build_model
+from pfcn_jax.panoptic.options import TTAOptions
 from pfcn_jax.steps import generate, predict_step
 from tests.support.tiny import TINY
 
@@ -24,7 +25,7 @@ DECISIVE = {"reduce_sum", "cumsum", "rsqrt", "sqrt", "logistic", "exp", "div", "
 @pytest.fixture(scope="module")
 def parts():
     config = from_command_line([*TINY, "--config.model.dtype=bfloat16", "--config.model.encoder_deformable=True"])
-    model = build_model(config.model, Scenes("val").classes)
+    model = build_model(config.model, *Scenes("val").classes.counts)
     image = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8)
     size = jax.ShapeDtypeStruct((2, 2), jnp.int32)
     return config, model, abstract_variables(model), image, size
@@ -50,7 +51,7 @@ def test_the_heads_positions_are_float32_and_features_bfloat16(parts):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("tta", [None, TTAConfig(scales=(0.5,), flip=True)])
+@pytest.mark.parametrize("tta", [None, TTAOptions(scales=(0.5,), flip=True)])
 def test_nothing_decisive_is_computed_in_bfloat16(parts, tta):
     config, model, variables, image, size = parts
     step = functools.partial(

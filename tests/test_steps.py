@@ -14,8 +14,10 @@ from jax import export
 from pfcn_jax import steps
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
-from pfcn_jax.optim import state as state_lib
+from pfcn_jax.models.build import build_model
+from pfcn_jax.parallel.sharding import data_mesh, shard_batch
 from pfcn_jax.steps import loss_fn, picture_extent, predict_step, train_step
+from pfcn_jax.training.state import build_optimizer, create_state
 from tests.support.tiny import TINY
 
 SGD = ["--config.optim.name=sgd", "--config.optim.learning_rate=0.01"]
@@ -26,8 +28,17 @@ def parts():
     """Config, model, mesh, state, and an iterator over batches."""
     config = from_command_line([*TINY, *SGD, "--config.train.steps=100", "--config.train.ema_decay=0.3"])
     source = open_split(config.data, "train", 0)
-    model, mesh = state_lib.build_model(config.model, source.classes), state_lib.data_mesh()
-    return config, model, mesh, state_lib.create_state(config, model, mesh), train_pipeline(config, source)
+    model, mesh = (
+        build_model(config.model, *source.classes.counts),
+        data_mesh(),
+    )
+    return (
+        config,
+        model,
+        mesh,
+        create_state(config, model, mesh),
+        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +48,7 @@ def train(parts):
 
 
 def _compiled_train_step(config, model, mesh):
-    optimizer = state_lib.build_optimizer(config, model)
+    optimizer = build_optimizer(config, model)
     return jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, config=config, mesh=mesh))
 
 
@@ -58,7 +69,7 @@ def test_twenty_mixed_batches_compile_once(parts, train):
             size = np.array([[64, 64 - 2 * number], [40 + number, 64]], np.int32)
             segments = dataclasses.replace(batch.segments, valid=batch.segments.valid & (number % 5 != 4))
             batch = dataclasses.replace(batch, size=size, segments=segments, original_size=size + number)
-            placed = state_lib.put_batch(batch, mesh)
+            placed = shard_batch(batch, mesh)
             state, scalars = step(state, placed)
             losses.append(float(scalars["loss"]))
             predict(state.variables, placed.image, placed.size, placed.original_size)
@@ -91,7 +102,7 @@ def test_the_finite_check_is_computed_once_and_not_in_the_update_of_every_leaf()
 def test_both_programs_lower_for_every_platform(parts, train):
     """And hold nothing that only one has, that calls the host, or whose shape is not known."""
     config, model, mesh, state, pipeline = parts
-    batch = state_lib.put_batch(next(iter(pipeline)), mesh)
+    batch = shard_batch(next(iter(pipeline)), mesh)
     arrays = (state.variables, batch.image, batch.size, batch.original_size)
     platforms = ("cpu", "cuda", "tpu")
     for step, arguments in ((train, (state, batch)), (_predict(config, model, mesh), arrays)):
@@ -110,7 +121,7 @@ def test_averaged_weights_follow_a_loop_in_numpy(parts, train):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.average), expected)
     with iter(pipeline) as batches:
         for number in range(4):
-            state, _ = train(state, state_lib.put_batch(next(batches), mesh))
+            state, _ = train(state, shard_batch(next(batches), mesh))
             keep = min(0.3, (1 + number) / (10 + number))  # 0.1, 0.18, 0.25, 0.3: the warm-up, then the decay itself
             expected = jax.tree.map(lambda a, p, d=keep: d * a + (1 - d) * np.asarray(p), expected, state.params)
     average = jax.device_get(state.average)
@@ -124,12 +135,12 @@ def test_averaged_weights_follow_a_loop_in_numpy(parts, train):
 def test_two_devices_give_the_loss_and_gradients_of_one(parts):
     config, model, mesh, state, pipeline = parts
     batch = next(iter(pipeline))
-    alone = state_lib.data_mesh().devices.reshape(-1)[:1]
+    alone = data_mesh().devices.reshape(-1)[:1]
     single = jax.sharding.Mesh(alone, ("data",))
     results = []
     for each in (mesh, single, None):
         gradient = jax.jit(jax.grad(functools.partial(loss_fn, model=model, config=config, mesh=each), has_aux=True))
-        placed = batch if each is None else state_lib.put_batch(batch, each)
+        placed = batch if each is None else shard_batch(batch, each)
         params, stats = jax.device_get((state.params, state.batch_stats))
         results.append(jax.device_get(gradient(params, stats, placed)))
     for gradients, scalars in results[1:]:
@@ -145,9 +156,7 @@ def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monk
     config, model, mesh, state, pipeline = parts
     batch = next(iter(pipeline))
     few = batch.segments.valid & (np.arange(batch.segments.valid.shape[1]) < np.array([[2], [64]]))
-    batch = state_lib.put_batch(
-        dataclasses.replace(batch, segments=dataclasses.replace(batch.segments, valid=few)), mesh
-    )
+    batch = shard_batch(dataclasses.replace(batch, segments=dataclasses.replace(batch.segments, valid=few)), mesh)
 
     def differentiate(on_gpu):
         monkeypatch.setattr(steps, "_on_gpu", lambda mesh: on_gpu)
@@ -184,4 +193,4 @@ def test_the_mesh_holds_the_devices_process_by_process(monkeypatch):
     devices = jax.devices()
     assert len(devices) > 1
     monkeypatch.setattr(jax, "devices", lambda: devices[::-1])
-    assert state_lib.data_mesh().devices.tolist() == devices
+    assert data_mesh().devices.tolist() == devices

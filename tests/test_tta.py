@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from jax import export
 
-from pfcn_jax.config.schema import ConfigError, InferenceConfig, TTAConfig, from_command_line
+from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.transforms import resize_image, resized_size
+from pfcn_jax.errors import ConfigError
+from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.models.panoptic_fcn import init_variables
-from pfcn_jax.optim.state import abstract_variables, build_model
+from pfcn_jax.panoptic.options import PredictOptions, TTAOptions
 from pfcn_jax.steps import predict_step
 from pfcn_jax.studies.parity.network import load_model
 from pfcn_jax.types import PanopticPrediction
@@ -27,7 +29,7 @@ from tests.support.tiny import TINY
 @pytest.fixture(scope="module")
 def parts():
     config = from_command_line([*TINY, "--config.inference.mask_threshold=0.5", "--config.inference.min_stuff_area=16"])
-    return config, build_model(config.model, Scenes("val").classes)
+    return config, build_model(config.model, *Scenes("val").classes.counts)
 
 
 @pytest.mark.slow
@@ -39,7 +41,7 @@ def test_mirrored_pictures_get_mirrored_segments(parts):
         variables["params"][name]["kernel"] = 300.0 * variables["params"][name]["kernel"]
     step = jax.jit(
         functools.partial(
-            predict_step, model=model, config=config.inference, output_shape=(64, 64), tta=TTAConfig(flip=True)
+            predict_step, model=model, config=config.inference, output_shape=(64, 64), tta=TTAOptions(flip=True)
         )
     )
     image = np.stack([Scenes("val", size=(64, 64))[index].image for index in range(2)])
@@ -70,8 +72,8 @@ def test_a_mirrored_photo_gets_the_mirrored_segments(reference_dir, pictures_dir
     for row, photo in enumerate(photos):
         image[0, row, : photo.shape[0], : photo.shape[1]] = photo
         image[1, row, : photo.shape[0], : photo.shape[1]] = photo[:, ::-1]
-    tta = TTAConfig(scales=(0.75,), flip=True)
-    config = dataclasses.replace(InferenceConfig(), center_threshold=0.2, stuff_threshold=0.1, min_stuff_area=64)
+    tta = TTAOptions(scales=(0.75,), flip=True)
+    config = dataclasses.replace(PredictOptions(), center_threshold=0.2, stuff_threshold=0.1, min_stuff_area=64)
     step = jax.jit(functools.partial(predict_step, model=model, config=config, output_shape=(96, 160), tta=tta))
     ours, theirs = (jax.device_get(step(variables, pixels, size, size).panoptic) for pixels in image)
     plain = jax.jit(functools.partial(predict_step, model=model, config=config, output_shape=(96, 160)))
@@ -93,7 +95,7 @@ def _classes_of(panoptic: PanopticPrediction, row: int) -> np.ndarray:
 @pytest.mark.slow
 def test_lowers_for_every_platform(parts):
     config, model = parts
-    tta = TTAConfig(scales=(0.5, 1.5), flip=True)
+    tta = TTAOptions(scales=(0.5, 1.5), flip=True)
     step = functools.partial(predict_step, model=model, config=config.inference, output_shape=(96, 96), tta=tta)
     image, size = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     exported = export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(

@@ -19,14 +19,14 @@ from pfcn_jax.checkpoints.format import (
     load_model,
     load_stored,
 )
-from pfcn_jax.config.schema import Config, ConfigError, from_command_line, from_dict
+from pfcn_jax.config.schema import Config, from_command_line, from_dict
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.errors import UserError
+from pfcn_jax.errors import ConfigError, UserError
 from pfcn_jax.interop.convert import Converted, merge_backbone, merge_model
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_weights
+from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.optim.state import abstract_variables, build_model
 
 HOW_NOT_WHAT = ("dtype", "remat")  # of the model section: how the network computes, not what
 BACKBONE, WHOLE_MODEL = "backbone", "model"  # meta["kind"]; checkpoints of training have none: whole models
@@ -58,7 +58,7 @@ def load_checkpoint(path: pathlib.Path, *, best: bool = True) -> LoadedModel:
         raise CheckpointError(f"{checkpoint}: a backbone alone; start training from it with config.train.init_from")
     config = from_dict(meta["config"])
     classes = ClassTable.from_json(meta["classes"])
-    model = build_model(config.model, classes)
+    model = build_model(config.model, *classes.counts)
     variables = load_model(checkpoint, abstract_variables(model))
     return LoadedModel(checkpoint, config, classes, model, variables)
 
@@ -77,7 +77,7 @@ def load_safetensors(path: pathlib.Path) -> LoadedModel:
         raise CheckpointError(f"{path}: not written by `export`; bring other people's weights by `convert --input`")
     meta = json.loads(str(stored.metadata["meta"]))
     config, classes = from_dict(meta["config"]), ClassTable.from_json(meta["classes"])
-    model = build_model(config.model, classes)
+    model = build_model(config.model, *classes.counts)
     wanted = traverse_util.flatten_dict(abstract_variables(model), sep="/")
     wrong = sorted(wanted.keys() ^ stored.tensors.keys())
     wrong += [name for name, leaf in wanted.items() if name not in wrong and stored.tensors[name].shape != leaf.shape]
@@ -107,7 +107,7 @@ def load_with_config(path: pathlib.Path, config_argv: list[str], *, best: bool =
                 f"config.model.{field.name}: {wanted!r}, but {loaded.path} was trained with {made!r}; leave it out (of "
                 f"the network only {' and '.join(HOW_NOT_WHAT)} can change after training)"
             )
-    model = loaded.model if config.model == loaded.config.model else build_model(config.model, loaded.classes)
+    model = loaded.model if config.model == loaded.config.model else build_model(config.model, *loaded.classes.counts)
     return dataclasses.replace(loaded, config=config, model=model)
 
 

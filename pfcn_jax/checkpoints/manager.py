@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from pfcn_jax.checkpoints.format import FORMAT, SCORE, CheckpointError, Handler, Items, read_score
 from pfcn_jax.checkpoints.manifest import find_damage
-from pfcn_jax.evaluation.tables import write_json
+from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.stderr import say
 
 PyTree = Any

@@ -13,7 +13,7 @@ import pathlib
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from pfcn_jax.config.schema import Config, from_command_line
@@ -25,8 +25,8 @@ from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.steps import level_shapes, picture_extent
 from pfcn_jax.types import LEVELS, STRIDES, Batch
 from pfcn_jax.viz import contact_sheet, heatmap, overlay
+from pfcn_jax.viz.regions import draw_regions
 
-_ANY_THING = (255, 255, 255)  # colour of region channel 0
 _CELL = (240, 320)
 _COLUMNS = 1 + len(LEVELS)
 
@@ -75,7 +75,7 @@ def target_sheet(config: Config, source: Source, count: int) -> UInt8[np.ndarray
     titles: list[str] = []
     here = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))  # a few batches: no processes
     cells = 2 * _COLUMNS
-    with iter(train_pipeline(here, source)) as batches:
+    with iter(train_pipeline(here.data, source, batch_size=here.train.batch_size, seed=here.seed)) as batches:
         while len(titles) < cells * count:
             batch = next(batches)
             for row in np.flatnonzero(batch.valid)[: count - len(titles) // cells].tolist():
@@ -127,25 +127,6 @@ def _compiled(num_things: int, num_stuff: int, thing_regions: int, canvas: tuple
             min_overlap=config.targets.min_overlap,
         )
     )
-
-
-def draw_regions(
-    score: Float[np.ndarray, "hl wl C"], image: UInt8[np.ndarray, "h w 3"], stride: int, classes: ClassTable
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The strongest region of every position as a square in its class's colour; nothing where no region is.
-
-    The picture is darkened; white is "any thing" (channel 0, where the region head does not tell things apart).
-    """
-    palette = classes.palette.astype(np.float32)
-    if score.shape[-1] < len(classes):
-        palette = np.concatenate([[_ANY_THING], classes.palette[classes.num_things :]]).astype(np.float32)
-    height, width = image.shape[:2]
-
-    def enlarge(values: np.ndarray) -> np.ndarray:
-        return values.repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
-
-    color, opacity = enlarge(palette[score.argmax(axis=-1)]), 0.8 * enlarge(score.max(axis=-1))[..., None]
-    return np.rint((1.0 - opacity) * 0.4 * image + opacity * color).astype(np.uint8)
 
 
 def _draw(classes: ClassTable, image: np.ndarray, segment_map: np.ndarray, class_id: np.ndarray) -> np.ndarray:

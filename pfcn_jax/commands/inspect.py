@@ -14,7 +14,7 @@ from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.config.schema import config_hash, from_command_line, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.inputs import open_training, train_pipeline
-from pfcn_jax.optim.state import abstract_variables, build_model
+from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.types import Batch
 
 _DEPTH = 2  # the table sums parameters below backbone/res2_0, position_head/conv1, ...
@@ -37,13 +37,13 @@ def main(args: argparse.Namespace) -> int:
     print(to_json(config))
     print(f"config hash {config_hash(config)}\n")
     print(f"{classes.num_things} things and {classes.num_stuff} stuff classes: {', '.join(classes.names)}\n")
-    variables = abstract_variables(build_model(config.model, classes))
+    variables = abstract_variables(build_model(config.model, *classes.counts))
     print(parameter_table(variables["params"], args.depth))
     if variables["batch_stats"]:
         print(f"frozen statistics: {_count(variables['batch_stats']):,}")
     if not args.no_batch:
         source = source or open_training(config.data)
-        with iter(train_pipeline(config, source)) as batches:
+        with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
             print("\n" + describe_batch(next(batches), classes))
     return 0
 

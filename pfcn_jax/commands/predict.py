@@ -20,14 +20,14 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import read_index
 from pfcn_jax.data.sources import DataError
 from pfcn_jax.errors import UserError
-from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.inference.class_counts import ClassCounts
 from pfcn_jax.inference.input_files import Input, find_inputs, read_ahead
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result
 from pfcn_jax.inference.video import FrameOutputs, Frames, segment_video
-from pfcn_jax.optim.state import data_mesh
-from pfcn_jax.training.telemetry import ProgressDisplay
+from pfcn_jax.parallel.sharding import data_mesh
+from pfcn_jax.utils.atomic import write_json
+from pfcn_jax.utils.progress import ProgressDisplay
 
 _CAMERA_FRAMES = 100
 _ACCELERATOR_BATCH = 8

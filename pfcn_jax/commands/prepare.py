@@ -28,7 +28,7 @@ from pfcn_jax.data.importers.labels import (
 )
 from pfcn_jax.data.sources import DataError
 from pfcn_jax.errors import UserError
-from pfcn_jax.training.telemetry import ProgressDisplay
+from pfcn_jax.utils.progress import ProgressDisplay
 
 _SPLITS = ("train2017=train", "val2017=validation")
 

@@ -24,8 +24,8 @@ from pfcn_jax.data.inputs import evaluation_recipe, find_split, open_split, trai
 from pfcn_jax.data.lint import Declared, lint
 from pfcn_jax.data.sources import DataError, Source, list_splits
 from pfcn_jax.data.validate import KINDS, WARNING, ExampleReport, Finding, Limits, check_canvases, check_example
-from pfcn_jax.evaluation.tables import write_json
-from pfcn_jax.training.telemetry import ProgressDisplay
+from pfcn_jax.utils.atomic import write_json
+from pfcn_jax.utils.progress import ProgressDisplay
 
 _SHOWN, _KEPT = 5, 1000  # findings of a kind in the text and in the JSON
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from pfcn_jax.errors import UserError
+from pfcn_jax.errors import ConfigError
 from pfcn_jax.models.backbones.resnet import BACKBONES, BASIC_DEPTHS
 
 if TYPE_CHECKING:  # the schema itself runs these checks
-    from pfcn_jax.config.schema import Config, DataConfig, ModelConfig
-
-
-class ConfigError(UserError):
-    """A config that cannot be used; the message names the key and the way out."""
+    from pfcn_jax.config.schema import Config
+    from pfcn_jax.data.options import DataOptions
+    from pfcn_jax.models.options import ModelOptions
 
 
 # The least value -> keys that may have it.
@@ -86,7 +84,7 @@ def _check_levels(ranges: tuple[tuple[float, float], ...]) -> None:
             raise ConfigError(f"config.targets.level_ranges: expected 0 <= low <= high, got {(low, high)}")
 
 
-def _check_model(model: ModelConfig) -> None:
+def _check_model(model: ModelOptions) -> None:
     if model.freeze_at > 5:
         raise ConfigError(f"config.model.freeze_at: from 0 (nothing) to 5 (all of the backbone), got {model.freeze_at}")
     if not set(model.deformable_stages) <= {2, 3, 4, 5}:
@@ -97,7 +95,7 @@ def _check_model(model: ModelConfig) -> None:
         raise ConfigError(f"config.model.pixel_std: each must be above 0, got {model.pixel_std}")
 
 
-def _check_data(data: DataConfig) -> None:
+def _check_data(data: DataOptions) -> None:
     for section, name in ((data.canvases, "canvases"), (data.eval_canvases, "eval_canvases")):
         if not section:
             raise ConfigError(f"config.data.{name}: needs at least one canvas")

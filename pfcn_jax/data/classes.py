@@ -75,6 +75,11 @@ class ClassTable:
         return len(self.names) - self.num_things
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """(number of thing classes, number of stuff classes)."""
+        return self.num_things, self.num_stuff
+
+    @property
     def class_of_category(self) -> dict[int, int]:
         """The dataset's category id -> contiguous class id."""
         return {category: index for index, category in enumerate(self.category_ids)}

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Int32
 
-from pfcn_jax.config.schema import Config, DataConfig
 from pfcn_jax.data.augment import LargeScaleJitter, Recipe, ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.data.sources import CachedExamples, DataError, FirstExamples, Source, list_splits, open_source
+from pfcn_jax.utils.stderr import say
 
 
-def open_split(config: DataConfig, split: str, examples: int) -> Source:
+def open_split(config: DataOptions, split: str, examples: int) -> Source:
     """A split of the configured data set; `examples` > 0 takes only its first ones."""
     options = {"size": config.scene_size} if config.source == "scenes" else {}
     root = "" if config.source == "scenes" else config.root
@@ -27,12 +26,14 @@ def open_split(config: DataConfig, split: str, examples: int) -> Source:
     return CachedExamples(source) if config.cache else source
 
 
-def open_training(config: DataConfig) -> Source:
+def open_training(config: DataOptions) -> Source:
     """The split to learn from: the configured one, or the one in the data directory that is named `train...`."""
     return open_split(config, config.train_split or find_split(config, "train"), config.train_examples)
 
 
-def open_evaluation(config: DataConfig, examples: int, *, split: str = "", classes: ClassTable | None = None) -> Source:
+def open_evaluation(
+    config: DataOptions, examples: int, *, split: str = "", classes: ClassTable | None = None
+) -> Source:
     """The split to score: the given one, the configured one, or the one in the data directory named `val...`.
 
     Args:
@@ -52,7 +53,7 @@ def open_evaluation(config: DataConfig, examples: int, *, split: str = "", class
     return source
 
 
-def find_split(config: DataConfig, kind: str) -> str:
+def find_split(config: DataOptions, kind: str) -> str:
     """The one split whose name starts with `kind`; a data set with a single split is used for both."""
     splits = list_splits(config.source, config.root)
     found = [split for split in splits if split.startswith(kind)]
@@ -71,11 +72,10 @@ def find_split(config: DataConfig, kind: str) -> str:
 
 @functools.cache
 def _say_once(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, file=sys.stderr)
+    say(text)
 
 
-def training_recipe(config: DataConfig, classes: ClassTable) -> Recipe:
+def training_recipe(config: DataOptions, classes: ClassTable) -> Recipe:
     """What training does to a picture: the original's choice of short sides, or large-scale jitter."""
     window = config.crop if config.crop != (0, 0) else None
     instances = classes.is_thing if config.crop_with_instance else None
@@ -97,43 +97,46 @@ def training_recipe(config: DataConfig, classes: ClassTable) -> Recipe:
     )
 
 
-def evaluation_recipe(config: DataConfig) -> Recipe:
+def evaluation_recipe(config: DataOptions) -> Recipe:
     """What evaluation does to a picture."""
     return ResizeShortSide(short_sides=(config.eval_short_side,), max_long_side=config.eval_max_long_side)
 
 
-def train_pipeline(config: Config, source: Source) -> Pipeline:
-    """Endless shuffled batches; this process reads its own rows only."""
-    data = config.data
+def train_pipeline(
+    data: DataOptions, source: Source, *, batch_size: int, seed: int, process: tuple[int, int] = (0, 1)
+) -> Pipeline:
+    """Endless shuffled batches of `batch_size` images over all processes.
+
+    Args:
+      process: (index, number) of this process: it reads its own rows of a batch only.
+    """
     recipe = training_recipe(data, source.classes)
     return Pipeline(
         source,
         recipe,
-        batch_size=config.train.batch_size,
+        batch_size=batch_size,
         canvases=data.canvases,
         max_segments=data.max_segments,
         shuffle=True,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        seed=seed,
+        process_index=process[0],
+        process_count=process[1],
         workers=data.workers,
         max_broken=data.max_broken if data.on_broken == "skip" else None,
     )
 
 
-def eval_pipeline(config: Config, source: Source) -> Pipeline:
-    """Every picture once; the last batch of each canvas is filled up. The batch is `train.eval_batch_size` rounded up
-    to a multiple of the devices: a result does not depend on it."""
-    data, devices = config.data, jax.device_count()
+def eval_pipeline(data: DataOptions, source: Source, *, batch_size: int, process: tuple[int, int] = (0, 1)) -> Pipeline:
+    """Every image once; the last batch of each canvas is padded. Results do not depend on `batch_size`."""
     return Pipeline(
         source,
         evaluation_recipe(data),
-        batch_size=-(-config.train.eval_batch_size // devices) * devices,
+        batch_size=batch_size,
         canvases=data.eval_canvases,
         max_segments=data.max_segments,
         shuffle=False,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=process[0],
+        process_count=process[1],
         workers=data.workers,
     )
 

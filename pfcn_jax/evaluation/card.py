@@ -1,12 +1,7 @@
-"""`card`: a checkpoint's model card in Markdown: what it is, what it was trained on, how it scores, what it cannot do.
-
-Everything comes from the checkpoint itself and from the evaluation that lies beside it. The same checkpoint gives the
-same card, byte by byte: no date, no path of the machine.
-"""
+"""The model card of a checkpoint in Markdown: training data, scores, limits."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import pathlib
@@ -15,35 +10,15 @@ from typing import Any
 
 import jax
 
-from pfcn_jax.checkpoints.format import CheckpointError, find_checkpoint, load_meta
+from pfcn_jax.checkpoints.format import CheckpointError
 from pfcn_jax.checkpoints.loading import BACKBONE, WHOLE_MODEL
 from pfcn_jax.config.schema import Config, config_hash, from_dict
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.errors import UserError
-from pfcn_jax.evaluation.tables import write_text
-from pfcn_jax.optim.state import abstract_variables, build_model
+from pfcn_jax.models.build import abstract_variables, build_model
 
 _GROUPS = ("All", "Things", "Stuff")
 _SHOWN_CLASSES = 40  # of the table of PQ by class; a card is one page
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint or a working directory of `train`")
-    parser.add_argument("--output", required=True, help="the Markdown file to write")
-    parser.add_argument(
-        "--scores", help="JSON of `evaluate --output` (default: evaluation.json beside the last checkpoint of a run)"
-    )
-
-
-def main(args: argparse.Namespace) -> int:
-    if args.config_argv:
-        raise UserError(f"{args.config_argv[0]}: a card describes a checkpoint as it is; it takes no config")
-    checkpoint = find_checkpoint(pathlib.Path(args.checkpoint), best=True)
-    meta = load_meta(checkpoint)
-    scores, note = find_scores(checkpoint, meta, args.scores)
-    write_text(args.output, make_card(meta, scores, note))
-    print(f"{args.output}: the card of {checkpoint}")
-    return 0
 
 
 def find_scores(checkpoint: pathlib.Path, meta: dict[str, Any], given: str | None) -> tuple[dict[str, Any] | None, str]:
@@ -126,7 +101,7 @@ def _origin(meta: dict[str, Any]) -> str:
 
 
 def _parameters(config: Config, classes: ClassTable) -> list[tuple[str, str]]:
-    params = abstract_variables(build_model(config.model, classes))["params"]
+    params = abstract_variables(build_model(config.model, *classes.counts))["params"]
     counts = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     total = sum(counts.values())
     rows = [(f"`{name}`", f"{count:,}") for name, count in sorted(counts.items())]

@@ -1,8 +1,7 @@
-"""`curves`: losses, learning rate and PQ of one or more runs as one picture, from their `metrics.jsonl`."""
+"""Losses, learning rate and PQ of one or more runs as one image, from their `metrics.jsonl`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 from collections.abc import Sequence
@@ -68,20 +67,3 @@ def draw(runs: Sequence[tuple[str, Series]], output: pathlib.Path) -> None:
 def _line(axes: Any, series: Series, key: str, label: str, style: str = "-", marker: str = "") -> None:
     if key in series:
         axes.plot(*series[key], style, label=label, linewidth=1.2, marker=marker, markersize=4)
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="working directories of training runs")
-    parser.add_argument("--output", required=True, help="the picture to write (.png, .svg or .pdf)")
-
-
-def main(args: argparse.Namespace) -> int:
-    if args.config_argv:
-        raise UserError("curves takes no config: it draws what the runs have written")
-    output = pathlib.Path(args.output)
-    if output.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--output {output}: must end in .png, .svg or .pdf")
-    runs = [(pathlib.Path(workdir).name, read_metrics(pathlib.Path(workdir))) for workdir in args.workdirs]
-    draw(runs, output)
-    print(f"{output}: {len(runs)} run(s)")
-    return 0

@@ -1,15 +1,12 @@
-"""`evaluate`: PQ, AP and mIoU of a checkpoint over a data set, or PQ of anybody's panoptic predictions."""
+"""Evaluation of a model over a data set: PQ, AP and mIoU."""
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import json
 import os
-import pathlib
 import threading
 import time
 from collections.abc import Callable
@@ -20,27 +17,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.config.schema import Config, InferenceConfig, TTAConfig
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.inputs import eval_pipeline, open_evaluation, output_shape
+from pfcn_jax.data.inputs import eval_pipeline, output_shape
 from pfcn_jax.data.sources import Example, Source
-from pfcn_jax.errors import UserError
-from pfcn_jax.evaluation.html_report import ReportCollector
-from pfcn_jax.evaluation.tables import format_table, write_json
 from pfcn_jax.metrics.ap import APResult, InstanceRecords, ap_result, encode_packed_masks
 from pfcn_jax.metrics.miou import SemanticCounts, SemanticResult, semantic_counts, semantic_map, semantic_result
-from pfcn_jax.metrics.panoptic_files import pq_of_files
 from pfcn_jax.metrics.pq import PQCounts, PQResult, pq_counts, pq_result
 from pfcn_jax.metrics.transport import pack, unpack
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.optim.state import data_mesh, put_batch, put_replicated
-from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.panoptic.options import PredictOptions, TTAOptions
+from pfcn_jax.panoptic.predict import Prediction, crop_prediction
+from pfcn_jax.parallel.prefetch import DevicePrefetch
+from pfcn_jax.parallel.sharding import local_row, replicate, shard_batch, this_process, whole_rows
 from pfcn_jax.steps import predict_step
-from pfcn_jax.training import distributed
-from pfcn_jax.training.prefetch import DevicePrefetch
-from pfcn_jax.training.telemetry import ProgressDisplay
 from pfcn_jax.types import Batch
+from pfcn_jax.utils.progress import ProgressDisplay
 
 PyTree = Any
 OnPicture = Callable[[Example, Prediction], None]
@@ -130,7 +122,7 @@ class Scores:
 
 @functools.lru_cache(maxsize=4)
 def _compiled_step(
-    model: PanopticFCN, inference: InferenceConfig, tta: TTAConfig, mesh: Mesh, detailed: bool
+    model: PanopticFCN, inference: PredictOptions, tta: TTAOptions, mesh: Mesh, detailed: bool
 ) -> Callable[..., Prediction]:
     """The prediction program; the same object for each evaluation of a run, so that it is compiled once."""
     step = functools.partial(
@@ -163,8 +155,10 @@ def evaluate_model(
       on_picture: called with each example and its prediction (cropped, NumPy), on the host that read it.
     """
     begin = time.monotonic()
-    variables = put_replicated(variables, mesh)  # a loaded checkpoint lies on one device
-    pipeline = eval_pipeline(config, source)
+    variables = replicate(variables, mesh)  # a loaded checkpoint lies on one device
+    pipeline = eval_pipeline(
+        config.data, source, batch_size=whole_rows(config.train.eval_batch_size), process=this_process()
+    )
     step = _compiled_step(model, config.inference, config.tta, mesh, detailed)
     sizes = source.sizes()
     shape_of = {
@@ -176,7 +170,7 @@ def evaluate_model(
 
     def predict(batch: Batch) -> tuple[Batch, Prediction]:
         canvas = (batch.image.shape[1], batch.image.shape[2])
-        arrays = put_batch((batch.image, batch.size, batch.original_size), mesh)
+        arrays = shard_batch((batch.image, batch.size, batch.original_size), mesh)
         return batch, step(variables, *arrays, output_shape=shape_of[canvas])
 
     def score(predicted: Prediction, row: int, index: int) -> tuple[Example, Prediction]:
@@ -212,40 +206,6 @@ def evaluate_model(
     )
 
 
-def local_row(tree: PyTree, row: int) -> PyTree:
-    """Row `row` of this process' part of batched arrays, as NumPy; only that row is copied from its device."""
-
-    def pick(leaf: jax.Array) -> np.ndarray:
-        shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        rows = shards[0].data.shape[0]
-        return np.asarray(shards[row // rows].data[row % rows])
-
-    return jax.tree.map(pick, tree)
-
-
-def crop_prediction(prediction: Prediction, size: Any) -> Prediction:
-    """One picture's prediction without the padding of the output canvas.
-
-    Raises:
-      UserError: the picture is larger than the output canvas, so that the program has cut its result off.
-    """
-    height, width = int(size[0]), int(size[1])
-    canvas = prediction.panoptic.segment_map.shape
-    if height > canvas[0] or width > canvas[1]:
-        raise UserError(
-            f"a picture of {height} x {width} pixels (height x width) does not fit into the output canvas of "
-            f"{canvas[0]} x {canvas[1]}: its segments would be cut off; use an output_shape that holds it"
-        )
-    panoptic = dataclasses.replace(prediction.panoptic, segment_map=prediction.panoptic.segment_map[:height, :width])
-    masks, semantic = prediction.thing_masks, prediction.semantic_map
-    return dataclasses.replace(
-        prediction,
-        panoptic=panoptic,
-        thing_masks=None if masks is None else masks[:, :height],
-        semantic_map=None if semantic is None else semantic[:height, :width],
-    )
-
-
 def _all_gather(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """The arrays of every process, in order; as bytes, since their lengths differ."""
     data = pack(arrays)
@@ -254,79 +214,3 @@ def _all_gather(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
     return [unpack(row[:length]) for row, length in zip(rows, lengths)]
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", help="a checkpoint or a working directory of `train` or `convert`")
-    parser.add_argument("--split", help="the split to score (default: data.eval_split of the config)")
-    parser.add_argument("--output", help="write the result as JSON to this file")
-    parser.add_argument(
-        "--report", metavar="DIR", help="write report.html (classes, sizes, confusions, worst pictures)"
-    )
-    distributed.add_flags(parser)
-    files = parser.add_argument_group("scoring of files: COCO-panoptic JSON and folder of PNGs")
-    for flag in ("--gt-json", "--gt-dir", "--pred-json", "--pred-dir"):
-        files.add_argument(flag)
-
-
-def main(args: argparse.Namespace) -> int:
-    given = [args.gt_json, args.gt_dir, args.pred_json, args.pred_dir]
-    if any(given):
-        if not all(given):
-            raise UserError("scoring of files needs --gt-json, --gt-dir, --pred-json and --pred-dir together")
-        keys = [word for word in args.config_argv if word.startswith("--config.")]
-        ignored = [f"--{name}" for name in ("checkpoint", "split") if getattr(args, name)] + keys
-        if ignored:
-            raise UserError(f"{ignored[0]}: scoring of files reads no model and no config; leave it out")
-        if args.report:
-            raise UserError("--report draws pictures, which scoring of files does not read; it needs --checkpoint")
-        result, categories = pq_of_files(*given)
-        print(format_table(result, categories.names))
-        if args.output:
-            write_json(args.output, result.to_dict(categories.ids))
-        return 0
-    if not args.checkpoint:
-        raise UserError("nothing to evaluate: give --checkpoint, or the four flags of files (see --help)")
-    distributed.join(args)
-    loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
-    config = loaded.config
-    source = open_evaluation(config.data, config.data.eval_examples, split=args.split or "", classes=loaded.classes)
-    mesh = data_mesh()
-    if args.report and jax.process_count() > 1:
-        raise UserError("--report sees the pictures of its own process only: run it in a single process")
-    collector = ReportCollector(loaded.classes) if args.report else None
-    evaluation = evaluate_model(loaded.variables, loaded.model, source, config, mesh, on_picture=collector)
-    if jax.process_index() != 0:
-        return 0
-    print(format_table(evaluation.pq, loaded.classes.names), *_detail_lines(evaluation), sep="\n")
-    if collector:
-        page = collector.write(
-            pathlib.Path(args.report),
-            evaluation.pq,
-            title=f"{config.name}: panoptic quality",
-            subtitle=f"{'/'.join(loaded.path.parts[-3:])} on {config.data.source}, {len(source)} pictures",
-            others=_detail_figures(evaluation),
-        )
-        print(f"report: {page}")
-    if args.output:
-        write_json(args.output, evaluation.to_dict(loaded.classes))
-    return 0
-
-
-def _detail_figures(evaluation: EvaluationResult) -> dict[str, float | None]:
-    """AP and mIoU, for the report."""
-    figures: dict[str, float | None] = {}
-    if evaluation.ap is not None:
-        figures |= {key: value for key, value in evaluation.ap.to_dict().items() if key in ("AP", "AP50")}
-    if evaluation.semantic is not None:
-        figures["mIoU"] = evaluation.semantic.mIoU
-    return figures
-
-
-def _detail_lines(evaluation: EvaluationResult) -> list[str]:
-    lines = []
-    if evaluation.ap is not None:
-        lines.append("AP: " + json.dumps({key: round(value, 2) for key, value in evaluation.ap.to_dict().items()}))
-    if evaluation.semantic is not None:
-        lines.append(f"mIoU: {evaluation.semantic.mIoU:.2f}")
-    return lines

@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.sources import Example
-from pfcn_jax.evaluation.tables import write_json, write_text
 from pfcn_jax.metrics.breakdown import SIZES, Breakdown, breakdown, error_map, top_confusions
 from pfcn_jax.metrics.pq import PQCounts, PQGroup, PQResult, SegmentMatches, count_matches, match_segments, pq_result
 from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.utils.atomic import write_json, write_text
 from pfcn_jax.viz import data_uri, encode_picture, overlay, paint_kinds, render
 from pfcn_jax.viz.preview import compact
 

@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from pfcn_jax.checkpoints.loading import LoadedModel, load_checkpoint
-from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.export import run_exported
 from pfcn_jax.export.onnx import load_onnx
 from pfcn_jax.inference.input_files import find_inputs, read_ahead
 from pfcn_jax.inference.predictor import Predictor
-from pfcn_jax.studies.benchmark.measure import environment
-from pfcn_jax.training.telemetry import ProgressDisplay
+from pfcn_jax.utils.atomic import write_json
+from pfcn_jax.utils.environment import environment
+from pfcn_jax.utils.progress import ProgressDisplay
 from pfcn_jax.viz.preview import compact
 
 PIXELS_THAT_MAY_DIFFER = 5e-4  # of a picture; a value may lie within rounding of a threshold

@@ -16,9 +16,8 @@ from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import Config
 from pfcn_jax.data.inputs import output_shape
 from pfcn_jax.data.transforms import resize_image, resized_size
-from pfcn_jax.evaluation.evaluate import crop_prediction, local_row
-from pfcn_jax.optim.state import put_batch, put_replicated
-from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.panoptic.predict import Prediction, crop_prediction
+from pfcn_jax.parallel.sharding import local_row, replicate, shard_batch
 from pfcn_jax.steps import predict_step
 from pfcn_jax.types import round_up
 
@@ -54,7 +53,7 @@ class Predictor:
         self.loaded, self.config, self._mesh = loaded, config, mesh
         devices = mesh.size if mesh else 1
         self.batch_size = -(-batch_size // devices) * devices
-        self._variables = put_replicated(loaded.variables, mesh) if mesh else loaded.variables
+        self._variables = replicate(loaded.variables, mesh) if mesh else loaded.variables
         self._step = jax.jit(
             functools.partial(predict_step, model=loaded.model, config=config.inference, tta=config.tta, mesh=mesh),
             static_argnames="output_shape",
@@ -105,7 +104,7 @@ class Predictor:
         sizes, originals = np.ones((batch_size, 2), np.int32), np.ones((batch_size, 2), np.int32)
         for row, picture in enumerate(pictures):
             images[row], sizes[row], originals[row] = picture.canvas, picture.size, picture.original_size
-        arrays = put_batch((images, sizes, originals), self._mesh) if self._mesh else (images, sizes, originals)
+        arrays = shard_batch((images, sizes, originals), self._mesh) if self._mesh else (images, sizes, originals)
         return self._step(self._variables, *arrays, output_shape=shape)
 
     def canvas_for(self, size: Size) -> Size:

@@ -16,8 +16,8 @@ from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
 from pfcn_jax.errors import UserError
-from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.types import PanopticPrediction
+from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.viz import overlay
 from pfcn_jax.viz.preview import compact
 

@@ -17,14 +17,14 @@ from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
 from pfcn_jax.checkpoints.loading import LoadedModel
-from pfcn_jax.config.schema import ConfigError, InferenceConfig
-from pfcn_jax.evaluation.evaluate import crop_prediction
+from pfcn_jax.errors import ConfigError
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.fusion import first_claimant, fuse_stuff, fuse_things, similarity
 from pfcn_jax.panoptic.kernels import pick_things, pool_stuff, sort_by_score
 from pfcn_jax.panoptic.merge import place_things
-from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.panoptic.options import PredictOptions
+from pfcn_jax.panoptic.predict import Prediction, crop_prediction
 from pfcn_jax.panoptic.upsample import make_upsampler
 from pfcn_jax.steps import generate, picture_extent, segment
 from pfcn_jax.types import DenseOutputs, Kernels
@@ -124,7 +124,7 @@ class StagedPredictor:
         return jax.tree.map(np.asarray, found)
 
 
-def threshold_values(config: InferenceConfig, changed: dict[str, float]) -> dict[str, np.ndarray]:
+def threshold_values(config: PredictOptions, changed: dict[str, float]) -> dict[str, np.ndarray]:
     """All of `THRESHOLDS` as arrays: the config's, but for those that are `changed`.
 
     Raises:
@@ -154,7 +154,7 @@ def _predict(
     sizes: tuple[Array, Array, Array],
     thresholds: dict[str, Any],
     model: PanopticFCN,
-    config: InferenceConfig,
+    config: PredictOptions,
     output_shape: tuple[int, int],
 ) -> Prediction:
     settings = {**dataclasses.asdict(config), **thresholds}
@@ -167,7 +167,7 @@ def _picked(
     extent: Array,
     thresholds: dict[str, Any],
     model: PanopticFCN,
-    config: InferenceConfig,
+    config: PredictOptions,
 ) -> Kernels:
     """Embedded kernels of things before fusion, sorted."""
     options: dict[str, Any] = {"candidates": config.candidates, "threshold": thresholds["center_threshold"]}
@@ -185,7 +185,7 @@ def _segment(
     thresholds: dict[str, Any],
     *,
     model: PanopticFCN,
-    config: InferenceConfig,
+    config: PredictOptions,
     output_shape: tuple[int, int],
 ) -> tuple[Prediction, KernelCounts]:
     sizes = (size, extent, original_size)
@@ -205,7 +205,7 @@ def _trace(
     thresholds: dict[str, Any],
     *,
     model: PanopticFCN,
-    config: InferenceConfig,
+    config: PredictOptions,
     output_shape: tuple[int, int],
 ) -> Trace:
     sizes = (size, extent, original_size)

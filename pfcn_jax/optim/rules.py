@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pfcn_jax.config.schema import ConfigError, OptimConfig
+from pfcn_jax.errors import ConfigError
+from pfcn_jax.optim.options import OptimOptions
 
 PyTree = Any
 
 
-def learning_rate_schedule(config: OptimConfig, *, steps: int, batch_size: int) -> optax.Schedule:
+def learning_rate_schedule(config: OptimOptions, *, steps: int, batch_size: int) -> optax.Schedule:
     """lr(i) = lr * batch / reference_batch * warmup(i) * (1 - i / steps) ** power; both factors act from step 0 on.
 
     warmup(i) rises linearly from `warmup_factor` to 1 over `warmup_steps`.
@@ -57,7 +58,7 @@ def rate_factors(params: PyTree, multipliers: tuple[tuple[str, float], ...]) -> 
     return _by_name(params, factor)
 
 
-def check_paths(config: OptimConfig, params: PyTree, *, frozen: tuple[str, ...]) -> None:
+def check_paths(config: OptimOptions, params: PyTree, *, frozen: tuple[str, ...]) -> None:
     """Every path that the config names must do something.
 
     Args:
@@ -97,7 +98,7 @@ def decay_mask(params: PyTree) -> PyTree:
 
 
 def make_optimizer(
-    config: OptimConfig, *, steps: int, batch_size: int, frozen: tuple[str, ...] = ()
+    config: OptimOptions, *, steps: int, batch_size: int, frozen: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
     """The update rule of a run, for `params` as the model makes them.
 

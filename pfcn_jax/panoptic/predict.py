@@ -11,6 +11,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
+from pfcn_jax.errors import UserError
 from pfcn_jax.panoptic.fusion import fuse_stuff, fuse_things
 from pfcn_jax.panoptic.kernels import pick_things, pool_stuff
 from pfcn_jax.panoptic.merge import merge, packed_thing_masks
@@ -167,3 +168,26 @@ def _paste(
     if not with_thing_masks:
         return panoptic, semantic_map, None
     return panoptic, semantic_map, packed_thing_masks(things, feature, extent, upsampler, threshold=mask_threshold)
+
+
+def crop_prediction(prediction: Prediction, size: Any) -> Prediction:
+    """One picture's prediction without the padding of the output canvas.
+
+    Raises:
+      UserError: the picture is larger than the output canvas, so that the program has cut its result off.
+    """
+    height, width = int(size[0]), int(size[1])
+    canvas = prediction.panoptic.segment_map.shape
+    if height > canvas[0] or width > canvas[1]:
+        raise UserError(
+            f"a picture of {height} x {width} pixels (height x width) does not fit into the output canvas of "
+            f"{canvas[0]} x {canvas[1]}: its segments would be cut off; use an output_shape that holds it"
+        )
+    panoptic = dataclasses.replace(prediction.panoptic, segment_map=prediction.panoptic.segment_map[:height, :width])
+    masks, semantic = prediction.thing_masks, prediction.semantic_map
+    return dataclasses.replace(
+        prediction,
+        panoptic=panoptic,
+        thing_masks=None if masks is None else masks[:, :height],
+        semantic_map=None if semantic is None else semantic[:height, :width],
+    )

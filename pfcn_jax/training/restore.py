@@ -12,19 +12,21 @@ from jax.sharding import Mesh
 from pfcn_jax.checkpoints.format import CheckpointError, load_meta, load_run
 from pfcn_jax.checkpoints.loading import start_from
 from pfcn_jax.checkpoints.manager import Checkpoints
-from pfcn_jax.config.schema import Config, ConfigError, TrainConfig, from_dict, to_json
+from pfcn_jax.config.schema import Config, TrainOptions, from_dict, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.pipeline import BatchIterator
-from pfcn_jax.errors import TryAgain, UserError
-from pfcn_jax.evaluation.tables import write_text
+from pfcn_jax.errors import ConfigError, TryAgain, UserError
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.optim.state import TrainState, check_same_state, create_state, replicated
-from pfcn_jax.training import distributed
+from pfcn_jax.optim.state import TrainState
+from pfcn_jax.parallel import distributed
+from pfcn_jax.parallel.sharding import replicated
+from pfcn_jax.training.state import check_same_state, create_state
 from pfcn_jax.training.workdir import RunLock, check_room
+from pfcn_jax.utils.atomic import write_text
 from pfcn_jax.utils.stderr import say
 
 
-def check_division(train: TrainConfig) -> None:
+def check_division(train: TrainOptions) -> None:
     """Raises UserError unless every device gets the same number of pictures in every part of a step."""
     devices, parts = jax.device_count(), train.accumulate
     if train.batch_size % (devices * parts):

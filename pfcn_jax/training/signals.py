@@ -7,13 +7,7 @@ import threading
 import time
 from types import FrameType
 
-# EX_TEMPFAIL of sysexits.h: stopped on request, everything is on disk, the same command goes on.
-STOPPED = 75
 _SAME_WISH_SECONDS = 1.0  # one Ctrl-C may arrive twice: from the terminal, and from a program in between
-
-
-class Stopped(Exception):
-    """A run that has stopped on request; the message is for the user."""
 
 
 class StopRequest:

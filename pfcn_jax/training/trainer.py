@@ -1,10 +1,8 @@
-"""`train`: runs a config to its end, evaluates it, writes checkpoints and pictures; started again, it continues."""
+"""The training loop: runs a config to its end, with checkpoints and evaluations; started again, it continues."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import dataclasses
 import functools
 import json
 import pathlib
@@ -18,33 +16,30 @@ from jaxtyping import Array
 
 from pfcn_jax.checkpoints.format import score_of
 from pfcn_jax.checkpoints.manager import Checkpoints
-from pfcn_jax.config.schema import Config, from_command_line, to_json
+from pfcn_jax.config.schema import Config, to_json
 from pfcn_jax.data.inputs import open_evaluation, open_training, train_pipeline
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.data.sources import DataError, Example, Source
-from pfcn_jax.errors import UserError
+from pfcn_jax.errors import Stopped, UserError
 from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
-from pfcn_jax.evaluation.tables import format_table, write_json
+from pfcn_jax.evaluation.tables import format_table
+from pfcn_jax.models.build import build_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.rules import learning_rate_schedule
-from pfcn_jax.optim.state import (
-    TrainState,
-    build_model,
-    build_optimizer,
-    data_mesh,
-    put_batch,
-    replicated,
-)
+from pfcn_jax.optim.state import TrainState
 from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.parallel import distributed
+from pfcn_jax.parallel.prefetch import DevicePrefetch, Interrupted
+from pfcn_jax.parallel.sharding import data_mesh, replicated, shard_batch
 from pfcn_jax.steps import Scalars, train_step
-from pfcn_jax.training import distributed
 from pfcn_jax.training.monitor import NonFiniteError, Watch, make_report
-from pfcn_jax.training.prefetch import DevicePrefetch, Interrupted
 from pfcn_jax.training.restore import begin, check_division, take_workdir, write_config
-from pfcn_jax.training.signals import Stopped, StopRequest
-from pfcn_jax.training.telemetry import MetricsWriter, ProgressDisplay, StepTimer
-from pfcn_jax.training.workdir import keep_compiled
+from pfcn_jax.training.signals import StopRequest
+from pfcn_jax.training.state import build_optimizer
+from pfcn_jax.training.telemetry import MetricsWriter, StepTimer
 from pfcn_jax.types import Batch
+from pfcn_jax.utils.atomic import write_json
+from pfcn_jax.utils.progress import ProgressDisplay
 from pfcn_jax.utils.stderr import say
 from pfcn_jax.viz.preview import PreviewWriter
 
@@ -67,8 +62,10 @@ class Trainer:
         try:
             self.source: Source = open_training(config.data)
             open_evaluation(config.data, 1, classes=self.source.classes)  # what cannot be scored is said now
-            self.model: PanopticFCN = build_model(config.model, self.source.classes)
-            self.pipeline = train_pipeline(config, self.source)
+            self.model: PanopticFCN = build_model(config.model, *self.source.classes.counts)
+            self.pipeline = train_pipeline(
+                config.data, self.source, batch_size=config.train.batch_size, seed=config.seed
+            )
             self.batches: BatchIterator = iter(self.pipeline)
             self._resources.callback(self.batches.close)
             train = config.train
@@ -138,7 +135,7 @@ class Trainer:
         rate = learning_rate_schedule(self.config.optim, steps=train.steps, batch_size=train.batch_size)
         timer = StepTimer(train.batch_size, start)
         step, result = start, None
-        put = functools.partial(put_batch, mesh=self.mesh)
+        put = functools.partial(shard_batch, mesh=self.mesh)
         alone = stop if jax.process_count() == 1 else None  # several processes stop after the same step
         with (
             DevicePrefetch(self.batches, put, limit=train.steps - start, stop=alone) as batches,
@@ -267,7 +264,7 @@ class Trainer:
         """Whether this process was asked to stop, for each of its devices; the step tells it to the others."""
         asked = bool(stop) and jax.process_count() > 1
         if asked not in self._flags:
-            self._flags[asked] = put_batch(np.full(jax.local_device_count(), asked, np.int32), self.mesh)
+            self._flags[asked] = shard_batch(np.full(jax.local_device_count(), asked, np.int32), self.mesh)
         return self._flags[asked]
 
     def _counts(self) -> dict[str, float]:
@@ -334,25 +331,3 @@ def _losses_line(values: dict[str, float]) -> str:
     parts = [f"{key} {values[key]:.3f}" for key in ("loss", "loss_pos_th", "loss_pos_st", "loss_seg_th", "loss_seg_st")]
     waited = values["input_wait_seconds"] / max(values["step_seconds"], 1e-9)
     return "  ".join([*parts, f"{values['images_per_second']:.1f} images/s", f"{waited:.0%} waiting for input"])
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", help="where checkpoints, metrics and pictures go (default: runs/<config name>)")
-    parser.add_argument("--init-from", help="a checkpoint to start from (short for --config.train.init_from)")
-    distributed.add_flags(parser)
-
-
-def main(args: argparse.Namespace) -> int:
-    distributed.join(args)
-    config = from_command_line(args.config_argv)
-    if args.init_from:
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=args.init_from))
-    workdir = pathlib.Path(args.workdir or pathlib.Path("runs") / config.name)
-    with StopRequest() as stop:  # also while the data are opened and a checkpoint is read
-        if jax.default_backend() != "cpu":  # another machine's program for a CPU may hold instructions that it lacks
-            keep_compiled(workdir)
-        pq = Trainer(config, workdir).run(stop).pq
-    if jax.process_index() == 0:
-        scores = f"PQ {pq.all.PQ:.2f}  PQ_th {pq.things.PQ:.2f}  PQ_st {pq.stuff.PQ:.2f}"
-        say(f"{scores}  ({workdir}/evaluation.json)", to=sys.stdout)
-    return 0

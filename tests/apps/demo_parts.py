@@ -12,7 +12,7 @@ from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.inference.two_stage import StagedPredictor
-from pfcn_jax.optim.state import build_model
+from pfcn_jax.models.build import build_model
 from tests.support.tiny import TINY, tiny_variables
 
 # Thresholds with which a network that has learnt nothing finds something, and leaves something out.
@@ -25,7 +25,7 @@ def tiny_predictor() -> StagedPredictor:
     config = from_command_line(TINY)
     config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, **EAGER))
     classes = Scenes("val", size=(64, 64)).classes
-    model = build_model(config.model, classes)
+    model = build_model(config.model, *classes.counts)
     variables = tiny_variables(model, sharpness=5.0)
     loaded = LoadedModel(pathlib.Path("tiny"), config, classes, model, variables)
     return StagedPredictor(loaded)

@@ -14,12 +14,11 @@ from PIL import Image
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.format import save_model
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.config.schema import ConfigError, from_command_line, to_json
+from pfcn_jax.config.schema import from_command_line, to_json
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.errors import UserError
-from pfcn_jax.evaluation.evaluate import crop_prediction
-from pfcn_jax.optim.state import abstract_variables, build_model
-from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.errors import ConfigError, UserError
+from pfcn_jax.models.build import abstract_variables, build_model
+from pfcn_jax.panoptic.predict import Prediction, crop_prediction
 from pfcn_jax.types import Kernels, PanopticPrediction
 from tests.support.tiny import TINY
 
@@ -28,7 +27,8 @@ from tests.support.tiny import TINY
 def checkpoint(tmp_path_factory):
     config, classes = from_command_line(TINY), Scenes("val").classes
     zeros = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(build_model(config.model, classes))
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+        abstract_variables(build_model(config.model, *classes.counts)),
     )
     meta = {"kind": "model", "config": json.loads(to_json(config)), "classes": classes.to_json()}
     return save_model(tmp_path_factory.mktemp("run"), model=zeros, meta=meta)

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.commands.browse import draw_regions, picture_targets
+from pfcn_jax.commands.browse import picture_targets
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.data.inputs import open_training, train_pipeline
-from pfcn_jax.optim.state import build_model
+from pfcn_jax.models.build import build_model
 from pfcn_jax.steps import batch_targets, picture_extent
+from pfcn_jax.viz.regions import draw_regions
 from tests.support.tiny import TINY
 
 
@@ -37,9 +38,9 @@ def test_a_sheet_of_labels_and_targets(tmp_path, capsys):
 def test_targets_are_those_of_the_training_step():
     config = from_command_line(TINY)
     source = open_training(config.data)
-    with iter(train_pipeline(config, source)) as batches:
+    with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
         batch = next(batches)
-    model = build_model(config.model, source.classes)
+    model = build_model(config.model, *source.classes.counts)
     extent = picture_extent(jnp.asarray(batch.size), batch.image.shape[1:3], config.targets.padding)
     expected = jax.jit(lambda batch, extent: batch_targets(batch, extent, model, config.targets, None))(batch, extent)
     ours = picture_targets(batch, 1, config, source.classes)

@@ -19,7 +19,7 @@ from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_tensors
 from pfcn_jax.interop.writer import write_state_dict
-from pfcn_jax.optim.state import abstract_variables, build_model
+from pfcn_jax.models.build import abstract_variables, build_model
 from tests.support.tiny import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -80,7 +80,7 @@ def test_a_backbone_starts_a_training_and_cannot_predict(original, tmp_path, cap
     assert front_door.main(["evaluate", "--checkpoint", str(tmp_path / "ours")]) == 2
     assert "backbone alone" in capsys.readouterr().err
     config = from_command_line([*TINY, "--config.model.backbone_norm=frozen_bn"])
-    model = build_model(config.model, coco_classes())
+    model = build_model(config.model, *coco_classes().counts)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_variables(model))
     merged, notes = start_from(tmp_path / "ours", fresh, config, fresh_heads=False)
     stem = merged["params"]["backbone"]["stem"]["conv"]["kernel"]
@@ -96,7 +96,7 @@ def test_other_classes_need_to_be_asked_for(original, tmp_path):
     path, _ = original
     assert front_door.main(["convert", "--input", str(path), "--output", str(tmp_path / "ours")]) == 0
     loaded = load_checkpoint(tmp_path / "ours")
-    model = build_model(loaded.config.model, class_table())
+    model = build_model(loaded.config.model, *class_table().counts)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_variables(model))
     with pytest.raises(ValueError, match="position_head/centers"):
         start_from(tmp_path / "ours", fresh, loaded.config, fresh_heads=False)
@@ -110,7 +110,7 @@ def test_a_region_channel_for_every_class_is_said_by_the_config(tmp_path, capsys
     options = {name: int(value) for name, value in (entry.split("=") for entry in NARROW)}
     facts = ModelFacts(depth=18, num_things=5, num_stuff=5, region_classes="all", **options)
     config = dataclasses.replace(Config().model, backbone="resnet18", region_classes="all", **options)
-    model = build_model(config, classes)
+    model = build_model(config, *classes.counts)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_variables(model))
     write_state_dict(tmp_path / "theirs.pth", from_params(zeros, facts))
     (tmp_path / "classes.json").write_text(json.dumps({"categories": classes.to_coco()}))

@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from pfcn_jax.config.schema import Config, DataConfig, TrainConfig
+from pfcn_jax.config.schema import Config, TrainOptions
 from pfcn_jax.data.inputs import eval_pipeline, open_evaluation, open_training, train_pipeline, training_recipe
+from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.sources import CachedExamples, DataError, list_splits
+from pfcn_jax.parallel.sharding import whole_rows
 from tests.data import layout_fixtures as layouts
 from tests.data.fixtures import write_tiny_coco
 
@@ -24,11 +26,11 @@ def root(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_a_data_directory_is_enough(root):
-    config = DataConfig(root=str(root))
+    config = DataOptions(root=str(root))
     assert len(open_training(config)) == 3 and len(open_evaluation(config, 0)) == 2
     assert len(open_evaluation(config, 1)) == 1
     assert len(open_evaluation(config, 0, split="train2020")) == 3
-    assert len(open_training(DataConfig(root=str(root), train_split="val2020", train_examples=1))) == 1
+    assert len(open_training(DataOptions(root=str(root), train_split="val2020", train_examples=1))) == 1
 
 
 def test_splits_that_cannot_be_guessed_are_an_error_with_the_way_out(root):
@@ -36,18 +38,18 @@ def test_splits_that_cannot_be_guessed_are_an_error_with_the_way_out(root):
     shutil.copy(root / "annotations/panoptic_train2020.json", root / "annotations/panoptic_training.json")
     shutil.copytree(root / "annotations/panoptic_train2020", root / "annotations/panoptic_training")
     with pytest.raises(DataError, match=r"2 splits start with 'train' .*--config\.data\.train_split=NAME"):
-        open_training(DataConfig(root=str(root)))
+        open_training(DataOptions(root=str(root)))
     (root / "annotations/panoptic_val2020.json").rename(root / "annotations/panoptic_dev.json")
     with pytest.raises(DataError, match=r"no split starts with 'val' \(there are dev, train2020, training\)"):
-        open_evaluation(DataConfig(root=str(root)), 0)
+        open_evaluation(DataOptions(root=str(root)), 0)
     with pytest.raises(DataError, match="no such data directory"):
-        open_training(DataConfig(root=str(root / "nowhere")))
+        open_training(DataOptions(root=str(root / "nowhere")))
     with pytest.raises(DataError, match="no split of a 'coco' data set found"):
-        open_training(DataConfig(root=str(root / "annotations" / "panoptic_train2020")))
+        open_training(DataOptions(root=str(root / "annotations" / "panoptic_train2020")))
 
 
 def test_a_split_with_other_classes_is_refused(root):
-    config = DataConfig(root=str(root))
+    config = DataOptions(root=str(root))
     classes = open_training(config).classes
     assert open_evaluation(config, 0, classes=classes).classes == classes
     path = root / "annotations/panoptic_val2020.json"
@@ -68,7 +70,7 @@ def test_a_split_with_other_classes_is_refused(root):
 
 def test_a_single_split_serves_both_and_says_so(tmp_path, capsys):
     root = write_tiny_coco(tmp_path, splits={"all": 2})
-    config = DataConfig(root=str(root))
+    config = DataOptions(root=str(root))
     assert len(open_training(config)) == len(open_evaluation(config, 0)) == 2
     assert "'all' is the only split" in capsys.readouterr().err
 
@@ -85,12 +87,12 @@ def test_splits_of_the_owners_layouts(tmp_path):
     assert list_splits("ade20k", tmp_path / "a/ADEChallengeData2016") == ["training", "validation"]
     assert list_splits("scenes", "") == ["train", "val"]
     for source in ("cityscapes", "mapillary", "ade20k"):
-        config = DataConfig(source=source, root=str(tmp_path / source[0]))
+        config = DataOptions(source=source, root=str(tmp_path / source[0]))
         assert len(open_training(config)) == len(open_evaluation(config, 0)) == 1
 
 
 def test_cached_examples_are_read_once_and_cannot_be_changed(root):
-    source = open_training(DataConfig(root=str(root), cache=True))
+    source = open_training(DataOptions(root=str(root), cache=True))
     assert isinstance(source, CachedExamples)
     first = source[0]
     shutil.rmtree(root / "train2020")
@@ -99,19 +101,19 @@ def test_cached_examples_are_read_once_and_cannot_be_changed(root):
         first.image[0, 0] = 0
     with pytest.raises(DataError, match="cannot be read"):
         pickle.loads(pickle.dumps(source))[0]  # a worker starts with an empty memory
-    plain = open_training(DataConfig(root=str(root), train_split="val2020"))
+    plain = open_training(DataOptions(root=str(root), train_split="val2020"))
     cached = CachedExamples(plain)
     np.testing.assert_array_equal(cached[1].image, plain[1].image)
     assert cached.info(1) == plain.info(1) and cached.classes == plain.classes and len(cached) == len(plain)
 
 
 def test_training_recipe_follows_the_config(root):
-    source = open_training(DataConfig(root=str(root)))
-    plain = DataConfig(short_sides=(64, 96), max_long_side=120)
+    source = open_training(DataOptions(root=str(root)))
+    plain = DataOptions(short_sides=(64, 96), max_long_side=120)
     example = source[0]
     sizes = {training_recipe(plain, source.classes)(example, np.random.default_rng(i)).size for i in range(8)}
     assert sizes == {(64, 85), (90, 120)}
-    jitter = DataConfig(crop=(64, 64), jitter=(0.1, 2.0), crop_with_instance=True, flip=0.0)
+    jitter = DataOptions(crop=(64, 64), jitter=(0.1, 2.0), crop_with_instance=True, flip=0.0)
     recipe = training_recipe(jitter, source.classes)
     assert recipe.largest_size((96, 128)) == (64, 64) and recipe.resized_range((96, 128)) == ((5, 6), (96, 128))
     sizes = {recipe(example, np.random.default_rng(i)).size for i in range(40)}
@@ -119,17 +121,19 @@ def test_training_recipe_follows_the_config(root):
 
 
 def test_jitter_reaches_the_batches(root):
-    data = DataConfig(root=str(root), crop=(64, 64), jitter=(0.25, 2.0), canvases=((64, 64),), workers=0)
-    config = Config(data=data, train=TrainConfig(batch_size=2))
-    with iter(train_pipeline(config, open_training(data))) as batches:
+    data = DataOptions(root=str(root), crop=(64, 64), jitter=(0.25, 2.0), canvases=((64, 64),), workers=0)
+    config = Config(data=data, train=TrainOptions(batch_size=2))
+    with iter(
+        train_pipeline(config.data, open_training(data), batch_size=config.train.batch_size, seed=config.seed)
+    ) as batches:
         sizes = np.concatenate([next(batches).size for _ in range(8)])
     assert sizes.min() < 32 and sizes.max() == 64 and len(np.unique(sizes, axis=0)) > 6
 
 
 def test_an_evaluation_batch_divides_over_the_devices(root):
-    data = DataConfig(root=str(root), eval_short_side=64, eval_max_long_side=96, eval_canvases=((96, 96),), workers=0)
-    config = Config(data=data, train=TrainConfig(eval_batch_size=3))
-    pipeline = eval_pipeline(config, open_evaluation(data, 0))
+    data = DataOptions(root=str(root), eval_short_side=64, eval_max_long_side=96, eval_canvases=((96, 96),), workers=0)
+    config = Config(data=data, train=TrainOptions(eval_batch_size=3))
+    pipeline = eval_pipeline(config.data, open_evaluation(data, 0), batch_size=whole_rows(config.train.eval_batch_size))
     assert jax.device_count() == 2 and pipeline.plan.batch_size == 4
     (batch,) = pipeline
     assert batch.valid.tolist() == [True, True, False, False]

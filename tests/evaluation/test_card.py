@@ -16,9 +16,9 @@ from pfcn_jax.config.schema import config_hash, from_command_line, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.evaluation.card import find_scores, make_card
-from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.metrics.pq import PQCounts, pq_counts, pq_result
-from pfcn_jax.optim.state import build_model
+from pfcn_jax.models.build import build_model
+from pfcn_jax.utils.atomic import write_json
 from tests.support.tiny import TINY, tiny_variables
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -35,7 +35,11 @@ def meta_of(step: int, **more) -> dict:
 def run(tmp_path_factory) -> pathlib.Path:
     """What a run of five steps leaves: a checkpoint, and the scores of a prediction that finds all but the things."""
     workdir = tmp_path_factory.mktemp("run")
-    save_model(workdir, model=tiny_variables(build_model(CONFIG.model, class_table())), meta=meta_of(5))
+    save_model(
+        workdir,
+        model=tiny_variables(build_model(CONFIG.model, *class_table().counts)),
+        meta=meta_of(5),
+    )
     classes, counts = class_table(), PQCounts.zeros(len(class_table()))
     for index in range(3):
         example = Scenes("val", size=(64, 64))[index]

@@ -13,7 +13,9 @@ from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.data.sources import DataError, FirstExamples
 from pfcn_jax.evaluation.evaluate import EvaluationResult, _compiled_step, evaluate_model
-from pfcn_jax.optim.state import build_model, create_state, data_mesh
+from pfcn_jax.models.build import build_model
+from pfcn_jax.parallel.sharding import data_mesh
+from pfcn_jax.training.state import create_state
 from tests.support.tiny import TINY
 
 # Random weights find nothing above the usual thresholds.
@@ -47,7 +49,7 @@ class Repeated:
 
 
 def evaluate(config: Config, source, **options) -> EvaluationResult:
-    mesh, model = data_mesh(), build_model(config.model, source.classes)
+    mesh, model = data_mesh(), build_model(config.model, *source.classes.counts)
     state = create_state(config, model, mesh)
     return evaluate_model(state.variables, model, source, config, mesh, show_progress=False, **options)
 

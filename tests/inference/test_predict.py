@@ -19,7 +19,7 @@ from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.input_files import find_inputs, output_names
 from pfcn_jax.inference.predictor import Predictor
-from pfcn_jax.optim.state import data_mesh
+from pfcn_jax.parallel.sharding import data_mesh
 from tests.data.fixtures import write_tiny_coco
 from tests.support.tiny import write_tiny_model
 

@@ -13,7 +13,7 @@ from pfcn_jax import main as front_door
 from pfcn_jax.apps.explain import command as explain
 from pfcn_jax.apps.explain.command import explain_picture
 from pfcn_jax.apps.explain.fates import tell_fates
-from pfcn_jax.config.schema import ConfigError
+from pfcn_jax.errors import ConfigError
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.two_stage import THRESHOLDS, StagedPredictor, threshold_values
 from pfcn_jax.panoptic.fusion import fuse_things

@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from pfcn_jax.config.schema import ConfigError, OptimConfig
+from pfcn_jax.errors import ConfigError
 from pfcn_jax.optim import rules as optim
+from pfcn_jax.optim.options import OptimOptions
 from pfcn_jax.studies.parity.reference import Recorded
 
-CONFIG = OptimConfig()
+CONFIG = OptimOptions()
 FROZEN = ("backbone/stem", "backbone/res2_0")
 
 
@@ -59,7 +60,7 @@ def test_masks_name_frozen_stages_and_norms():
 
 def test_two_steps_equal_a_hand_written_sgd():
     params = _params()
-    config = OptimConfig(clip_value=0.5, weight_decay=0.1, warmup_steps=3, learning_rate=0.3)
+    config = OptimOptions(clip_value=0.5, weight_decay=0.1, warmup_steps=3, learning_rate=0.3)
     rule = optim.make_optimizer(config, steps=10, batch_size=16, frozen=FROZEN)
     schedule = optim.learning_rate_schedule(config, steps=10, batch_size=16)
     gradients = jax.tree.map(lambda leaf: leaf * 2.0, params)
@@ -79,7 +80,7 @@ def test_two_steps_equal_a_hand_written_sgd():
 
 def test_adamw_moves_parameters_and_keeps_frozen_ones():
     params = _params()
-    rule = optim.make_optimizer(OptimConfig(name="adamw", warmup_steps=0), steps=10, batch_size=16, frozen=FROZEN)
+    rule = optim.make_optimizer(OptimOptions(name="adamw", warmup_steps=0), steps=10, batch_size=16, frozen=FROZEN)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
         updates, _ = rule.update(params, rule.init(params), params)
     assert not np.any(updates["backbone"]["stem"]["conv"]["kernel"])
@@ -91,7 +92,7 @@ def test_factors_multiply_the_learning_rate_and_the_longest_path_counts():
     multipliers = (("backbone", 0.1), ("backbone/res3_0/norm1", 3.0))
     plain, scaled = (
         optim.make_optimizer(config, steps=10, batch_size=16, frozen=FROZEN)
-        for config in (CONFIG, OptimConfig(lr_multipliers=multipliers))
+        for config in (CONFIG, OptimOptions(lr_multipliers=multipliers))
     )
     before, _ = plain.update(params, plain.init(params), params)
     after, state = scaled.update(params, scaled.init(params), params)
@@ -132,9 +133,9 @@ def test_frozen_paths_get_no_gradient():
 )
 def test_a_path_that_does_nothing_is_an_error(keys, message):
     with pytest.raises(ConfigError, match=message):
-        optim.check_paths(OptimConfig(**keys), _params(), frozen=FROZEN)
+        optim.check_paths(OptimOptions(**keys), _params(), frozen=FROZEN)
 
 
 def test_paths_that_do_something_pass():
-    config = OptimConfig(frozen=("backbone/res3_0/conv1",), lr_multipliers=(("backbone", 0.1), ("fpn", 2.0)))
+    config = OptimOptions(frozen=("backbone/res3_0/conv1",), lr_multipliers=(("backbone", 0.1), ("fpn", 2.0)))
     optim.check_paths(config, _params(), frozen=FROZEN)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfcn_jax.config.schema import ConfigError, from_command_line
+from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.pipeline import empty_arrays, to_batch
+from pfcn_jax.errors import ConfigError
 from pfcn_jax.evaluation.evaluate import Scores
-from pfcn_jax.optim.state import abstract_variables, build_model
+from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.panoptic.targets import make_targets
 from pfcn_jax.steps import loss_fn, predict_step
 from tests.panoptic import test_merge as merging
@@ -80,7 +81,7 @@ def test_merge_leaves_pixels_of_thing_regions_void(seed):
 def test_heads_losses_and_prediction_have_a_channel_for_every_class():
     classes = class_table()
     config = from_command_line([*TINY, "--config.model.region_classes=all"])
-    model = build_model(config.model, classes)
+    model = build_model(config.model, *classes.counts)
     variables = abstract_variables(model)
     assert model.thing_regions == classes.num_things
     assert variables["params"]["position_head"]["regions"]["kernel"].shape[-1] == len(classes)

@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.config.schema import Config, ModelConfig, from_command_line, to_json
+from pfcn_jax.config.schema import Config, from_command_line, to_json
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.curves import read_metrics
+from pfcn_jax.models.build import abstract_variables
+from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.optim.state import abstract_variables
-from pfcn_jax.studies.ablation import command, report
-from pfcn_jax.studies.ablation.runs import Runs, evaluation_key, training_key, training_seconds
-from pfcn_jax.studies.ablation.tables import METRICS, TABLES, Figures, Row, Table, apply, find_row
+from pfcn_jax.studies.ablate import command, report
+from pfcn_jax.studies.ablate.runs import Runs, evaluation_key, training_key, training_seconds
+from pfcn_jax.studies.ablate.tables import METRICS, TABLES, Figures, Row, Table, apply, find_row
 from pfcn_jax.training.trainer import Trainer
 from tests.support.tiny import EAGER, TINY
 
@@ -31,7 +32,7 @@ INFERENCE_ONLY = ("fusion_threshold", "removing_repeats")
 
 
 @functools.cache
-def _parameters(settings: ModelConfig) -> int:
+def _parameters(settings: ModelOptions) -> int:
     """Of the network with these heads on a small backbone, made by `eval_shape`; rows of one network share it."""
     model = PanopticFCN(**dataclasses.asdict(dataclasses.replace(settings, backbone="resnet18")))
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(model)))
@@ -45,7 +46,7 @@ def test_every_row_is_a_named_config_that_makes_a_network(table, row):
         assert dataclasses.replace(named, name="") == dataclasses.replace(applied, name="")
         assert named.name.endswith(f"_{table.name}_{row.name}")
     canonical = apply(Config(), row, seed=0).model
-    assert (_parameters(canonical) == _parameters(ModelConfig())) == (canonical == ModelConfig())
+    assert (_parameters(canonical) == _parameters(ModelOptions())) == (canonical == ModelOptions())
 
 
 def test_the_tables_are_those_of_the_paper():

@@ -13,7 +13,7 @@ import pytest
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.main import main
-from pfcn_jax.optim.state import abstract_variables, build_model
+from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.studies.benchmark.flops import traced_flops
 from pfcn_jax.studies.benchmark.scaling import (
     Machine,
@@ -81,7 +81,7 @@ def test_the_count_is_that_of_a_training_step(counted):
     assert [row["canvas"] for row in rows] == ["64x64"] and rows[0]["share"] == 1.0
     assert work.flops_per_picture == pytest.approx(rows[0]["gflop"] * 1e9) and work.batch == 2
     # The forward pass alone is a third of it or a little more: the first layer has no gradient of its input.
-    model = build_model(config.model, class_table())
+    model = build_model(config.model, *class_table().counts)
     variables = abstract_variables(model)
     picture = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in
                (((1, 64, 64, 3), "uint8"), ((1, 2), "int32"), ((1, 2), "int32"))]  # fmt: skip

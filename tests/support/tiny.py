@@ -13,8 +13,8 @@ import numpy as np
 from pfcn_jax.checkpoints.format import save_model
 from pfcn_jax.config.schema import from_command_line, to_json
 from pfcn_jax.data.datasets.scenes import class_table
+from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.optim.state import abstract_variables, build_model
 
 TINY = [
     f"--config={pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'}",
@@ -74,5 +74,5 @@ def write_tiny_model(directory: pathlib.Path) -> pathlib.Path:
     config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, **EAGER))
     classes = class_table()
     meta = {"kind": "model", "config": json.loads(to_json(config)), "classes": classes.to_json()}
-    save_model(directory, model=tiny_variables(build_model(config.model, classes)), meta=meta)
+    save_model(directory, model=tiny_variables(build_model(config.model, *classes.counts)), meta=meta)
     return directory

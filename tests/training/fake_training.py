@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from pfcn_jax.config.schema import from_command_line
-from pfcn_jax.optim.state import TrainState, replicated
+from pfcn_jax.optim.state import TrainState
+from pfcn_jax.parallel.sharding import replicated
 from pfcn_jax.training import restore as starting
 from pfcn_jax.training import trainer as train_verb
 from pfcn_jax.training.monitor import make_report

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.errors import UserError
-from pfcn_jax.training import distributed
-from pfcn_jax.training.signals import STOPPED
+from pfcn_jax.errors import STOPPED, UserError
+from pfcn_jax.parallel import distributed
 from pfcn_jax.training.workdir import _boot
 from tests.ports import free_port
 from tests.support.tiny import TINY

@@ -26,12 +26,11 @@ from pfcn_jax import steps as steps_room
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.sources import DataError
-from pfcn_jax.errors import UserError
+from pfcn_jax.errors import STOPPED, UserError
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.training import restore as starting
 from pfcn_jax.training import trainer as train_verb
 from pfcn_jax.training.monitor import NonFiniteError
-from pfcn_jax.training.signals import STOPPED
 from pfcn_jax.training.workdir import RunLock, check_room
 from tests.support.disks import fill, make_read_only, mounted
 from tests.training.fake_training import (  # noqa: F401  (fixtures)

@@ -18,7 +18,7 @@ import pytest
 
 from pfcn_jax.checkpoints.format import load_stored
 from pfcn_jax.checkpoints.manifest import find_damage
-from pfcn_jax.training.signals import STOPPED
+from pfcn_jax.errors import STOPPED
 from tests.support.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[2]

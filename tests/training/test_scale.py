@@ -11,9 +11,10 @@ from jax.extend.core import jaxprs_in_params
 
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
-from pfcn_jax.optim import state as state_lib
-from pfcn_jax.optim.state import split_batch
+from pfcn_jax.models.build import build_model
+from pfcn_jax.parallel.sharding import data_mesh, shard_batch, split_batch
 from pfcn_jax.steps import batch_counts, loss_fn, train_step
+from pfcn_jax.training.state import build_optimizer, create_state
 from tests.support.tiny import TINY
 
 SGD = ["--config.optim.name=sgd", "--config.optim.learning_rate=0.05", "--config.train.steps=100"]
@@ -23,8 +24,8 @@ def _setup(*overrides: str):
     """Config, model, and the first batch: four pictures with very different numbers of instances."""
     config = from_command_line([*TINY, *SGD, "--config.train.batch_size=4", *overrides])
     source = open_split(config.data, "train", 0)
-    model = state_lib.build_model(config.model, source.classes)
-    with iter(train_pipeline(config, source)) as batches:
+    model = build_model(config.model, *source.classes.counts)
+    with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
         batch = next(batches)
     valid = np.array(batch.segments.valid)
     valid[0], valid[1, 2:] = False, False  # nothing at all, and hardly anything
@@ -34,7 +35,7 @@ def _setup(*overrides: str):
 
 
 def _step(config, model, mesh=None):
-    optimizer = state_lib.build_optimizer(config, model)
+    optimizer = build_optimizer(config, model)
     return functools.partial(train_step, model=model, optimizer=optimizer, config=config, mesh=mesh)
 
 
@@ -45,8 +46,8 @@ def test_a_step_in_parts_equals_the_large_batch(devices):
     results = []
     for parts in (1, 2, 4)[: 4 // devices]:
         config, model, batch = _setup(f"--config.train.accumulate={parts}")
-        state = state_lib.create_state(config, model, mesh)
-        step, placed = jax.jit(_step(config, model, mesh)), state_lib.put_batch(batch, mesh)
+        state = create_state(config, model, mesh)
+        step, placed = jax.jit(_step(config, model, mesh)), shard_batch(batch, mesh)
         for _ in range(2):
             state, scalars = step(state, placed)
         results.append(jax.device_get((scalars, state.params)))
@@ -70,8 +71,8 @@ def test_denominators_are_counted_over_the_whole_batch_from_the_labels_alone():
 
 
 def test_parts_are_cut_from_the_rows_of_each_device():
-    mesh = state_lib.data_mesh()
-    rows = state_lib.put_batch({"x": np.arange(16).reshape(8, 2)}, mesh)
+    mesh = data_mesh()
+    rows = shard_batch({"x": np.arange(16).reshape(8, 2)}, mesh)
     parts = split_batch(rows, 2, mesh)["x"]
     assert parts.shape == (2, 4, 2)
     for before, after in zip(rows["x"].addressable_shards, parts.addressable_shards):
@@ -86,7 +87,7 @@ def test_bfloat16_keeps_parameters_norms_and_losses_in_float32():
     config, model, batch = _setup(
         "--config.model.dtype=bfloat16", "--config.train.ema_decay=0.9", "--config.train.accumulate=2"
     )
-    state = jax.eval_shape(lambda: state_lib.create_state(config, model, state_lib.data_mesh()))
+    state = jax.eval_shape(lambda: create_state(config, model, data_mesh()))
     after, scalars = jax.eval_shape(_step(config, model), state, batch)
     for leaf in jax.tree.leaves((after.params, after.average, after.batch_stats, scalars)):
         assert leaf.dtype == np.float32
@@ -112,7 +113,7 @@ def test_recomputation_gives_the_same_gradients():
     results = []
     for remat in (False, True):
         config, model, batch = _setup(f"--config.model.remat={remat}")
-        variables = jax.device_get(state_lib.create_state(config, model, state_lib.data_mesh()).variables)
+        variables = jax.device_get(create_state(config, model, data_mesh()).variables)
         gradient = jax.jit(jax.grad(functools.partial(loss_fn, model=model, config=config), has_aux=True))
         results.append(jax.device_get(gradient(variables["params"], variables["batch_stats"], batch)))
     (plain, _), (again, _) = results

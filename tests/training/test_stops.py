@@ -20,10 +20,10 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints import manager as run_checkpoints
 from pfcn_jax.checkpoints.format import CheckpointError
-from pfcn_jax.errors import TryAgain, UserError
-from pfcn_jax.training import prefetch, workdir
+from pfcn_jax.errors import STOPPED, TryAgain, UserError
+from pfcn_jax.parallel import prefetch
 from pfcn_jax.training import trainer as train_verb
-from pfcn_jax.training.signals import STOPPED
+from pfcn_jax.training import workdir
 from pfcn_jax.training.trainer import Trainer
 from pfcn_jax.utils.stderr import say
 from tests.support.disks import fill, mounted

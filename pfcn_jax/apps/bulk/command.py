@@ -25,7 +25,7 @@ from pfcn_jax.checkpoints.format import find_checkpoint
 from pfcn_jax.checkpoints.loading import LoadedModel, load_with_config
 from pfcn_jax.data.store import Store
 from pfcn_jax.errors import UserError
-from pfcn_jax.training.telemetry import ProgressDisplay
+from pfcn_jax.utils.progress import ProgressDisplay
 
 _SHARD, _SHARD_ON_ACCELERATORS = 16, 256  # seconds of work each
 _NAMED = 20  # failures that are printed

@@ -26,8 +26,8 @@ from pfcn_jax.data.store import Store
 from pfcn_jax.inference.input_files import decode_ahead
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import make_result
-from pfcn_jax.optim.state import data_mesh
 from pfcn_jax.panoptic.predict import Prediction
+from pfcn_jax.parallel.sharding import data_mesh
 
 DEATHS = 2  # after so many, a shard is taken picture by picture, and a picture is given up
 _READERS, _WRITERS = 4, 4  # threads

@@ -18,10 +18,10 @@ from pfcn_jax.apps.explain.fates import Cluster, tell_fates
 from pfcn_jax.apps.explain.insides import Insides, Panel, Row, segment_table
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.errors import UserError
-from pfcn_jax.evaluation.tables import write_text
 from pfcn_jax.inference.input_files import find_inputs, read_ahead
 from pfcn_jax.inference.two_stage import StagedPredictor
 from pfcn_jax.types import LEVELS
+from pfcn_jax.utils.atomic import write_text
 from pfcn_jax.viz import contact_sheet, data_uri, encode_picture, overlay, render
 from pfcn_jax.viz.preview import draw_prediction
 

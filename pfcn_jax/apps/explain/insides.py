@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from pfcn_jax.apps.explain.fates import Cluster, Fate
-from pfcn_jax.commands.browse import draw_regions
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.transforms import resize_image
 from pfcn_jax.inference.two_stage import Seen, Trace
 from pfcn_jax.types import FEATURE_STRIDE, LEVELS, STRIDES
 from pfcn_jax.viz import heatmap, mark_points, similarity_matrix
+from pfcn_jax.viz.regions import draw_regions
 
 Picture = UInt8[np.ndarray, "h w 3"]
 _SIDE = 256  # long side of a panel of a level or a mask

@@ -26,11 +26,12 @@ import jax.numpy as jnp
 
 from pfcn_jax.config.schema import Config, config_hash, from_command_line
 from pfcn_jax.errors import UserError
-from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.studies.benchmark import forms, loading, original, prediction, scaling, training
-from pfcn_jax.studies.benchmark.measure import Row, Yardstick, environment
+from pfcn_jax.studies.benchmark.measure import Row, Yardstick
 from pfcn_jax.studies.benchmark.scenes_post import scene_rows
 from pfcn_jax.studies.benchmark.tables import markdown, terminal, write_section
+from pfcn_jax.utils.atomic import write_json
+from pfcn_jax.utils.environment import environment
 
 PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "original", "scaling", "table")
 _SECONDS = 10.0

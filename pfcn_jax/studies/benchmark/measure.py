@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -156,20 +153,3 @@ def device_peak_mb() -> float | None:
     statistics_of_device = jax.local_devices()[0].memory_stats() or {}
     peak = statistics_of_device.get("peak_bytes_in_use")
     return None if peak is None else peak / 1e6
-
-
-def environment() -> Row:
-    """Device, versions and how busy the machine is."""
-    device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "backend": jax.default_backend(),
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "cores": cores,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
-        "load_average": list(os.getloadavg()),
-    }

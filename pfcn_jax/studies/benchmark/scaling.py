@@ -25,16 +25,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfcn_jax.config.schema import Config, TrainConfig, from_command_line
+from pfcn_jax.config.schema import Config, TrainOptions, from_command_line
 from pfcn_jax.data.classes import ClassTable, coco_classes
 from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.data.segments import map_type
 from pfcn_jax.errors import UserError
+from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.optim.rules import frozen_mask
-from pfcn_jax.optim.state import TrainState, abstract_variables, build_model, build_optimizer
+from pfcn_jax.optim.state import TrainState
 from pfcn_jax.steps import train_step
 from pfcn_jax.studies.benchmark.flops import traced_flops
 from pfcn_jax.studies.benchmark.measure import Row
+from pfcn_jax.training.state import build_optimizer
 from pfcn_jax.types import Batch, SegmentTable
 
 _BYTES = 4  # of a gradient element: parameters and their gradients are float32, whatever is computed with
@@ -141,7 +143,7 @@ def count_work(config: Config) -> tuple[Work, list[Row]]:
       row for each canvas.
     """
     classes, shares = _canvases(config)
-    model = build_model(config.model, classes)
+    model = build_model(config.model, *classes.counts)
     variables = abstract_variables(model)
     optimizer = build_optimizer(config, model)
     params = variables["params"]
@@ -175,7 +177,7 @@ def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
     if config.data.source != "scenes" and not pathlib.Path(config.data.root).exists():
         return coco_classes(), [1.0 / len(canvases)] * len(canvases)
     source = open_training(config.data)
-    plan = train_pipeline(config, source).plan
+    plan = train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed).plan
     return source.classes, (np.bincount(plan.canvas_of, minlength=len(canvases)) / len(source)).tolist()
 
 
@@ -262,7 +264,7 @@ def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
     return config, [scaling_row(part, machine, chips, price=args.price) for part, chips in zip(of_chips, args.chips)]
 
 
-def _split(train: TrainConfig, args: argparse.Namespace, chips: int) -> tuple[int, int]:
+def _split(train: TrainOptions, args: argparse.Namespace, chips: int) -> tuple[int, int]:
     """Batch and steps on `chips` chips: the config's, or `--per-chip` pictures on each for as many pictures in all."""
     if chips < 1:
         raise UserError(f"--chips: at least 1, got {chips}")

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.config.schema import Config, ModelConfig, from_command_line
+from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import ClassTable, coco_classes
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.inputs import open_evaluation
@@ -21,8 +21,9 @@ from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.input_files import find_inputs
 from pfcn_jax.interop.convert import to_params
+from pfcn_jax.models.build import build_model
+from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
-from pfcn_jax.optim.state import build_model
 from pfcn_jax.studies.parity.reference import make_state_dict
 from pfcn_jax.types import round_up
 
@@ -51,7 +52,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
     if args.reference:
         return reference_subject(args, ENHANCED if args.enhanced else BASE)
     config = from_command_line(args.config_argv)
-    model = build_model(config.model, _classes(config, args))
+    model = build_model(config.model, *_classes(config, args).counts)
     variables = init_variables(model, jax.random.key(config.seed))
     return Subject(config, model, {"batch_stats": {}, **variables}, f"random, seed {config.seed}")
 
@@ -62,11 +63,11 @@ def reference_subject(args: argparse.Namespace, variant: str) -> Subject:
     if not (folder / "weights.py").is_file():
         raise UserError(f"{folder}: no weights.py here; expected a reference data directory")
     converted = to_params(make_state_dict(folder, variant))
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    known = {field.name for field in dataclasses.fields(ModelOptions)}
     options = {name: value for name, value in converted.model_options().items() if name in known}
     config = from_command_line(args.config_argv, Config(name=f"original_{variant}"))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
-    model = build_model(config.model, coco_classes())
+    model = build_model(config.model, *coco_classes().counts)
     return Subject(config, model, jax.device_put(converted.variables), f"the original's, recorded ({variant})")
 
 

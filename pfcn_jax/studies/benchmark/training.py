@@ -12,7 +12,7 @@ import numpy as np
 
 from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.errors import UserError
-from pfcn_jax.optim.state import build_optimizer, create_state, data_mesh, put_batch
+from pfcn_jax.parallel.sharding import data_mesh, shard_batch
 from pfcn_jax.steps import train_step
 from pfcn_jax.studies.benchmark.measure import (
     Row,
@@ -23,6 +23,7 @@ from pfcn_jax.studies.benchmark.measure import (
     time_runs,
 )
 from pfcn_jax.studies.benchmark.subject import Subject, load_subject
+from pfcn_jax.training.state import build_optimizer, create_state
 
 
 def measure_training(subject: Subject, yardstick: Yardstick, *, batch: int, seconds: float) -> Row:
@@ -33,11 +34,11 @@ def measure_training(subject: Subject, yardstick: Yardstick, *, batch: int, seco
     source = open_training(config.data)
     if (len(source.classes.is_thing) - sum(source.classes.is_thing)) != subject.model.num_stuff:
         raise UserError(f"{config.data.root}: {len(source.classes.is_thing)} classes, the model was made for others")
-    with iter(train_pipeline(config, source)) as batches:
+    with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
         host_batch = jax.tree.map(np.copy, next(batches))  # a copy: a worker's memory is to be freed
     mesh = data_mesh()
     state = create_state(config, subject.model, mesh, subject.variables)
-    placed = put_batch(host_batch, mesh)
+    placed = shard_batch(host_batch, mesh)
     optimizer = build_optimizer(config, subject.model)
     step = functools.partial(train_step, model=subject.model, optimizer=optimizer, config=config, mesh=mesh)
     program = compile_program(step, state, placed, donate=(0,))

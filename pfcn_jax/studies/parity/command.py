@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import jax
 
 from pfcn_jax.errors import UserError
-from pfcn_jax.evaluation.tables import write_json
 from pfcn_jax.studies.parity.gradients import check_gradients
 from pfcn_jax.studies.parity.independence import check_independence
 from pfcn_jax.studies.parity.network import check_all_networks
@@ -20,6 +19,7 @@ from pfcn_jax.studies.parity.prediction import check_prediction
 from pfcn_jax.studies.parity.reference import Check
 from pfcn_jax.studies.parity.schedule import check_schedule
 from pfcn_jax.studies.parity.training import check_training
+from pfcn_jax.utils.atomic import write_json
 
 Area = Callable[[pathlib.Path], list[Check]]
 AREAS: dict[str, Area] = {

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pfcn_jax.config.schema import OptimConfig
 from pfcn_jax.interop.convert import from_params, read_facts
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.optim.options import OptimOptions
 from pfcn_jax.optim.rules import decay_mask, frozen_mask, make_optimizer
 from pfcn_jax.panoptic.losses import combine
 from pfcn_jax.panoptic.targets import Targets
@@ -187,7 +187,7 @@ def check_parameters(
     original_layout: Callable[[PyTree], dict[str, np.ndarray]],
 ) -> list[Check]:
     """Gradients of all parameters and one step of the optimiser (lr 0.01, no warm-up)."""
-    config = OptimConfig(warmup_steps=0)
+    config = OptimOptions(warmup_steps=0)
     optimizer = make_optimizer(config, steps=1, batch_size=config.reference_batch, frozen=model.frozen_paths())
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     stepped = optax.apply_updates(params, updates)

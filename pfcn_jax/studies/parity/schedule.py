@@ -7,7 +7,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from pfcn_jax.config.schema import OptimConfig
+from pfcn_jax.optim.options import OptimOptions
 from pfcn_jax.optim.rules import learning_rate_schedule
 from pfcn_jax.studies.parity.reference import Check, check, recorded_files
 
@@ -23,7 +23,7 @@ def check_schedule(reference: pathlib.Path) -> list[Check]:
             if not key.endswith(".iter"):
                 continue
             name = key.removesuffix(".iter")
-            schedule = learning_rate_schedule(OptimConfig(), steps=STEPS[name.split("-")[-1]], batch_size=16)
+            schedule = learning_rate_schedule(OptimOptions(), steps=STEPS[name.split("-")[-1]], batch_size=16)
             ours = np.array([float(schedule(jnp.int32(step))) for step in recorded[key]])
             theirs = recorded[f"{name}.lr"]
             checks.append(check(recorded.name, f"{name}.lr (relative)", ours / theirs, np.ones_like(theirs), RELATIVE))

@@ -19,10 +19,10 @@ import jax
 
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.errors import UserError
-from pfcn_jax.studies.ablation import report
-from pfcn_jax.studies.ablation.runs import Runs, evaluation_key, training_key
-from pfcn_jax.studies.ablation.tables import TABLES, Row, Table, apply
-from pfcn_jax.training import distributed
+from pfcn_jax.parallel import distributed
+from pfcn_jax.studies.ablate import report
+from pfcn_jax.studies.ablate.runs import Runs, evaluation_key, training_key
+from pfcn_jax.studies.ablate.tables import TABLES, Row, Table, apply
 from pfcn_jax.training.workdir import keep_compiled
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from pfcn_jax.training.prefetch import DevicePrefetch
+from pfcn_jax.parallel.prefetch import DevicePrefetch
 
 
 class Recorder:

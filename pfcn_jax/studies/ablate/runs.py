@@ -20,17 +20,18 @@ import jax
 import numpy as np
 
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.config.schema import Config, InferenceConfig, TTAConfig, from_dict
+from pfcn_jax.config.schema import Config, from_dict
 from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.curves import read_metrics
 from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
-from pfcn_jax.evaluation.tables import write_json
-from pfcn_jax.optim.state import data_mesh
-from pfcn_jax.studies.ablation.tables import Figures
-from pfcn_jax.studies.benchmark.measure import environment
-from pfcn_jax.training import distributed
+from pfcn_jax.panoptic.options import PredictOptions, TTAOptions
+from pfcn_jax.parallel import distributed
+from pfcn_jax.parallel.sharding import data_mesh
+from pfcn_jax.studies.ablate.tables import Figures
 from pfcn_jax.training.trainer import Trainer
+from pfcn_jax.utils.atomic import write_json
+from pfcn_jax.utils.environment import environment
 
 # Keys that say how a run is computed and kept, not what comes out: they may change without a new training.
 _HOW = {
@@ -53,7 +54,7 @@ _SCORED = {"data": ("eval_split", "eval_examples", "eval_short_side", "eval_max_
 
 def training_key(config: Config) -> str:
     """The hash of what the weights depend on: not of inference, of the name, or of how it is computed."""
-    config = dataclasses.replace(config, inference=InferenceConfig(), tta=TTAConfig())
+    config = dataclasses.replace(config, inference=PredictOptions(), tta=TTAOptions())
     return evaluation_key(_without(config, _SCORED))
 
 

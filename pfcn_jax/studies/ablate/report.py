@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from pfcn_jax.config.schema import Config, config_hash
-from pfcn_jax.evaluation.tables import write_json, write_text
-from pfcn_jax.studies.ablation.tables import METRICS, Table
+from pfcn_jax.studies.ablate.tables import METRICS, Table
 from pfcn_jax.studies.benchmark.tables import write_section
+from pfcn_jax.utils.atomic import write_json, write_text
 
 Record = dict[str, Any]
 Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row name -> seed -> what was written of the evaluation

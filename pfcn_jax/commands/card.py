@@ -1,0 +1,34 @@
+"""`card`: a checkpoint's model card in Markdown: what it is, what it was trained on, how it scores, what it cannot do.
+
+Everything comes from the checkpoint itself and from the evaluation that lies beside it. The same checkpoint gives the
+same card, byte by byte: no date, no path of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from pfcn_jax.checkpoints.format import find_checkpoint, load_meta
+from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.card import find_scores, make_card
+from pfcn_jax.utils.atomic import write_text
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint or a working directory of `train`")
+    parser.add_argument("--output", required=True, help="the Markdown file to write")
+    parser.add_argument(
+        "--scores", help="JSON of `evaluate --output` (default: evaluation.json beside the last checkpoint of a run)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.config_argv:
+        raise UserError(f"{args.config_argv[0]}: a card describes a checkpoint as it is; it takes no config")
+    checkpoint = find_checkpoint(pathlib.Path(args.checkpoint), best=True)
+    meta = load_meta(checkpoint)
+    scores, note = find_scores(checkpoint, meta, args.scores)
+    write_text(args.output, make_card(meta, scores, note))
+    print(f"{args.output}: the card of {checkpoint}")
+    return 0

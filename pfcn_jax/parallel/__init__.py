@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh, joining processes, batches on their way to the devices."""
