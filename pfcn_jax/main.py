@@ -54,8 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     verb = argv[0] if argv and not argv[0].startswith("-") else None
     if verb is None and {"-h", "--help"} & set(argv):
-        parser.print_help()
-        raise SystemExit(0)
+        parser.parse_args(["--help"])
     if verb is not None and verb not in VERBS:
         parser.error(f"unknown verb '{verb}' (known: {', '.join(VERBS)})")
     rest = argv[1:] if verb else argv
