@@ -10,7 +10,7 @@ import pathlib
 import re
 import shlex
 
-from pfcn_jax import main as front_door
+from pfcn_jax.commands import module_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
@@ -90,7 +90,7 @@ def anchors(path: pathlib.Path) -> set[str]:
 @functools.cache
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """The flags of a verb."""
-    module = importlib.import_module(front_door.module_of(verb))
+    module = importlib.import_module(module_of(verb))
     parser = argparse.ArgumentParser(prog=verb, allow_abbrev=False)
     module.add_flags(parser)
     return parser

@@ -1,1 +1,32 @@
-"""The verbs of the command line, one file each."""
+"""The verbs of the command line: one file each here, or the `command.py` of an app or a study."""
+
+from __future__ import annotations
+
+VERBS = {
+    "train": "train a model (and evaluate it, and draw what it sees)",
+    "evaluate": "PQ, AP and mIoU of a checkpoint, or PQ of anybody's panoptic predictions",
+    "predict": "segment pictures: panoptic PNG, JSON and an overlay picture for each",
+    "bulk": "segment a folder or bucket of any size: many workers, resumable, each picture written once (Ray)",
+    "explain": "the method's insides for a picture: centers, regions, kernels before and after fusion",
+    "demo": "a web page on this computer: drop a picture, see its segments, drag the thresholds",
+    "inspect": "show the config, the parameter table and one batch",
+    "validate-data": "read a whole data set and say whether it will train, and what is wrong with it",
+    "browse": "one picture of many: examples with their labels, and the targets as the network sees them",
+    "prepare": "instance or semantic labels -> COCO-panoptic; COCO -> ArrayRecord",
+    "curves": "losses and PQ of one or more runs as one picture",
+    "convert": "weights of the original, detectron2, torchvision or timm -> a checkpoint, and back",
+    "ablate": "the paper's ablation tables, trained and scored row by row, beside the published figures",
+    "card": "a checkpoint's model card: what it is, was trained on, scores, and cannot do",
+    "export": "a model as one file: the whole program for JAX alone, its parameters, or ONNX",
+    "benchmark": "time, memory and efficiency of each part, beside a matrix product measured in the same run",
+    "parity": "check every tensor of a reference data directory",
+}
+ROOMS = {"apps": ("bulk", "demo", "explain"), "studies": ("ablate", "benchmark", "parity")}  # others: commands/
+
+
+def module_of(verb: str) -> str:
+    """The module with the verb's `add_flags(parser)` and `main(args) -> exit status`."""
+    for room, verbs in ROOMS.items():
+        if verb in verbs:
+            return f"pfcn_jax.{room}.{verb}.command"
+    return f"pfcn_jax.commands.{verb.replace('-', '_')}"

@@ -31,7 +31,7 @@ def original(tmp_path_factory):
     """A whole model under the original's names, 80 + 53 classes, and its tensors."""
     options = {name: int(value) for name, value in (entry.split("=") for entry in NARROW)}
     facts = ModelFacts(depth=18, **options)
-    model = build_model(dataclasses.replace(Config().model, backbone="resnet18", **options), coco_classes())
+    model = build_model(dataclasses.replace(Config().model, backbone="resnet18", **options), *coco_classes().counts)
     rng = np.random.default_rng(0)
     draw = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract_variables(model))
     state_dict = from_params(draw, facts)
