@@ -11,7 +11,7 @@ import sys
 
 from pfcn_jax.commands import VERBS, module_of
 from pfcn_jax.errors import STOPPED, Stopped, TryAgain, UserError
-from pfcn_jax.utils.stderr import leave, say
+from pfcn_jax.utils.stderr import exit_with, print_lines
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -47,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except UserError as error:
-        say(f"error: {error}")
+        print_lines(f"error: {error}")
         return STOPPED if isinstance(error, TryAgain) else 2
     except Stopped as stopped:
-        say(str(stopped))
+        print_lines(str(stopped))
         return STOPPED
 
 
@@ -68,4 +68,4 @@ def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_with(main())

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from pfcn_jax.checkpoints.format import FORMAT, SCORE, CheckpointError, Handler, Items, read_score
 from pfcn_jax.checkpoints.manifest import find_damage
 from pfcn_jax.utils.atomic import write_json
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 PyTree = Any
 _DELETED = ".deleted"  # a folder on its way out
@@ -155,7 +155,9 @@ class Checkpoints:
             try:
                 write_json(target / SCORE, {"PQ": pq})
             except OSError as error:
-                say(f"{target / SCORE}: cannot be written ({error.strerror}); this step will not count as the best")
+                print_lines(
+                    f"{target / SCORE}: cannot be written ({error.strerror}); this step will not count as the best"
+                )
             self._thin_out()
 
     def close(self) -> None:
@@ -168,7 +170,7 @@ class Checkpoints:
     def _note_failure(self, step: int, error: Exception) -> None:
         self.failures += 1
         self.problem = " ".join(str(error).split())[:300]
-        say(f"{self.directory / str(step)}: this checkpoint could not be written ({self.problem})")
+        print_lines(f"{self.directory / str(step)}: this checkpoint could not be written ({self.problem})")
         if self._writer is not None:
             with contextlib.suppress(Exception):  # what it had to say has been said
                 self._writer.close()
@@ -220,7 +222,7 @@ class Checkpoints:
                 place = place.with_name(place.name + "_")
             place.parent.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(place)
-            say(
+            print_lines(
                 f"{self.directory / str(step)}: damaged, so the checkpoint of step {instead} is used; moved to {place}",
                 *[f"  {line}" for line in lines],
             )

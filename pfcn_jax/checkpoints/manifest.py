@@ -1,8 +1,8 @@
-"""The list of a checkpoint's files with their checksums: what Orbax does not notice, this does.
+"""Manifest of a checkpoint: every file with its size and checksum, to detect damage that Orbax does not detect.
 
 Orbax writes a checkpoint whole or not at all, but a disk may lose or change what was written. Of bits flipped in the
-stored arrays Orbax notices only those that break the compression: about half of them came back as other numbers
-(docs/decisions.md). So `manifest.json` is written into the checkpoint before it gets its name.
+stored arrays Orbax detects only those that break the compression: about half of them were read as other numbers
+(docs/decisions.md). So `manifest.json` is written into the checkpoint before the folder is renamed.
 """
 
 from __future__ import annotations
@@ -14,34 +14,33 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from pfcn_jax.data.sources import read_patiently
+from pfcn_jax.utils.atomic import write_text
+from pfcn_jax.utils.retry import retry_read
 
 MANIFEST = "manifest.json"
-# Notes of Orbax at the top of a checkpoint, written after the manifest; nothing is read from them.
+# Files that Orbax writes after the manifest; nothing is read from them.
 _NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 def write_manifest(checkpoint: pathlib.Path) -> None:
-    """Lists every file below `checkpoint`, once all of it is there, and sees to it that it is on the disk."""
+    """Writes the manifest of a complete checkpoint, and flushes all of its files to the disk."""
     files = {}
     for path in _files_below(checkpoint):
         name = path.relative_to(checkpoint).as_posix()
         if name not in (*_NOTES, MANIFEST):
             files[name] = [path.stat().st_size, _digest_of(path, sync=True)]
-    with (checkpoint / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"files": files, "sha256": _digest(files)}, indent=1, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps({"files": files, "sha256": _digest(files)}, indent=1, sort_keys=True) + "\n"
+    write_text(checkpoint / MANIFEST, text)
 
 
 def find_damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str]:
-    """What differs from the manifest, one line for each file; an empty list: every byte is as it was written.
+    """Returns one line for each file that differs from the manifest; an empty list if the checkpoint is intact.
 
     Args:
-      items: look only at these items ("model", "meta"); all of them otherwise.
+      items: check only these items ("model", "meta"); all by default.
     """
     try:
-        manifest = json.loads(read_patiently((checkpoint / MANIFEST).read_bytes))
+        manifest = json.loads(retry_read((checkpoint / MANIFEST).read_bytes))
         files = manifest["files"]
         if _digest(files) != manifest["sha256"]:
             return [f"{MANIFEST}: its checksum differs"]
@@ -59,12 +58,12 @@ def find_damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> list[str
 
 
 def _damage_of(path: pathlib.Path, name: str, size: int, digest: str) -> str:
-    """What is wrong with one file; "" if nothing."""
+    """Compares one file with its entry; "" if it is intact."""
     try:
         there = path.stat().st_size
         if there != size:
             return f"{name}: {there} of {size} bytes"
-        if read_patiently(lambda: _digest_of(path)) != digest:
+        if retry_read(lambda: _digest_of(path)) != digest:
             return f"{name}: its checksum differs"
     except FileNotFoundError:
         return f"{name}: missing"
@@ -74,7 +73,7 @@ def _damage_of(path: pathlib.Path, name: str, size: int, digest: str) -> str:
 
 
 def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Every file at any depth. (`Path.rglob` leaves out what it cannot list.)"""
+    """Every file at any depth. (`Path.rglob` silently skips folders that it cannot list.)"""
 
     def fail(error: OSError) -> NoReturn:
         raise error

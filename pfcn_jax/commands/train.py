@@ -14,7 +14,7 @@ from pfcn_jax.parallel import distributed
 from pfcn_jax.training.signals import StopRequest
 from pfcn_jax.training.trainer import Trainer
 from pfcn_jax.training.workdir import keep_compiled
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -35,5 +35,5 @@ def main(args: argparse.Namespace) -> int:
         pq = Trainer(config, workdir).run(stop).pq
     if jax.process_index() == 0:
         scores = f"PQ {pq.all.PQ:.2f}  PQ_th {pq.things.PQ:.2f}  PQ_st {pq.stuff.PQ:.2f}"
-        say(f"{scores}  ({workdir}/evaluation.json)", to=sys.stdout)
+        print_lines(f"{scores}  ({workdir}/evaluation.json)", to=sys.stdout)
     return 0

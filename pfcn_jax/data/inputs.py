@@ -13,7 +13,7 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.data.sources import CachedExamples, DataError, FirstExamples, Source, list_splits, open_source
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 
 def open_split(config: DataOptions, split: str, examples: int) -> Source:
@@ -72,7 +72,7 @@ def find_split(config: DataOptions, kind: str) -> str:
 
 @functools.cache
 def _say_once(text: str) -> None:
-    say(text)
+    print_lines(text)
 
 
 def training_recipe(config: DataOptions, classes: ClassTable) -> Recipe:

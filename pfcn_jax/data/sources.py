@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +17,6 @@ from pfcn_jax.data.segments import Runs, count_pixels, tight_boxes
 from pfcn_jax.errors import UserError
 
 T = TypeVar("T")
-_READ_AGAIN_AFTER = (0.5, 2.0, 8.0)  # seconds
 
 
 class DataError(UserError):
@@ -108,18 +106,6 @@ def check_index(index: int, length: int) -> None:
     """Raises IndexError unless 0 <= index < length."""
     if not 0 <= index < length:
         raise IndexError(f"example {index} of {length}")
-
-
-def read_patiently(read: Callable[[], T]) -> T:
-    """`read()`, again after a moment if a file server could not answer; a file that is not there is not waited for."""
-    for seconds in _READ_AGAIN_AFTER:
-        try:
-            return read()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
-        except OSError:
-            time.sleep(seconds)
-    return read()
 
 
 @dataclasses.dataclass(frozen=True)

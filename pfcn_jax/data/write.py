@@ -14,6 +14,7 @@ from PIL import Image
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.sources import Example
+from pfcn_jax.utils.atomic import write_text
 
 PICTURE_FORMATS: dict[str, dict[str, Any]] = {"jpg": {"quality": 95, "subsampling": 0}, "png": {}}
 
@@ -54,7 +55,7 @@ def write_coco_folder(
         images.append({"id": image_id, "file_name": picture, "height": height, "width": width})
         annotations.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
     content = {"categories": classes.to_coco(), "images": images, "annotations": annotations}
-    (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
+    write_text(root / "annotations" / f"panoptic_{split}.json", json.dumps(content))
     return root
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pfcn_jax.errors import UserError
+from pfcn_jax.utils.atomic import atomic_path
 
 FORMAT, VERSION = "pfcn_jax program", 1
 META, SCRIPT, WEIGHTS = "meta.json", "run_exported.py", "weights/"
@@ -38,24 +38,16 @@ def write_container(
     """
     script = pathlib.Path(__file__).with_name(SCRIPT).read_bytes()
     content = {"format": FORMAT, "format_version": VERSION, **meta}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    try:
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(_member(META), json.dumps(content, indent=1))
             archive.writestr(_member(SCRIPT), script)
             for name, program in programs.items():
                 archive.writestr(_member(name), program)
             for name, array in weights.items():
                 archive.writestr(_member(f"{name}.npy"), _npy(array))
-        aside.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:

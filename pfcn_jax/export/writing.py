@@ -23,6 +23,7 @@ from pfcn_jax.export.program import PLATFORMS, Function, Shape, Size, lower
 from pfcn_jax.interop.writer import write_safetensors
 from pfcn_jax.steps import generate, generate_views, picture_extent, predict_step, segment
 from pfcn_jax.types import SIZE_DIVISOR, round_up
+from pfcn_jax.utils.atomic import write_bytes
 
 ENDINGS = {".pfcn": "program", ".safetensors": "safetensors", ".onnx": "onnx", "": "orbax"}
 FIELDS = ("segment_map", "class_id", "is_thing", "score", "area", "valid")  # of the result, see types.py
@@ -209,8 +210,7 @@ def write_onnx(path: pathlib.Path, loaded: LoadedModel, shape: Shape) -> str:
     weights = flatten(loaded.variables)
     model = convert(prediction_of_one(loaded, shape.output), weights, shape, FIELDS, describe(loaded))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(model)
+        write_bytes(path, model)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     (height, width), side = shape.canvas, shape.output[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -16,6 +17,7 @@ from pfcn_jax.data.sources import DataError
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result
+from pfcn_jax.utils.atomic import atomic_path
 
 _FPS_UNKNOWN = 25.0
 _CODEC = "mp4v"
@@ -75,17 +77,17 @@ class VideoWriter:
 
     def __init__(self, path: pathlib.Path, fps: float):
         self._path, self._fps = path, fps
-        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
+        self._file = contextlib.ExitStack()  # holds the atomic write of the file while frames come
 
     def write(self, frame: np.ndarray) -> None:
         """One RGB frame; odd sides get a row or column more, because the codec halves the colours."""
         height, width = frame.shape[:2]
         frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._file.enter_context(atomic_path(self._path))
             fourcc = cv2.VideoWriter.fourcc(*_CODEC)
-            writer = cv2.VideoWriter(str(self._partial), fourcc, self._fps, (frame.shape[1], frame.shape[0]))
+            writer = cv2.VideoWriter(str(temporary), fourcc, self._fps, (frame.shape[1], frame.shape[0]))
             if not writer.isOpened():
                 raise UserError(f"{self._path}: OpenCV cannot write this video; leave the overlay out")
             self._writer = writer
@@ -94,8 +96,8 @@ class VideoWriter:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.release()
-            self._partial.replace(self._path)
             self._writer = None
+            self._file.close()
 
 
 @dataclasses.dataclass(frozen=True)

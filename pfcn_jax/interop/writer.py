@@ -7,15 +7,15 @@ put together from opcodes, because Python's own pickler would want to import the
 from __future__ import annotations
 
 import math
-import os
 import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import BinaryIO
+from collections.abc import Mapping
 
 import numpy as np
+
+from pfcn_jax.utils.atomic import atomic_path, write_bytes
 
 _STORAGES = {
     "float32": "FloatStorage", "float64": "DoubleStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
@@ -43,15 +43,12 @@ def write_state_dict(
         body = pickle.EMPTY_DICT + _text(wrap) + body + pickle.SETITEM
     entries = {"data.pkl": pickle.PROTO + b"\x02" + body + pickle.STOP, "byteorder": b"little"}
 
-    def write(file: BinaryIO) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in entries.items():
-                archive.writestr(_member(name), data)
-            for index, array in enumerate(arrays.values()):
-                archive.writestr(_member(f"data/{index}"), array.tobytes())
-            archive.writestr(_member("version"), b"3\n")
-
-    _write_aside(pathlib.Path(path), write)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in entries.items():
+            archive.writestr(_member(name), data)
+        for index, array in enumerate(arrays.values()):
+            archive.writestr(_member(f"data/{index}"), array.tobytes())
+        archive.writestr(_member("version"), b"3\n")
 
 
 def write_safetensors(
@@ -69,8 +66,7 @@ def write_safetensors(
     from safetensors.numpy import save
 
     arrays = {name: np.array(array, order="C") for name, array in _checked(tensors).items()}
-    data = save(arrays, metadata=dict(metadata) if metadata else None)
-    _write_aside(pathlib.Path(path), lambda file: file.write(data))
+    write_bytes(path, save(arrays, metadata=dict(metadata) if metadata else None))
 
 
 def _checked(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -83,18 +79,6 @@ def _checked(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         little = array.dtype if array.dtype.name == "bfloat16" else array.dtype.newbyteorder("<")
         arrays[name] = array.astype(little, copy=False)
     return arrays
-
-
-def _write_aside(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _member(name: str) -> zipfile.ZipInfo:

@@ -19,7 +19,7 @@ from pfcn_jax.config.schema import Config
 from pfcn_jax.data.plan import FILLER, BatchPlan
 from pfcn_jax.data.sources import DataError, Source
 from pfcn_jax.errors import UserError
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 _COUNTED = ("skipped", "dropped_positives", "dropped_segments")  # scalars of a step that are whole numbers
 
@@ -114,7 +114,7 @@ class Watch:
             self._broken.add(index)
             if jax.process_index() == 0:
                 why = self._describe(index)
-                say(f"broken picture {len(self._broken)}, another one stands in: {why}")
+                print_lines(f"broken picture {len(self._broken)}, another one stands in: {why}")
                 last = f", the last: {why}"
         if new:
             self._check_broken(last)
@@ -145,7 +145,7 @@ class Watch:
                 "pictures, or set --config.train.on_nonfinite=skip to leave such steps out."
             )
         if jax.process_index() == 0:
-            say(f"{text}; left out ({self._totals['skipped']} so far)")
+            print_lines(f"{text}; left out ({self._totals['skipped']} so far)")
         if self._totals["skipped"] > train.max_skipped:
             raise NonFiniteError(
                 f"{text}; more than config.train.max_skipped = {train.max_skipped} steps were left out"

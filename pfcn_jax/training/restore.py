@@ -23,7 +23,7 @@ from pfcn_jax.parallel.sharding import replicated
 from pfcn_jax.training.state import check_same_state, create_state
 from pfcn_jax.training.workdir import RunLock, check_room
 from pfcn_jax.utils.atomic import write_text
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 
 def check_division(train: TrainOptions) -> None:
@@ -128,5 +128,5 @@ def _fresh_state(config: Config, model: PanopticFCN, mesh: Mesh) -> TrainState:
     variables = jax.device_get(state.variables)
     merged, notes = start_from(pathlib.Path(train.init_from), variables, config, fresh_heads=train.fresh_heads)
     if jax.process_index() == 0:
-        say(f"starting from {train.init_from}", *notes, to=sys.stdout)
+        print_lines(f"starting from {train.init_from}", *notes, to=sys.stdout)
     return create_state(config, model, mesh, merged)

@@ -17,8 +17,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
-from pfcn_jax.utils.atomic import write_whole
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.atomic import write_bytes
+from pfcn_jax.utils.stderr import print_lines
 
 Entry = tuple[int, dict[str, float]]
 _MOST_WAITING = 100_000  # entries in memory while the disk is full
@@ -74,7 +74,9 @@ class MetricsWriter:
                 waiting.clear()
             except OSError as error:
                 self.failures += 1
-                say(f"{sink.path}: cannot be written ({error.strerror}); {len(waiting)} lines wait, training goes on")
+                print_lines(
+                    f"{sink.path}: cannot be written ({error.strerror}); {len(waiting)} lines wait, training goes on"
+                )
 
 
 class _Lines:
@@ -166,7 +168,7 @@ def _rewind(path: pathlib.Path, start: int, scored: bool) -> None:
     content = path.read_bytes()
     kept = b"".join(line for line in content.splitlines(keepends=True) if _stays(line, start, scored))
     if kept != content:
-        write_whole(path, kept)
+        write_bytes(path, kept)
 
 
 def _stays(line: bytes, start: int, scored: bool) -> bool:

@@ -40,7 +40,7 @@ from pfcn_jax.training.telemetry import MetricsWriter, StepTimer
 from pfcn_jax.types import Batch
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.progress import ProgressDisplay
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 from pfcn_jax.viz.preview import PreviewWriter
 
 
@@ -217,7 +217,7 @@ class Trainer:
             self.metrics.sync()
         self.checkpoints.score(step, pq.all.PQ)  # last: what has a score is not evaluated again
         if everything and jax.process_index() == 0:
-            say(format_table(pq, source.classes.names), to=sys.stdout)
+            print_lines(format_table(pq, source.classes.names), to=sys.stdout)
         return result
 
     def save(self, step: int) -> None:
@@ -257,7 +257,7 @@ class Trainer:
         except DataError as error:
             if last or jax.process_count() > 1:  # the other processes are in the middle of theirs
                 raise
-            say(f"step {step} is not evaluated, the training goes on: {error}")
+            print_lines(f"step {step} is not evaluated, the training goes on: {error}")
             return None
 
     def _stop_flags(self, stop: StopRequest) -> jax.Array:

@@ -1,1 +1,1 @@
-"""Small helpers that many rooms need."""
+"""Small helpers for every room: atomic writes, retries, messages, progress, the machine."""

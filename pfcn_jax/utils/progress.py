@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 
 class ProgressDisplay:
@@ -44,7 +44,7 @@ class ProgressDisplay:
             return
         spent = time.monotonic() - self._begin
         left = spent / max(step - self._start, 1) * max(self._total - step, 0)
-        say(f"{self._label} {step}/{self._total}  {text}  {_clock(spent)} < {_clock(left)}")
+        print_lines(f"{self._label} {step}/{self._total}  {text}  {_clock(spent)} < {_clock(left)}")
 
     def close(self) -> None:
         if self._live:

@@ -1,4 +1,4 @@
-"""What a program says to whoever started it. A log that cannot be written must not end the work that it tells about."""
+"""Messages to the terminal that never end the work: a full disk or a closed pipe is not an error here."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import sys
 from typing import NoReturn, TextIO
 
 
-def say(*lines: str, to: TextIO | None = None) -> None:
-    """Prints lines at once, to stderr unless told otherwise; a full disk or a reader that has gone is no error."""
+def print_lines(*lines: str, to: TextIO | None = None) -> None:
+    """Prints lines and flushes, to stderr by default; ignores a stream that cannot be written."""
     stream = to or sys.stderr
     if stream is None or stream.closed:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    text = "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)  # names in any script
+    text = "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)  # file names in any script
     with contextlib.suppress(OSError):
         print(text, file=stream, flush=True)
 
 
-def leave(status: int) -> NoReturn:
-    """Ends the program with this status. (Where a stream cannot be written any more, Python would make it 120.)"""
+def exit_with(status: int) -> NoReturn:
+    """Exits with this status. (If a stream cannot be flushed at exit, Python would return 120 instead.)"""
     for stream in (sys.stdout, sys.stderr):
         if stream is None or stream.closed:
             continue

@@ -25,7 +25,7 @@ from pfcn_jax.parallel import prefetch
 from pfcn_jax.training import trainer as train_verb
 from pfcn_jax.training import workdir
 from pfcn_jax.training.trainer import Trainer
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 from tests.support.disks import fill, mounted
 from tests.training.fake_training import (  # noqa: F401  (fixtures)
     RUN,
@@ -120,15 +120,15 @@ def test_a_log_on_a_full_disk_ends_no_run(uninterrupted, tmp_path, monkeypatch):
 
 def test_a_log_takes_names_of_any_script():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    say("Zürich", "東京", to=stream)
+    print_lines("Zürich", "東京", to=stream)
     assert stream.buffer.getvalue() == rb"Z\xfcrich" + b"\n" + rb"\u6771\u4eac" + b"\n"
     stream.close()
-    say("to nobody", to=stream)
+    print_lines("to nobody", to=stream)
 
 
 def test_the_exit_status_does_not_depend_on_the_log():
-    program = "import sys; from pfcn_jax.utils.stderr import leave, say; say('no room for this'); "
-    program += "print('nor for this'); leave(75)"
+    program = "import sys; from pfcn_jax.utils.stderr import exit_with, print_lines; print_lines('no room for this'); "
+    program += "print('nor for this'); exit_with(75)"
     with open("/dev/full", "w") as full:
         buffered = os.environ | {"PYTHONUNBUFFERED": ""}
         ran = subprocess.run([sys.executable, "-c", program], env=buffered, stdout=full, stderr=full, check=False)

@@ -23,7 +23,8 @@ from jaxtyping import Bool, Int, Int32, UInt8
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_ids, decode_picture
 from pfcn_jax.data.segments import count_pixels, find_runs
-from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index, read_patiently
+from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
+from pfcn_jax.utils.retry import retry_read
 
 VOID_ID = 0  # colour of unlabelled pixels in a panoptic PNG
 
@@ -329,7 +330,7 @@ class CocoFolder(PanopticFiles):
         return os.path.join(self.labels_dir, self.index.label_names[index])
 
     def read(self, name: str) -> bytes:
-        return read_patiently(pathlib.Path(name).read_bytes)
+        return retry_read(pathlib.Path(name).read_bytes)
 
 
 def _first_existing(base: pathlib.Path, names: Sequence[str | os.PathLike[str]], what: str, kind: str) -> pathlib.Path:

@@ -20,7 +20,8 @@ from PIL import Image
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.segments import find_runs
-from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index, read_patiently
+from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
+from pfcn_jax.utils.retry import retry_read
 
 VOID_CLASS = -1  # a value that its owner ignores
 UNKNOWN_CLASS = -2  # a value that must not occur
@@ -154,7 +155,7 @@ def lookup(values: Int[np.ndarray, " n"], table: Int[np.ndarray, " m"]) -> Int[n
 
 def _read(path: pathlib.Path, what: str) -> bytes:
     try:
-        return read_patiently(path.read_bytes)
+        return retry_read(path.read_bytes)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind=f"{what}-missing") from error
 

@@ -25,6 +25,7 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import PanopticFiles, make_example
 from pfcn_jax.data.decode import decode_ids, decode_picture
 from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
+from pfcn_jax.utils.atomic import write_text
 
 NAME, CONFIG, VERSION = "coco", "2017_panoptic", "1.1.0"  # of TFDS's own builder
 INDEX_FILE = "panoptic_index.json"  # ours, beside the records: classes, ids, names and sizes
@@ -173,9 +174,7 @@ def _check_prepared(root: epath.Path, parts: Mapping[str, PanopticFiles]) -> Non
 
 def _write_index(root: epath.Path, classes: ClassTable, splits: Mapping[str, Any]) -> None:
     """Writes the index beside the records, whole or not at all."""
-    partial = root / f"{INDEX_FILE}.{os.getpid()}"
-    partial.write_text(json.dumps({"classes": classes.to_json(), "splits": splits}))
-    partial.replace(root / INDEX_FILE)
+    write_text(root / INDEX_FILE, json.dumps({"classes": classes.to_json(), "splits": splits}))
 
 
 def _scan(root: epath.Path, split: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_ids, decode_picture, decode_values
 from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
 from pfcn_jax.data.sources import DataError
+from pfcn_jax.utils.atomic import write_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _RGB = 2  # colour type in a PNG's header
@@ -254,7 +255,7 @@ def write_splits(
                 if on_picture is not None:
                     on_picture(counts["pictures"])
         content = {"categories": classes.to_coco(), "images": images, "annotations": annotations}
-        (base / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
+        write_text(base / "annotations" / f"panoptic_{split}.json", json.dumps(content))
     return counts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import pathlib
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcn_jax.data import sources
 from pfcn_jax.data.datasets.coco import CocoFolder, read_index
 from pfcn_jax.data.decode import decode_ids, decode_picture, jpeg_header
 from pfcn_jax.data.sources import DataError, FirstExamples, open_source
@@ -240,30 +238,6 @@ def test_a_jpeg_that_claims_to_be_huge_is_refused():
     for size in (b"\x9c\x40\x9c\x40", b"\xff\xff\xff\xff"):
         with pytest.raises(DataError, match=r"x: broken picture .*pixels"):
             decode_picture(data[: frame + 5] + size + data[frame + 9 :], "x")
-
-
-def test_a_file_server_that_does_not_answer_is_asked_again(monkeypatch):
-    monkeypatch.setattr(sources, "_READ_AGAIN_AFTER", (0.0, 0.0, 0.0))
-    asked = []
-
-    def read(error, failures):
-        def once():
-            asked.append(error)
-            if len(asked) <= failures:
-                raise error
-            return b"content"
-
-        return once
-
-    stale = OSError(errno.ESTALE, "Stale file handle")
-    assert sources.read_patiently(read(stale, 3)) == b"content" and len(asked) == 4
-    asked.clear()
-    with pytest.raises(OSError, match="Stale"):
-        sources.read_patiently(read(stale, 4))
-    asked.clear()
-    with pytest.raises(FileNotFoundError):
-        sources.read_patiently(read(FileNotFoundError("x"), 1))
-    assert len(asked) == 1
 
 
 def test_jpeg_header_is_what_pillow_reads():
