@@ -1,1 +1,1 @@
-"""Checkpoints: format, manifest, the checkpoints of a run, loading."""
+"""Checkpoints. Each file may import those before it: manifest, format, manager, loading."""

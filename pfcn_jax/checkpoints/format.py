@@ -1,10 +1,10 @@
-"""Checkpoints with Orbax: what a run needs to go on, and what a model needs to be used anywhere.
+"""Checkpoint format: what is written with Orbax, and how each part is read.
 
 A checkpoint `<workdir>/checkpoints/<step>` has three items: `model` (parameters and frozen statistics), `training`
-(optimiser state, step, and the raw parameters if `model` has averaged ones; absent in converted models) and `meta`
+(optimizer state, step, and the raw parameters if `model` has averaged ones; absent in converted models) and `meta`
 (JSON: the whole config, the classes, the position in the data). Orbax writes into a temporary folder and renames it
-when complete: it exists whole or not at all. `manifest.json` in it has the checksum of every file; `score.json` beside
-it is added when the step has been evaluated.
+when complete, so a checkpoint exists whole or not at all. `manifest.json` in it has the checksum of every file;
+`score.json` is added when the step has been evaluated.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ SCORE = "score.json"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be found, read or fitted; the message names the path and the way out."""
+    """A checkpoint is missing, unreadable, or does not fit; the message names the path and the way out."""
 
 
 def check_intact(checkpoint: pathlib.Path, items: Sequence[str] = ("model", "meta")) -> None:
-    """Raises CheckpointError if files of these items are not as they were written; it names them and what to do."""
+    """Raises CheckpointError if files of these items have changed since they were written; it lists them."""
     lines = find_damage(checkpoint, items)
     if lines:
         others = [entry.name for entry in checkpoint.parent.glob("*") if entry.name.isdigit() and entry != checkpoint]
@@ -42,17 +42,17 @@ def check_intact(checkpoint: pathlib.Path, items: Sequence[str] = ("model", "met
 
 
 def score_of(checkpoint: pathlib.Path) -> float | None:
-    """The PQ of the evaluation at a checkpoint's step; None if there was none, or it cannot be read."""
+    """Returns the PQ of a checkpoint's evaluation; None if there is none, or it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         return read_score(checkpoint)
     return None
 
 
 def read_score(checkpoint: pathlib.Path) -> float | None:
-    """The PQ of the evaluation at a checkpoint's step; None if there was none.
+    """Returns the PQ of a checkpoint's evaluation; None if there is none.
 
     Raises:
-      OSError, ValueError: there was one, but it cannot be read.
+      OSError, ValueError: there is one, but it cannot be read.
     """
     try:
         return float(json.loads((checkpoint / SCORE).read_text())["PQ"])
@@ -63,7 +63,7 @@ def read_score(checkpoint: pathlib.Path) -> float | None:
 
 
 class Handler(ocp.CompositeCheckpointHandler):
-    """Writes the manifest when all items are complete, before the checkpoint gets its name."""
+    """Writes the manifest when all items are complete, before Orbax renames the folder."""
 
     def finalize(self, directory: Any) -> None:
         super().finalize(directory)
@@ -72,11 +72,11 @@ class Handler(ocp.CompositeCheckpointHandler):
 
 @ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
 class Items(ocp.args.Composite):
-    """What `Handler` writes: Orbax finds a handler's arguments by their class."""
+    """Arguments of `Handler`; Orbax finds the handler by this class."""
 
 
 def save_model(directory: pathlib.Path, *, model: PyTree, meta: Mapping[str, Any]) -> pathlib.Path:
-    """Writes a model without training state (what `convert` makes); returns the path of the checkpoint.
+    """Writes a model without training state, as `convert` does; returns the path of the checkpoint.
 
     Raises:
       CheckpointError: if the directory already holds a checkpoint.
@@ -91,7 +91,7 @@ def save_model(directory: pathlib.Path, *, model: PyTree, meta: Mapping[str, Any
 
 
 def find_checkpoint(path: pathlib.Path, *, best: bool = False) -> pathlib.Path:
-    """The checkpoint that `path` means: itself, or the latest (or best) one of a run's working directory."""
+    """Returns `path` if it is a checkpoint, else the latest (or best) checkpoint of that working directory."""
     path = path.absolute()
     if (path / MANIFEST).is_file() or ((path / "meta").is_dir() and (path / "model").is_dir()):
         return path
@@ -103,7 +103,7 @@ def find_checkpoint(path: pathlib.Path, *, best: bool = False) -> pathlib.Path:
 
 
 def load_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
-    """The JSON item of a checkpoint: config, classes, position."""
+    """Reads the JSON item of a checkpoint: config, classes, position."""
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             meta = checkpointer.restore(checkpoint, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -115,7 +115,7 @@ def load_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
 
 
 def load_model(checkpoint: pathlib.Path, abstract: PyTree) -> PyTree:
-    """The parameters of a checkpoint on the default device.
+    """Reads the model of a checkpoint onto the first local device.
 
     Raises:
       CheckpointError: if names or shapes differ from `abstract` (the config and the checkpoint do not fit).
@@ -132,7 +132,7 @@ def load_model(checkpoint: pathlib.Path, abstract: PyTree) -> PyTree:
 
 
 def load_stored(checkpoint: pathlib.Path, item: str = "model") -> PyTree:
-    """An item of a checkpoint as it is stored, whatever model it is for; NumPy arrays."""
+    """Reads an item of a checkpoint as it is stored, without a model to compare with; NumPy arrays."""
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             items = ocp.args.Composite(**{item: ocp.args.PyTreeRestore(restore_args=_as_numpy(checkpoint / item))})
@@ -143,7 +143,7 @@ def load_stored(checkpoint: pathlib.Path, item: str = "model") -> PyTree:
 
 
 def load_run(checkpoint: pathlib.Path, *, model: PyTree, training: PyTree) -> tuple[PyTree, PyTree]:
-    """Reads what a run goes on from into the given abstract trees (shapes, dtypes, shardings).
+    """Reads the state that a run resumes from, as the given abstract trees say (shapes, dtypes, shardings).
 
     Raises:
       CheckpointError: names or shapes of the model differ from the config's, or the files cannot be read.
@@ -158,21 +158,31 @@ def load_run(checkpoint: pathlib.Path, *, model: PyTree, training: PyTree) -> tu
     return restored["model"], restored["training"]
 
 
+def _stored_tree(item: pathlib.Path) -> PyTree:
+    """Names, shapes and dtypes of the arrays in an item.
+
+    Asks the handler, not a Checkpointer: that would take the item for a checkpoint and warn that its
+    `_CHECKPOINT_METADATA` is missing.
+    """
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        stored = handler.metadata(item)
+    finally:
+        handler.close()
+    return getattr(stored, "tree", stored)
+
+
 def _as_numpy(item: pathlib.Path) -> PyTree:
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(item).item_metadata
-    tree = getattr(stored, "tree", stored)
-    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _stored_tree(item))
 
 
 def _check_fit(checkpoint: pathlib.Path, abstract: PyTree) -> None:
-    """Compares names and shapes of the stored model with what the config makes; all differences in one error."""
+    """Compares names and shapes of the stored model with the config's; raises one error with all differences."""
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            stored = checkpointer.metadata(checkpoint / "model").item_metadata
+        stored = _stored_tree(checkpoint / "model")
     except Exception as error:
         raise CheckpointError(f"{checkpoint}: no readable model item ({error})") from error
-    theirs = _shapes(getattr(stored, "tree", stored))
+    theirs = _shapes(stored)
     ours = _shapes(abstract)
     lines = [f"only in the checkpoint: {name} {theirs[name]}" for name in sorted(theirs.keys() - ours.keys())]
     lines += [f"only in the config's model: {name} {ours[name]}" for name in sorted(ours.keys() - theirs.keys())]
@@ -194,7 +204,7 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def _best_of(checkpoints: list[pathlib.Path]) -> pathlib.Path:
-    """The checkpoint with the highest recorded PQ; the latest if none has one."""
+    """Returns the checkpoint with the highest recorded PQ; the latest if none has a score."""
     best, best_pq = checkpoints[-1], -1.0
     for checkpoint in checkpoints:
         pq = score_of(checkpoint)

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model that can be used: config, classes and parameters come out of the same folder."""
+"""Loads a model with its config and classes from a checkpoint or an exported file, and initializes runs from one."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pfcn_jax.interop.reader import read_weights
 from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 
-HOW_NOT_WHAT = ("dtype", "remat")  # of the model section: how the network computes, not what
+CHANGEABLE = ("dtype", "remat")  # keys of the model section that say how the network computes, not what
 BACKBONE, WHOLE_MODEL = "backbone", "model"  # meta["kind"]; checkpoints of training have none: whole models
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A network with its parameters, and what they were trained for."""
+    """A network with its parameters, and the config and classes that it was trained with."""
 
     path: pathlib.Path
     config: Config
@@ -64,7 +64,7 @@ def load_checkpoint(path: pathlib.Path, *, best: bool = True) -> LoadedModel:
 
 
 def load_safetensors(path: pathlib.Path) -> LoadedModel:
-    """Loads what `export` wrote: parameters by their paths, config and classes in the header.
+    """Loads a `.safetensors` file of `export`: parameters by their paths, config and classes in the header.
 
     Raises:
       CheckpointError: no such file, not one of ours, damaged, or it does not fit its own config.
@@ -89,10 +89,9 @@ def load_safetensors(path: pathlib.Path) -> LoadedModel:
 
 
 def load_with_config(path: pathlib.Path, config_argv: list[str], *, best: bool = True) -> LoadedModel:
-    """A checkpoint with values of its config changed on the command line (`--config.data.root=DIR` and so on).
+    """Loads a checkpoint and changes its config from the command line (`--config.data.root=DIR`, ...).
 
-    Of the network only the type it computes in (`model.dtype`) and `model.remat` may change: everything else belongs
-    to the parameters.
+    Of the network only `model.dtype` and `model.remat` may change: everything else is fixed by the parameters.
 
     Raises:
       CheckpointError: see `load_checkpoint`.
@@ -102,26 +101,27 @@ def load_with_config(path: pathlib.Path, config_argv: list[str], *, best: bool =
     config = from_command_line(config_argv, loaded.config)
     for field in dataclasses.fields(config.model):
         wanted, made = getattr(config.model, field.name), getattr(loaded.config.model, field.name)
-        if wanted != made and field.name not in HOW_NOT_WHAT:
+        if wanted != made and field.name not in CHANGEABLE:
             raise ConfigError(
                 f"config.model.{field.name}: {wanted!r}, but {loaded.path} was trained with {made!r}; leave it out (of "
-                f"the network only {' and '.join(HOW_NOT_WHAT)} can change after training)"
+                f"the network only {' and '.join(CHANGEABLE)} can change after training)"
             )
     model = loaded.model if config.model == loaded.config.model else build_model(config.model, *loaded.classes.counts)
     return dataclasses.replace(loaded, config=config, model=model)
 
 
-def start_from(
+def initialize_from(
     path: pathlib.Path, variables: Mapping[str, Any], config: Config, *, fresh_heads: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Fresh variables with those of a checkpoint in their place: a backbone, or a whole model.
+    """Replaces initial variables by those of a checkpoint: a backbone, or a whole model.
 
     Args:
-      variables: fresh ones of the model to be trained.
-      fresh_heads: keep fresh what does not fit outside the backbone (other classes); otherwise that is an error.
+      variables: initial ones of the model to be trained.
+      fresh_heads: outside of the backbone, keep the initial value of what does not fit (other classes); otherwise it
+        is an error.
 
     Returns:
-      The variables, and notes for the user: what stayed fresh, and settings that differ from the checkpoint's.
+      The variables, and notes for the user: parameters that kept their initial value, settings that differ.
     """
     checkpoint = find_checkpoint(path, best=True)
     check_intact(checkpoint)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written in the background, thinned out, and the newest intact one found again."""
+"""Checkpoints of a run: writes them in the background, deletes old ones, finds the newest intact one."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ _SETTLE_SECONDS = 0.05
 
 
 class Checkpoints:
-    """The checkpoints of one run: the latest n and the best by PQ are kept.
+    """Keeps the latest checkpoints of a run and the best ones by PQ.
 
-    The state is the same on every process, so process 0 writes it alone: the others call the same methods, which do
-    nothing there.
+    The state is the same on every process, so process 0 writes alone; elsewhere the methods do nothing.
 
-    A checkpoint that cannot be written (the disk is full) is reported and counted, and the run goes on.
+    A checkpoint that cannot be written (the disk is full) is reported and counted, and the run continues.
 
     Attributes:
-      failures: how many checkpoints could not be written.
-      problem: why the last one could not be written; "" if it was.
+      failures: number of checkpoints that could not be written.
+      problem: error of the last one; "" if it was written.
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep_latest: int, keep_best: int):
@@ -45,10 +44,10 @@ class Checkpoints:
         self._writes = jax.process_index() == 0
         self._writer: ocp.AsyncCheckpointer | None = None
         self._writing: int | None = None
-        logging.getLogger("absl").addFilter(_is_news)
+        logging.getLogger("absl").addFilter(_is_not_from_orbax_threads)
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending.
+        """Returns the steps that have a checkpoint, ascending.
 
         Raises:
           OSError: the directory cannot be read.
@@ -56,28 +55,28 @@ class Checkpoints:
         return sorted(int(name) for name in self._names() if name.isdigit())
 
     def _names(self) -> list[str]:
-        """What lies in the directory. (`Path.glob` takes one that cannot be read for an empty one.)"""
+        """Names in the directory. (`Path.glob` would return nothing if it cannot be read.)"""
         try:
             return os.listdir(self.directory)
         except FileNotFoundError:
             return []
 
     def has(self, step: int) -> bool:
-        """Whether the checkpoint of a step is there; False (and `problem` says why) if nobody can say."""
+        """Returns True if a step has a checkpoint; False, with a `problem`, if the directory cannot be read."""
         try:
             return step in self.steps()
         except OSError as error:
             self.problem = f"{self.directory} cannot be read: {error.strerror}"
             return False
 
-    def choose(self) -> int | None:
-        """The newest step whose checkpoint is intact; None if there is no checkpoint at all.
+    def newest_intact(self) -> int | None:
+        """Returns the newest step whose checkpoint is intact; None if there is no checkpoint at all. For process 0.
 
-        Clears away what an interrupted run has left half-written. Damaged checkpoints are reported, file by file, and
-        moved to `<workdir>/damaged/`, so that the run can write these steps again. Call it on process 0.
+        Deletes what an interrupted run has left incomplete. Reports damaged checkpoints file by file, and moves them to
+        `<workdir>/damaged/`, so that the run can write these steps again.
 
         Raises:
-          CheckpointError: there are checkpoints, but every one is damaged; or nobody can say whether there are.
+          CheckpointError: there are checkpoints, but every one is damaged; or the directory cannot be read.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -89,19 +88,19 @@ class Checkpoints:
         for step in reversed(steps):
             lines = find_damage(self.directory / str(step))
             if not lines:
-                self._set_aside(bad, step)
+                self._move_damaged(bad, step)
                 return step
             bad[step] = lines
         if bad:
             listing = "\n  ".join(f"{step}: {line}" for step, lines in bad.items() for line in lines[:3])
             raise CheckpointError(
-                f"{self.directory}: every checkpoint is damaged; nothing is begun anew over them:\n  {listing}\n"
+                f"{self.directory}: every checkpoint is damaged; no new run is started over them:\n  {listing}\n"
                 "restore the files, or start another workdir (with --init-from and what is left)"
             )
         return None
 
     def save(self, step: int, *, model: PyTree, training: PyTree, meta: Mapping[str, Any]) -> None:
-        """Starts writing a checkpoint in the background; a step that is already there is left alone."""
+        """Starts writing a checkpoint in the background; does nothing if the step has one."""
         if not self._writes:
             return
         self.wait()
@@ -123,7 +122,7 @@ class Checkpoints:
             self._note_failure(step, error)
 
     def wait(self) -> None:
-        """Returns when the checkpoint that was started is on disk, or has failed."""
+        """Waits until the checkpoint in progress is on disk, or has failed."""
         if self._writing is None or self._writer is None:
             return
         step, self._writing = self._writing, None
@@ -133,10 +132,10 @@ class Checkpoints:
             self._note_failure(step, error)
             return
         self.problem = ""
-        self._thin_out()
+        self._delete_old()
 
     def poll(self) -> None:
-        """Reports a checkpoint that has failed in the background, without waiting for one that is being written."""
+        """Reports a checkpoint that has failed in the background; does not wait for one in progress."""
         if self._writing is None or self._writer is None:
             return
         try:
@@ -146,7 +145,7 @@ class Checkpoints:
             self._note_failure(step, error)
 
     def score(self, step: int, pq: float) -> None:
-        """Adds the PQ of an evaluation to the checkpoint of its step, by which the best are kept."""
+        """Adds the PQ of an evaluation to the checkpoint of its step; by it the best ones are kept."""
         if not self._writes:
             return
         self.wait()
@@ -158,10 +157,10 @@ class Checkpoints:
                 print_lines(
                     f"{target / SCORE}: cannot be written ({error.strerror}); this step will not count as the best"
                 )
-            self._thin_out()
+            self._delete_old()
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the checkpoint in progress, and closes the writer."""
         self.wait()
         if self._writer is not None:
             self._writer.close()
@@ -172,18 +171,18 @@ class Checkpoints:
         self.problem = " ".join(str(error).split())[:300]
         print_lines(f"{self.directory / str(step)}: this checkpoint could not be written ({self.problem})")
         if self._writer is not None:
-            with contextlib.suppress(Exception):  # what it had to say has been said
+            with contextlib.suppress(Exception):  # its error has been reported
                 self._writer.close()
             self._writer = None
-        for _ in range(20):  # a half-written one takes the room that the next one needs
+        for _ in range(20):  # an incomplete one takes the space that the next one needs
             with contextlib.suppress(OSError):
                 self._clear()
                 time.sleep(_SETTLE_SECONDS)
-                if not self._leftovers():  # some of Orbax' threads may have written on for a moment
+                if not self._leftovers():  # Orbax's threads may have written for a moment longer
                     break
 
     def _leftovers(self) -> list[pathlib.Path]:
-        """Half-written and half-deleted checkpoints."""
+        """Incomplete and half-deleted checkpoints."""
         names = [name for name in self._names() if name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in name]
         return [self.directory / name for name in names]
 
@@ -191,16 +190,16 @@ class Checkpoints:
         for path in self._leftovers():
             shutil.rmtree(path, ignore_errors=True)
 
-    def _thin_out(self) -> None:
-        """Deletes all but the latest n and the best n; renamed first, so that a half-deleted one has no step.
+    def _delete_old(self) -> None:
+        """Deletes all but the latest and the best; renames first, so that a half-deleted one does not count.
 
-        One whose score cannot be read may be the best, so it stays.
+        A checkpoint whose score cannot be read may be the best, so it is kept.
         """
         try:
             self._clear()
             steps = self.steps()
         except OSError:
-            return  # the next checkpoint thins out again
+            return  # retried after the next checkpoint
         scores, unknown = [], set()
         for step in steps:
             try:
@@ -215,7 +214,7 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 shutil.rmtree(old.rename(old.with_name(f"{step}{_DELETED}")))
 
-    def _set_aside(self, bad: Mapping[int, Sequence[str]], instead: int) -> None:
+    def _move_damaged(self, bad: Mapping[int, Sequence[str]], instead: int) -> None:
         for step, lines in bad.items():
             place = self.directory.parent / "damaged" / str(step)
             while place.exists():
@@ -228,7 +227,7 @@ class Checkpoints:
             )
 
 
-# Process 0 alone takes part. Its directories are made at once: a full disk is then an error and not a timeout.
+# Only process 0 takes part. Directories are created synchronously: a full disk is then an error and not a timeout.
 _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="pfcn")
 _ASYNC = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
@@ -243,8 +242,11 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 
 def _local(tree: PyTree) -> PyTree:
-    """Replicated arrays as arrays of this process alone. Among several processes as NumPy's: there Orbax takes a
-    `jax.Array` that is not everybody's for a mistake. Copied, because the next step is given the memory of these."""
+    """Converts replicated arrays to arrays of this process alone.
+
+    With several processes to copies in NumPy: Orbax refuses a `jax.Array` that only one process has, and the next step
+    reuses (donates) the memory of these.
+    """
     alone = jax.process_count() == 1
 
     def own(leaf: Any) -> Any:
@@ -256,6 +258,6 @@ def _local(tree: PyTree) -> PyTree:
     return jax.tree.map(own, tree)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """False for the tracebacks that each of Orbax' threads logs: a checkpoint that fails is reported once, by us."""
+def _is_not_from_orbax_threads(record: logging.LogRecord) -> bool:
+    """Filters the tracebacks of Orbax's threads: `Checkpoints` reports a failed checkpoint once."""
     return not (record.levelno == logging.ERROR and "orbax" in record.pathname)

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from pfcn_jax.checkpoints.format import CheckpointError, load_meta, load_run
-from pfcn_jax.checkpoints.loading import start_from
+from pfcn_jax.checkpoints.loading import initialize_from
 from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config, TrainOptions, from_dict, to_json
 from pfcn_jax.data.classes import ClassTable
@@ -79,7 +79,7 @@ def begin(
     step, problem = None, ""
     if jax.process_index() == 0:
         try:
-            step, kept = checkpoints.choose(), config.train.keep_latest + config.train.keep_best
+            step, kept = checkpoints.newest_intact(), config.train.keep_latest + config.train.keep_best
             check_room(checkpoints.directory.parent, abstract, kept=kept, there=len(checkpoints.steps()))
         except (UserError, OSError) as error:
             if jax.process_count() == 1 and isinstance(error, UserError):
@@ -126,7 +126,7 @@ def _fresh_state(config: Config, model: PanopticFCN, mesh: Mesh) -> TrainState:
         return create_state(config, model, mesh)
     state = create_state(config, model, mesh)
     variables = jax.device_get(state.variables)
-    merged, notes = start_from(pathlib.Path(train.init_from), variables, config, fresh_heads=train.fresh_heads)
+    merged, notes = initialize_from(pathlib.Path(train.init_from), variables, config, fresh_heads=train.fresh_heads)
     if jax.process_index() == 0:
         print_lines(f"starting from {train.init_from}", *notes, to=sys.stdout)
     return create_state(config, model, mesh, merged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfcn_jax import checkpoints as checkpoints_room
 from pfcn_jax.checkpoints.format import CheckpointError, check_intact, find_checkpoint, load_meta, load_run
 from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.checkpoints.manifest import MANIFEST, find_damage
@@ -28,7 +30,7 @@ def _keep(
     workdir: pathlib.Path, *steps: int, keep_latest: int = 3, keep_best: int = 1, size: int = 4096
 ) -> Checkpoints:
     checkpoints = Checkpoints(workdir, keep_latest=keep_latest, keep_best=keep_best)
-    checkpoints.choose()
+    checkpoints.newest_intact()
     for step in steps:
         model, training = _state(step, size)
         checkpoints.save(step, model=model, training=training, meta={"config": {"seed": step}})
@@ -57,7 +59,7 @@ def _load(checkpoint: pathlib.Path):
 
 
 def test_what_was_written_comes_back(intact):
-    assert Checkpoints(intact, keep_latest=3, keep_best=1).choose() == 3
+    assert Checkpoints(intact, keep_latest=3, keep_best=1).newest_intact() == 3
     for step in (1, 2, 3):
         path = intact / "checkpoints" / str(step)
         assert find_damage(path) == [] and load_meta(path)["config"] == {"seed": step}
@@ -109,7 +111,7 @@ def test_the_one_before_is_used_and_the_damaged_one_can_be_written_again(workdir
     shutil.rmtree(workdir / "checkpoints" / "2" / "training")
     (workdir / "checkpoints" / "4.orbax-checkpoint-tmp-17").mkdir()  # killed while writing
     checkpoints = Checkpoints(workdir, keep_latest=3, keep_best=1)
-    assert checkpoints.choose() == 1
+    assert checkpoints.newest_intact() == 1
     said = capsys.readouterr().err
     assert f"{checkpoint}: damaged, so the checkpoint of step 1 is used" in said and victim.name in said
     assert "training/_METADATA: missing" in said
@@ -118,7 +120,7 @@ def test_the_one_before_is_used_and_the_damaged_one_can_be_written_again(workdir
     model, training = _state(2)
     checkpoints.save(2, model=model, training=training, meta={})
     checkpoints.close()
-    assert checkpoints.choose() == 2 and find_damage(workdir / "checkpoints" / "2") == []
+    assert checkpoints.newest_intact() == 2 and find_damage(workdir / "checkpoints" / "2") == []
 
 
 def test_when_all_are_damaged_nothing_is_begun_anew(workdir):
@@ -127,7 +129,7 @@ def test_when_all_are_damaged_nothing_is_begun_anew(workdir):
         path.write_bytes(_truncate(path.read_bytes()))
     for _ in range(2):  # nor is it the second time
         with pytest.raises(CheckpointError, match="every checkpoint is damaged") as caught:
-            Checkpoints(workdir, keep_latest=3, keep_best=1).choose()
+            Checkpoints(workdir, keep_latest=3, keep_best=1).newest_intact()
         for step in (1, 2, 3):
             assert f"{step}: model/_METADATA: " in str(caught.value)
 
@@ -148,7 +150,7 @@ def test_using_a_damaged_checkpoint_is_a_clear_error(workdir):
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep_latest=2, keep_best=1)
-    checkpoints.choose()
+    checkpoints.newest_intact()
     for step, pq in {1: 30.0, 2: 50.0, 3: 40.0, 4: None, 5: 50.0, 6: None, 7: 10.0}.items():
         model, training = _state(step)
         checkpoints.save(step, model=model, training=training, meta={})
@@ -186,3 +188,11 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(small_disk, capsys, capl
     assert (checkpoints.steps(), checkpoints.problem) == ([1, 4], "")
     assert [path.name for path in sorted((small_disk / "checkpoints").iterdir())] == ["1", "4"]  # nothing half-written
     assert find_damage(small_disk / "checkpoints" / "4") == []
+
+
+def test_the_files_of_the_room_import_in_one_order():
+    order = ["manifest", "format", "manager", "loading"]
+    room = pathlib.Path(checkpoints_room.__file__).parent
+    for index, name in enumerate(order):
+        imported = re.findall(r"^from pfcn_jax\.checkpoints\.(\w+) import", (room / f"{name}.py").read_text(), re.M)
+        assert not set(imported) & set(order[index:]), name

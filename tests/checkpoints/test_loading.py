@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.checkpoints.format import save_model
-from pfcn_jax.checkpoints.loading import load_with_config
+from pfcn_jax.checkpoints.format import load_stored, save_model
+from pfcn_jax.checkpoints.loading import load_checkpoint, load_with_config
 from pfcn_jax.config.schema import from_command_line, to_json
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.errors import ConfigError, UserError
@@ -32,6 +32,14 @@ def checkpoint(tmp_path_factory):
     )
     meta = {"kind": "model", "config": json.loads(to_json(config)), "classes": classes.to_json()}
     return save_model(tmp_path_factory.mktemp("run"), model=zeros, meta=meta)
+
+
+def test_a_healthy_checkpoint_loads_without_a_warning(checkpoint, caplog):
+    with caplog.at_level("WARNING"):
+        loaded = load_checkpoint(checkpoint)
+        stored = load_stored(checkpoint)
+    assert not caplog.records
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables["params"], stored["params"])
 
 
 def test_the_compute_type_can_change_and_parameters_stay_float32(checkpoint):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pfcn_jax import main as front_door
-from pfcn_jax.checkpoints.loading import load_checkpoint, start_from
+from pfcn_jax.checkpoints.loading import load_checkpoint, initialize_from
 from pfcn_jax.commands import convert as convert_lib
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
@@ -82,13 +82,13 @@ def test_a_backbone_starts_a_training_and_cannot_predict(original, tmp_path, cap
     config = from_command_line([*TINY, "--config.model.backbone_norm=frozen_bn"])
     model = build_model(config.model, *coco_classes().counts)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_variables(model))
-    merged, notes = start_from(tmp_path / "ours", fresh, config, fresh_heads=False)
+    merged, notes = initialize_from(tmp_path / "ours", fresh, config, fresh_heads=False)
     stem = merged["params"]["backbone"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(stem, backbone["stem.conv1.weight"].transpose(2, 3, 1, 0))
     assert not np.any(merged["params"]["fpn"]["p6"]["kernel"])
     assert notes == []  # detectron2's names with statistics: torchvision's weights, as the quickstart's settings
     other = from_command_line([*TINY, "--config.model.backbone_norm=frozen_bn", "--config.model.pixel_order=bgr"])
-    _, notes = start_from(tmp_path / "ours", fresh, other, fresh_heads=False)
+    _, notes = initialize_from(tmp_path / "ours", fresh, other, fresh_heads=False)
     assert notes == ["config.model.pixel_order is bgr, the weights were made with rgb"]
 
 
@@ -99,8 +99,8 @@ def test_other_classes_need_to_be_asked_for(original, tmp_path):
     model = build_model(loaded.config.model, *class_table().counts)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_variables(model))
     with pytest.raises(ValueError, match="position_head/centers"):
-        start_from(tmp_path / "ours", fresh, loaded.config, fresh_heads=False)
-    merged, notes = start_from(tmp_path / "ours", fresh, loaded.config, fresh_heads=True)
+        initialize_from(tmp_path / "ours", fresh, loaded.config, fresh_heads=False)
+    merged, notes = initialize_from(tmp_path / "ours", fresh, loaded.config, fresh_heads=True)
     assert sum("fresh" in note for note in notes) == 4  # kernel and bias of centers and regions
     assert np.any(merged["params"]["kernel_head"]["output"]["kernel"])
 

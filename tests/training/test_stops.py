@@ -171,7 +171,7 @@ def test_what_has_a_score_has_its_line_in_the_metrics(tmp_path, monkeypatch):
         if any((self.directory / str(step) / "score.json").exists() for step in self.steps()):
             raise SystemExit(137)
 
-    monkeypatch.setattr(run_checkpoints.Checkpoints, "_thin_out", killed)
+    monkeypatch.setattr(run_checkpoints.Checkpoints, "_delete_old", killed)
     with pytest.raises(SystemExit):
         trainer_of(tmp_path, "--config.train.eval_every=4").run()
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["eval/PQ"] == 50.0
@@ -242,7 +242,7 @@ def test_a_manifest_of_nothing_is_damage(tmp_path):
     digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of {}
     manifest.write_text(json.dumps({"files": {}, "sha256": digest}))
     checkpoints = run_checkpoints.Checkpoints(tmp_path, keep_latest=2, keep_best=1)
-    assert checkpoints.choose() == 10
+    assert checkpoints.newest_intact() == 10
     (tmp_path / "checkpoints" / "10" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
-        checkpoints.choose()
+        checkpoints.newest_intact()
