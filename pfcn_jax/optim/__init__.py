@@ -1,1 +1,1 @@
-"""The optimizer and the state that a training step carries."""
+"""Optimizers by name, schedules, parameter masks, and the state of training."""

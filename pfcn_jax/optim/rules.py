@@ -1,6 +1,6 @@
-"""The optimiser: clip each element, decay (not norms), momentum, warm-up times poly learning rate; frozen parameters.
+"""Learning rate schedule, parameter masks by path (frozen, decayed, multiplied), and the moving average.
 
-Order as in the original implementation: clip, then weight decay, then momentum.
+A path such as "backbone/res5_0" selects the parameters at or below it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ PyTree = Any
 
 
 def learning_rate_schedule(config: OptimOptions, *, steps: int, batch_size: int) -> optax.Schedule:
-    """lr(i) = lr * batch / reference_batch * warmup(i) * (1 - i / steps) ** power; both factors act from step 0 on.
+    """Returns lr(i) = lr * batch / reference_batch * warmup(i) * (1 - i / steps) ** power, for i = 0, 1, ...
 
-    warmup(i) rises linearly from `warmup_factor` to 1 over `warmup_steps`.
+    warmup(i) rises linearly from `warmup_factor` to 1 over `warmup_steps`; the decay starts at step 0, too.
     """
     peak = config.learning_rate * batch_size / config.reference_batch
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         done = jnp.minimum(jnp.asarray(count, jnp.int32), steps)
-        left = (steps - done).astype(jnp.float32) / steps  # not 1 - done / steps: that loses its digits at the end
+        left = (steps - done).astype(jnp.float32) / steps  # not 1 - done / steps: that cancels digits at the end
         progress = jnp.minimum(done.astype(jnp.float32) / max(config.warmup_steps, 1), 1.0)
         warmup = config.warmup_factor * (1.0 - progress) + progress if config.warmup_steps else 1.0
         return peak * warmup * left**config.poly_power
@@ -38,18 +38,18 @@ def learning_rate_schedule(config: OptimOptions, *, steps: int, batch_size: int)
 
 
 def frozen_mask(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
-    """True for the parameters that are not trained: those below one of the `frozen` paths ("backbone/stem")."""
+    """Returns True for the parameters at or below one of the `frozen` paths."""
     return _by_name(params, lambda name: any(_below(name, path) for path in frozen))
 
 
 def stop_frozen(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
-    """The parameters, without a gradient for those below the `frozen` paths: it is not even computed."""
+    """Stops the gradient of parameters at or below the `frozen` paths, so that XLA does not compute it."""
     mask = frozen_mask(params, frozen)
     return jax.tree.map(lambda leaf, fixed: jax.lax.stop_gradient(leaf) if fixed else leaf, params, mask)
 
 
 def rate_factors(params: PyTree, multipliers: tuple[tuple[str, float], ...]) -> PyTree:
-    """What the learning rate of each parameter is multiplied by: the factor of the longest path that fits, else 1."""
+    """Returns the learning rate multiplier of each parameter: the factor of its longest matching path, else 1."""
 
     def factor(name: str) -> float:
         path = _longest(name, [path for path, _ in multipliers])
@@ -59,14 +59,14 @@ def rate_factors(params: PyTree, multipliers: tuple[tuple[str, float], ...]) -> 
 
 
 def check_paths(config: OptimOptions, params: PyTree, *, frozen: tuple[str, ...]) -> None:
-    """Every path that the config names must do something.
+    """Checks that every path of the config has an effect.
 
     Args:
-      params: of the model, or their shapes.
-      frozen: paths that the model itself freezes.
+      params: parameters of the model, or their shapes.
+      frozen: paths that the model freezes by itself.
 
     Raises:
-      ConfigError: a path has no parameter below it (with the nearest names), or none whose learning rate it sets.
+      ConfigError: a path matches no parameter (the message lists the nearest names), or sets no learning rate.
     """
     names = jax.tree.leaves(_by_name(params, lambda name: name))
     known = sorted({name[: match.start()] for name in names for match in re.finditer(r"/|$", name)})
@@ -93,62 +93,19 @@ def check_paths(config: OptimOptions, params: PyTree, *, frozen: tuple[str, ...]
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True where weight decay applies: everything but the parameters of norms (convolution biases are decayed)."""
+    """Returns True for all parameters except those of norms; biases of convolutions are decayed."""
     return _by_name(params, lambda name: re.search(r"(^|/)[a-z0-9_]*norm[a-z0-9_]*/(scale|bias)$", name) is None)
 
 
-def make_optimizer(
-    config: OptimOptions, *, steps: int, batch_size: int, frozen: tuple[str, ...] = ()
-) -> optax.GradientTransformation:
-    """The update rule of a run, for `params` as the model makes them.
-
-    Args:
-      frozen: paths of parameters that are not trained.
-    """
-    schedule = learning_rate_schedule(config, steps=steps, batch_size=batch_size)
-    if config.name == "sgd":
-        rule = optax.chain(
-            optax.clip(config.clip_value),
-            optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-            optax.trace(decay=config.momentum),
-        )
-    else:
-        rule = optax.chain(
-            optax.clip(config.clip_value),
-            optax.scale_by_adam(b1=config.momentum),
-            optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        )
-    rule = optax.chain(rule, optax.scale_by_learning_rate(schedule))
-    if config.lr_multipliers:
-        rule = _scaled_by_path(rule, config.lr_multipliers)
-
-    def labels(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda fixed: "frozen" if fixed else "trained", frozen_mask(params, frozen))
-
-    return optax.partition({"trained": rule, "frozen": optax.set_to_zero()}, labels)
-
-
 def update_average(average: PyTree, params: PyTree, step: jax.Array, *, decay: float) -> PyTree:
-    """The exponential moving average (EMA) after the update that made `params`: a + (1 - d) (p - a).
+    """Returns the exponential moving average (EMA) after an update: a + (1 - d) (p - a).
 
-    d = min(decay, (1 + step) / (10 + step)) with the number of steps before this one: a young average forgets its
-    random start quickly. In this form a parameter that never moves keeps its very bits.
+    d = min(decay, (1 + step) / (10 + step)), where `step` counts the updates before this one, so that the average
+    forgets its random start quickly. In this form a parameter that never changes keeps its bits.
     """
     done = step.astype(jnp.float32)
-    keep = jnp.minimum(jnp.float32(decay), (1.0 + done) / (10.0 + done))
-    return jax.tree.map(lambda old, new: old + (1.0 - keep) * (new - old), average, params)
-
-
-def _scaled_by_path(
-    rule: optax.GradientTransformation, multipliers: tuple[tuple[str, float], ...]
-) -> optax.GradientTransformation:
-    """`rule` with its updates multiplied path by path; its state, and so a checkpoint, is the same with or without."""
-
-    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        updates, state = rule.update(updates, state, params)
-        return jax.tree.map(jnp.multiply, updates, rate_factors(updates, multipliers)), state
-
-    return optax.GradientTransformation(rule.init, update)
+    momentum = jnp.minimum(jnp.float32(decay), (1.0 + done) / (10.0 + done))
+    return jax.tree.map(lambda old, new: old + (1.0 - momentum) * (new - old), average, params)
 
 
 def _below(name: str, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a training step carries, and where it lives: replicated over a mesh whose one axis splits the batch."""
+"""State that a training step carries, replicated over all devices."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ PyTree = Any
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes, and the frozen statistics that go with it."""
+    """Parameters, optimizer state and step, with the frozen statistics of the norms."""
 
     step: Int[Array, ""]
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
-    average: PyTree | None = None  # moving average of `params`; None: config.train.ema_decay is 0
+    average: PyTree | None = None  # moving average of `params`; None if train.ema_decay is 0
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What is trained, as the network takes it."""
+        """Trained parameters and statistics, as arguments of the network."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def model(self) -> dict[str, PyTree]:
-        """What is evaluated, drawn and handed on: the variables, with averaged parameters where there are any."""
+        """Variables to evaluate, export and keep: with averaged parameters if there are any."""
         return {"params": self.params if self.average is None else self.average, "batch_stats": self.batch_stats}
 
     @property
     def training(self) -> dict[str, PyTree]:
-        """What a run needs besides `model` to go on."""
+        """What a checkpoint needs besides `model` to resume."""
         rest = {"opt_state": self.opt_state, "step": self.step}
         return rest if self.average is None else {**rest, "params": self.params}
 
     @classmethod
     def from_items(cls, model: PyTree, training: PyTree) -> TrainState:
-        """The state whose `model` and `training` these are."""
+        """Rebuilds a state from its `model` and `training`."""
         average = model["params"] if "params" in training else None
         params = training.get("params", model["params"])
         return cls(training["step"], params, model["batch_stats"], training["opt_state"], average)

@@ -1,4 +1,4 @@
-"""The state of a run: created from a config, and checked against the config that continues it."""
+"""Creates the state and the optimizer of a run, and checks that a stored state fits a config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pfcn_jax.config.schema import Config
 from pfcn_jax.errors import ConfigError
 from pfcn_jax.models.build import abstract_variables
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
-from pfcn_jax.optim.rules import check_paths, make_optimizer
+from pfcn_jax.optim.build import make_optimizer
+from pfcn_jax.optim.rules import check_paths
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.parallel.sharding import replicate, replicated
 
@@ -21,10 +22,10 @@ PyTree = Any
 
 
 def build_optimizer(config: Config, model: PanopticFCN) -> optax.GradientTransformation:
-    """The update rule of a run.
+    """Returns the optimizer of a run.
 
     Raises:
-      ConfigError: `config.optim` names paths of parameters that the model does not have, or that do nothing.
+      ConfigError: `config.optim` names an unknown optimizer, or paths that match no parameter or have no effect.
     """
     optim = config.optim
     if optim.frozen or optim.lr_multipliers:
@@ -38,10 +39,10 @@ def build_optimizer(config: Config, model: PanopticFCN) -> optax.GradientTransfo
 
 
 def check_same_state(before: Config, now: Config, where: str) -> None:
-    """A stored state continues only under a config that makes the same kind of state.
+    """Checks that a run may resume under the config `now` from a checkpoint at `where`, written under `before`.
 
     Raises:
-      ConfigError: naming the key that has changed between `before`, of the checkpoint at `where`, and `now`.
+      ConfigError: a key that changes the structure of the state differs; the message names it.
     """
     keys: list[tuple[str, Any, Any]] = [
         ("optim.name", before.optim.name, now.optim.name),
@@ -60,7 +61,7 @@ def check_same_state(before: Config, now: Config, where: str) -> None:
 
 
 def create_state(config: Config, model: PanopticFCN, mesh: Mesh, variables: PyTree | None = None) -> TrainState:
-    """A fresh state on the mesh: random parameters by `config.seed`, or the given ones."""
+    """Initializes a state, replicated on the mesh: random parameters by `config.seed`, or the given variables."""
     optimizer = build_optimizer(config, model)
 
     def create(start: PyTree) -> TrainState:

@@ -1,4 +1,4 @@
-"""The optimiser against the recorded schedules and a hand-written SGD step."""
+"""The optimizer against the recorded schedules and a hand-written SGD step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 from pfcn_jax.errors import ConfigError
 from pfcn_jax.optim import rules as optim
+from pfcn_jax.optim.build import make_optimizer
+from pfcn_jax.optim.optimizers import register_optimizer
 from pfcn_jax.optim.options import OptimOptions
 from pfcn_jax.studies.parity.reference import Recorded
 
@@ -61,7 +63,7 @@ def test_masks_name_frozen_stages_and_norms():
 def test_two_steps_equal_a_hand_written_sgd():
     params = _params()
     config = OptimOptions(clip_value=0.5, weight_decay=0.1, warmup_steps=3, learning_rate=0.3)
-    rule = optim.make_optimizer(config, steps=10, batch_size=16, frozen=FROZEN)
+    rule = make_optimizer(config, steps=10, batch_size=16, frozen=FROZEN)
     schedule = optim.learning_rate_schedule(config, steps=10, batch_size=16)
     gradients = jax.tree.map(lambda leaf: leaf * 2.0, params)
     state, ours = rule.init(params), params
@@ -80,7 +82,7 @@ def test_two_steps_equal_a_hand_written_sgd():
 
 def test_adamw_moves_parameters_and_keeps_frozen_ones():
     params = _params()
-    rule = optim.make_optimizer(OptimOptions(name="adamw", warmup_steps=0), steps=10, batch_size=16, frozen=FROZEN)
+    rule = make_optimizer(OptimOptions(name="adamw", warmup_steps=0), steps=10, batch_size=16, frozen=FROZEN)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
         updates, _ = rule.update(params, rule.init(params), params)
     assert not np.any(updates["backbone"]["stem"]["conv"]["kernel"])
@@ -91,7 +93,7 @@ def test_factors_multiply_the_learning_rate_and_the_longest_path_counts():
     params = _params()
     multipliers = (("backbone", 0.1), ("backbone/res3_0/norm1", 3.0))
     plain, scaled = (
-        optim.make_optimizer(config, steps=10, batch_size=16, frozen=FROZEN)
+        make_optimizer(config, steps=10, batch_size=16, frozen=FROZEN)
         for config in (CONFIG, OptimOptions(lr_multipliers=multipliers))
     )
     before, _ = plain.update(params, plain.init(params), params)
@@ -139,3 +141,29 @@ def test_a_path_that_does_nothing_is_an_error(keys, message):
 def test_paths_that_do_something_pass():
     config = OptimOptions(frozen=("backbone/res3_0/conv1",), lr_multipliers=(("backbone", 0.1), ("fpn", 2.0)))
     optim.check_paths(config, _params(), frozen=FROZEN)
+
+
+def test_a_registered_optimizer_is_found_by_name_and_gets_the_learning_rate(tmp_path, monkeypatch):
+    (tmp_path / "lab_optimizer.py").write_text(
+        "import optax\n"
+        "from pfcn_jax.optim.optimizers import register_optimizer\n\n"
+        "@register_optimizer('signs')\n"
+        "def signs(options):\n"
+        "    return optax.scale_by_sign()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = OptimOptions(name="lab_optimizer:signs", warmup_steps=0, learning_rate=0.5)  # type: ignore[arg-type]
+    params = _params()
+    optimizer = make_optimizer(options, steps=10, batch_size=16, frozen=FROZEN)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    lateral = params["fpn"]["lateral2"]["kernel"]
+    np.testing.assert_allclose(updates["fpn"]["lateral2"]["kernel"], -0.5 * jnp.sign(lateral), rtol=1e-6)
+    assert not np.any(updates["backbone"]["stem"]["conv"]["kernel"])
+    with pytest.raises(ValueError, match="two optimizers are called 'signs'"):
+        register_optimizer("signs")(lambda options: optax.identity())
+
+
+@pytest.mark.parametrize(("name", "message"), [("lion", "known: adamw, "), ("no_module:lion", "cannot import")])
+def test_an_unknown_optimizer_is_an_error_that_names_the_key(name, message):
+    with pytest.raises(ConfigError, match=rf"config\.optim\.name: .*{message}"):
+        make_optimizer(OptimOptions(name=name), steps=1, batch_size=1)  # type: ignore[arg-type]

@@ -20,8 +20,9 @@ import optax
 
 from pfcn_jax.interop.convert import from_params, read_facts
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.optim.build import make_optimizer
 from pfcn_jax.optim.options import OptimOptions
-from pfcn_jax.optim.rules import decay_mask, frozen_mask, make_optimizer
+from pfcn_jax.optim.rules import decay_mask, frozen_mask
 from pfcn_jax.panoptic.losses import combine
 from pfcn_jax.panoptic.targets import Targets
 from pfcn_jax.studies.parity.network import load_model, place, recorded_pictures
