@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pfcn_jax"
 LAYERS: tuple[dict[str, set[str]], ...] = (
     {"types": set(), "errors": set(), "codec": {"errors"}},
     {"utils": set(), "parallel": set()},
-    {"data": set(), "models": set(), "panoptic": set(), "metrics": set(), "interop": set(), "optim": {"models"}},
+    {"data": set(), "models": set(), "panoptic": set(), "metrics": set(), "interop": {"models"}, "optim": {"models"}},
     {"config": set()},
     {"steps": set(), "checkpoints": set()},
     {"viz": set()},

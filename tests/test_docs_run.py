@@ -124,7 +124,7 @@ def world(tmp_path_factory) -> pathlib.Path:
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
         abstract_variables(build_model(section, *coco_classes().counts)),
     )
-    state_dict = from_params(weights, ModelFacts(depth=18, **narrow))
+    state_dict = from_params(weights, ModelFacts(section))
     write_state_dict(root / "model.pth", state_dict)
     prefix = "backbone.bottom_up."
     backbone = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,8 +23,6 @@ from pfcn_jax.interop.convert import Converted, from_params, to_params
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_tensors
 from pfcn_jax.interop.writer import write_state_dict
-from pfcn_jax.models.backbones.resnet import BACKBONES
-from pfcn_jax.models.panoptic_fcn import PanopticFCN
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -79,14 +76,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def converted_config(config: Config, converted: Converted) -> Config:
-    """The config with everything that the weights say about their model."""
-    known = {field.name for field in dataclasses.fields(config.model)}
-    options = {name: value for name, value in converted.model_options().items() if name in known}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
+    """Returns the config of the model that the weights fit."""
+    return dataclasses.replace(config, model=converted.apply_to(config.model))
 
 
 def read_classes(facts: ModelFacts, path: str | None) -> ClassTable:
-    """The classes of converted weights: from a JSON file, or COCO's if there are as many.
+    """Returns the classes of converted weights: from a JSON file, or COCO's if the numbers match.
 
     Raises:
       UserError: if the numbers of classes do not fit.
@@ -109,17 +104,10 @@ def read_classes(facts: ModelFacts, path: str | None) -> ClassTable:
     return classes
 
 
-def model_facts(model: PanopticFCN) -> ModelFacts:
-    """What the converter needs to know of a network."""
-    names = {field.name for field in dataclasses.fields(ModelFacts)} - {"depth"}
-    facts: dict[str, Any] = {name: getattr(model, name) for name in names}
-    return ModelFacts(depth=BACKBONES[model.backbone], **facts)
-
-
 def to_original(checkpoint: pathlib.Path, output: pathlib.Path) -> int:
     """Writes a checkpoint as a `.pth` with the original's names; returns the number of tensors."""
     loaded = load_checkpoint(checkpoint)
-    state_dict = from_params(jax.tree.map(np.asarray, loaded.variables), model_facts(loaded.model))
-    output.parent.mkdir(parents=True, exist_ok=True)
+    facts = ModelFacts(loaded.config.model, *loaded.classes.counts)
+    state_dict = from_params(jax.tree.map(np.asarray, loaded.variables), facts)
     write_state_dict(output, state_dict)
     return len(state_dict)

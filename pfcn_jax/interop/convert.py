@@ -1,4 +1,5 @@
-"""Other people's weights <-> our variables: every tensor used once, every parameter filled once, or one full list."""
+"""Converts weights of other implementations to our variables and back: every tensor is used once, every parameter is
+filled once; otherwise one error lists all differences."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from pfcn_jax.interop.names import (
     BASIC_DEPTHS,
     DIALECTS,
     IGNORED,
+    NOT_IN_WEIGHTS,
     STAGE_BLOCKS,
     Entry,
     ModelFacts,
@@ -23,6 +25,7 @@ from pfcn_jax.interop.names import (
     table,
 )
 from pfcn_jax.interop.reader import WeightsError
+from pfcn_jax.models.options import ModelOptions
 
 FORMATS = ("panoptic_fcn", *DIALECTS)
 _EPSILON = 1e-5  # of the frozen norm: a scale and a bias alone mean mean 0 and var + epsilon = 1
@@ -30,27 +33,36 @@ _EPSILON = 1e-5  # of the frozen norm: a scale and a bias alone mean mean 0 and 
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """Weights in our tree, and what they say about their model. `variables` holds `params` and, with frozen norms,
-    `batch_stats`; of a backbone only the branch `backbone`."""
+    """Weights in our tree, and the model that they belong to.
+
+    Attributes:
+      variables: `params` and, with frozen norms, `batch_stats`; of a backbone only the branch `backbone`.
+      source: one of FORMATS.
+    """
 
     variables: dict[str, Any]
     facts: ModelFacts
-    source: str  # one of FORMATS
+    source: str
 
     @property
     def is_backbone(self) -> bool:
         return self.source != "panoptic_fcn"
 
     def model_options(self) -> dict[str, Any]:
-        """Keyword arguments of the model that these weights fit; of a backbone only those that concern it."""
-        options = self.facts.model_options()
-        # Offsets can be added to a plain backbone: that it has none says nothing about the model.
-        names = {"backbone", *BACKBONE_FACTS} - {"deformable_stages"} if self.is_backbone else set(options)
-        return {name: value for name, value in options.items() if name in names}
+        """Options that the weights determine; of a backbone only its own."""
+        if self.is_backbone:  # a plain backbone fits a model with offsets, too: they start at zero
+            names = set(BACKBONE_FACTS) - {"deformable_stages"}
+        else:
+            names = {field.name for field in dataclasses.fields(ModelOptions)} - set(NOT_IN_WEIGHTS)
+        return {name: getattr(self.facts.options, name) for name in sorted(names)}
+
+    def apply_to(self, options: ModelOptions) -> ModelOptions:
+        """Returns `options` with everything that the weights determine: the model that these weights fit."""
+        return dataclasses.replace(options, **self.model_options())
 
 
 def detect_format(state_dict: Mapping[str, Any]) -> str:
-    """Whose names these are: one of FORMATS."""
+    """Returns the format that the names belong to, one of FORMATS."""
     marks = {"panoptic_fcn": "backbone.bottom_up.stem.conv1.weight", "detectron2": "stem.conv1.weight",
              "caffe2": "conv1_w", "torchvision": "conv1.weight"}  # fmt: skip
     for name, mark in marks.items():
@@ -66,14 +78,14 @@ def to_params(
     torchvision_weights: bool | None = None,
     region_classes: str = "stuff",
 ) -> Converted:
-    """A state dict in our tree.
+    """Converts a state dict to our tree.
 
     Args:
-      source: one of FORMATS; None: told from the names.
+      source: one of FORMATS; None: detected from the names.
       torchvision_weights: for a backbone under detectron2's names: made from torchvision's weights (RGB, stride in the
         3x3 convolution) rather than from MSRA's (BGR, stride in the 1x1). None: by whether the norms have statistics,
         which MSRA's folded ones have not.
-      region_classes: of a whole model, as its config has it: the tensors do not tell.
+      region_classes: of a whole model, as in its config: the tensors do not tell.
 
     Raises:
       WeightsError: with the list of every tensor that is missing, superfluous or of another shape.
@@ -85,7 +97,7 @@ def to_params(
         entries = tuple(entry for entry in entries if entry.path.rsplit("/", 1)[1] not in ("mean", "var"))
     _compare(state_dict, entries, IGNORED[source])
     flat = {entry.path: entry.to_ours(np.asarray(state_dict[entry.name], np.float32)) for entry in entries}
-    if facts.backbone_norm == "frozen_bn":
+    if facts.options.backbone_norm == "frozen_bn":
         for path in [path for path in flat if path.startswith("batch_stats/") and path.endswith("/scale")]:
             module = path.removesuffix("scale")
             flat.setdefault(f"{module}mean", np.zeros_like(flat[path]))
@@ -94,13 +106,13 @@ def to_params(
 
 
 def from_params(variables: Mapping[str, Any], facts: ModelFacts) -> dict[str, np.ndarray]:
-    """Our variables as a state dict that the original implementation loads strictly.
+    """Converts our variables to a state dict that the original implementation loads strictly.
 
     Raises:
       WeightsError: the variables are not those of a model with these facts, or the original has no such model.
     """
-    if facts.encoder_input != "semantic_fpn":
-        raise WeightsError(f"the original has no feature encoder on {facts.encoder_input!r}")
+    if facts.options.encoder_input != "semantic_fpn":
+        raise WeightsError(f"the original has no feature encoder on {facts.options.encoder_input!r}")
     flat = {path: np.asarray(value) for path, value in traverse_util.flatten_dict(dict(variables), sep="/").items()}
     entries = table(facts)
     wrong = [f"missing {entry.path}" for entry in entries if entry.path not in flat]
@@ -136,12 +148,12 @@ def read_facts(
     torchvision_weights: bool | None = None,
     region_classes: str = "stuff",
 ) -> ModelFacts:
-    """What the names and shapes of a state dict say about the model."""
+    """Reads the model from the names and shapes of a state dict."""
     if source not in FORMATS:
         raise WeightsError(f"format {source!r}; known: {FORMATS}")
     if source == "panoptic_fcn":
         facts = _backbone_facts(state_dict, "detectron2", "backbone.bottom_up.", torchvision_weights or False)
-        return dataclasses.replace(facts, **_head_facts(state_dict, region_classes))
+        return _with_heads(facts, state_dict, region_classes)
     if torchvision_weights is None:
         torchvision_weights = source == "detectron2" and _has_statistics(state_dict)
     return _backbone_facts(state_dict, source, "", torchvision_weights)
@@ -169,17 +181,19 @@ def _backbone_facts(
     offsets = re.compile(re.escape(prefix) + r"res(\d)\.\d+\.conv2_offset\.weight")
     stages = {int(match[1]) for name in state_dict if (match := offsets.fullmatch(name))}
     frozen = prefix == "" or f"{prefix}stem.conv1.norm.running_var" in state_dict
-    return ModelFacts(
-        depth=depths[0],
+    options = ModelOptions(
+        backbone=f"resnet{depths[0]}",
         backbone_norm="frozen_bn" if frozen else "group_norm",
         backbone_width=stem[0],
         deformable_stages=tuple(sorted(stages)),
         **pixel_facts(dialect, torchvision_weights=torchvision_weights),
     )
+    return ModelFacts(options)
 
 
-def _head_facts(state_dict: Mapping[str, np.ndarray], region_classes: str) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
+def _with_heads(facts: ModelFacts, state_dict: Mapping[str, np.ndarray], region_classes: str) -> ModelFacts:
+    """Adds what the tensors of pyramid, heads and encoder tell."""
+    options: dict[str, Any] = {"region_classes": region_classes}
     fpn = _shape(state_dict, "backbone.fpn_output2.weight")[0]
     heads = {
         "position": "position_head.position_head.position_head_head_",
@@ -190,24 +204,21 @@ def _head_facts(state_dict: Mapping[str, np.ndarray], region_classes: str) -> di
         deformable = f"{name}1.dcnv2.weight" in state_dict
         suffix = ".dcnv2.weight" if deformable else ".weight"
         shape = _shape(state_dict, f"{name}1{suffix}")
-        facts[f"{part}_convs"] = sum(name.startswith(heads[part]) and name.endswith(suffix) and ".norm." not in name
+        options[f"{part}_convs"] = sum(name.startswith(heads[part]) and name.endswith(suffix) and ".norm." not in name
                                      and ".offset_mask_conv." not in name for name in state_dict)  # fmt: skip
-        facts[f"{part}_deformable"], facts[f"{part}_coords"] = deformable, shape[1] == fpn + 2
-        facts["encoder_channels" if part == "encoder" else "head_channels"] = shape[0]
-    facts["fpn_channels"] = fpn
-    facts["kernel_channels"] = _shape(state_dict, "kernel_head.out_conv.weight")[0]
-    facts["num_things"] = _shape(state_dict, "position_head.out_inst.weight")[0]
+        options[f"{part}_deformable"], options[f"{part}_coords"] = deformable, shape[1] == fpn + 2
+        options["encoder_channels" if part == "encoder" else "head_channels"] = shape[0]
+    options["fpn_channels"] = fpn
+    options["kernel_channels"] = _shape(state_dict, "kernel_head.out_conv.weight")[0]
+    num_things = _shape(state_dict, "position_head.out_inst.weight")[0]
     regions = _shape(state_dict, "position_head.out_sem.weight")[0]
-    facts["num_stuff"] = regions - (facts["num_things"] if region_classes == "all" else 1)
-    facts["region_classes"] = region_classes
-    if facts["num_stuff"] < 0:
-        raise WeightsError(
-            f"{regions} region channels are less than one for each of {facts['num_things']} thing classes"
-        )
+    num_stuff = regions - (num_things if region_classes == "all" else 1)
+    if num_stuff < 0:
+        raise WeightsError(f"{regions} region channels are less than one for each of {num_things} thing classes")
     for name in ("pixel_mean", "pixel_std"):
         if name in state_dict:
-            facts[name] = tuple(float(value) for value in np.asarray(state_dict[name]).ravel())
-    return facts
+            options[name] = tuple(float(value) for value in np.asarray(state_dict[name]).ravel())
+    return ModelFacts(dataclasses.replace(facts.options, **options), num_things, num_stuff)
 
 
 def _shape(state_dict: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
@@ -216,11 +227,11 @@ def _shape(state_dict: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
     return tuple(state_dict[name].shape)
 
 
-# ----------------------------------------------------------------------------------------------- into fresh variables
+# --------------------------------------------------------------------------------------------- into initial variables
 def merge_backbone(variables: Mapping[str, Any], converted: Converted) -> dict[str, Any]:
-    """Fresh variables with the backbone of converted weights in place of their own.
+    """Replaces the backbone of initial variables by that of converted weights.
 
-    The offsets of deformable convolutions that an ImageNet model cannot have stay as they are (zero at the start).
+    Offsets of deformable convolutions, which ImageNet models do not have, keep their initial zeros.
 
     Raises:
       WeightsError: with the list of everything in the backbone that does not fit.
@@ -238,10 +249,17 @@ def merge_backbone(variables: Mapping[str, Any], converted: Converted) -> dict[s
 def merge_model(
     variables: Mapping[str, Any], converted: Converted, *, allow_mismatch: bool = False
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Fresh variables with everything in place that converted weights of a whole model hold.
+    """Replaces initial variables by those of converted weights of a whole model.
 
-    Returns: the variables, and the paths outside of the backbone that stay fresh because the weights have no such
-    tensor or one of another shape (other classes, say). Without `allow_mismatch` such a path is an error.
+    Args:
+      allow_mismatch: outside of the backbone, keep the initial value of parameters that the weights lack or have in
+        another shape (for other classes); otherwise they are an error.
+
+    Returns:
+      The variables, and the paths that kept their initial value.
+
+    Raises:
+      WeightsError: with the list of everything that does not fit.
     """
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     theirs = traverse_util.flatten_dict(converted.variables, sep="/")

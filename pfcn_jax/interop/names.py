@@ -1,8 +1,8 @@
-"""The one table between our parameter tree and other people's state dicts.
+"""Table between our parameter tree and the state dicts of other implementations.
 
-`table` lists every tensor of a model, once, with our path, their name and both shapes; conversion in either direction
-is a walk over it, so that no tensor is used twice, dropped or invented. Rows exist for the original implementation
-(detectron2 names, every variant) and for ImageNet backbones in three dialects.
+`table` lists every tensor of a model once, with our path, their name and both shapes. Conversion in either direction
+iterates over it, so that no tensor is used twice, dropped or invented. It covers the original implementation
+(detectron2 names, every variant) and ImageNet backbones in three dialects.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from pfcn_jax.interop.records import WeightsError
+from pfcn_jax.models.options import ModelOptions
+
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BASIC_DEPTHS = (18, 34)
 DIALECTS = ("detectron2", "caffe2", "torchvision")  # names of backbones
 TAP_NUMBERS = 27  # offsets and masks of a deformable 3x3 convolution
 
-# The original applies these means, written in RGB order, to BGR pictures; its checkpoints depend on it.
+# The original applies these means, written in RGB order, to BGR images; its checkpoints depend on it.
 _MSRA_PIXELS: dict[str, Any] = {
     "pixel_mean": (123.675, 116.28, 103.53),
     "pixel_std": (1.0, 1.0, 1.0),
@@ -33,7 +36,7 @@ _TORCHVISION_PIXELS: dict[str, Any] = {
     "stride_in_1x1": False,
 }
 
-# Tensors that belong to no parameter of ours, per source; everything else that is left over is an error.
+# Tensors without a parameter of ours, by source; any other unused tensor is an error.
 IGNORED = {
     "panoptic_fcn": re.compile(r"pixel_mean|pixel_std|.*\.num_batches_tracked"),
     "detectron2": re.compile(r"(stem\.)?(fc|fc1000|linear)\.(weight|bias)|stem\.conv1\.bias|.*\.num_batches_tracked"),
@@ -44,42 +47,32 @@ IGNORED = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What a set of weights says about the model that it belongs to; the names are the model's own keywords."""
+    """Model that a set of weights belongs to: its options and its numbers of classes.
 
-    depth: int = 50
-    backbone_norm: str = "frozen_bn"
-    backbone_width: int = 64
-    deformable_stages: tuple[int, ...] = ()
-    stride_in_1x1: bool = True
+    `NOT_IN_WEIGHTS` are the options that no weights can tell.
+    """
+
+    options: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     num_things: int = 80
     num_stuff: int = 53
-    region_classes: str = "stuff"  # "all": the region head has a channel for each thing class, too (Cityscapes)
-    fpn_channels: int = 256
-    head_channels: int = 256
-    kernel_channels: int = 256
-    position_convs: int = 3
-    position_deformable: bool = True
-    position_coords: bool = False
-    kernel_convs: int = 3
-    kernel_deformable: bool = False
-    kernel_coords: bool = True
-    encoder_convs: int = 3
-    encoder_deformable: bool = False
-    encoder_coords: bool = True
-    encoder_channels: int = 64
-    encoder_input: str = "semantic_fpn"
-    pixel_mean: tuple[float, ...] = _MSRA_PIXELS["pixel_mean"]
-    pixel_std: tuple[float, ...] = _MSRA_PIXELS["pixel_std"]
-    pixel_order: str = "bgr"
 
-    def model_options(self) -> dict[str, Any]:
-        """As keyword arguments of the model."""
-        options = dataclasses.asdict(self)
-        options["backbone"] = f"resnet{options.pop('depth')}"
-        return options
+    @property
+    def depth(self) -> int:
+        """Depth of the ResNet.
+
+        Raises:
+          WeightsError: the backbone is no ResNet, so it has no names in these formats.
+        """
+        match = re.fullmatch(r"resnet(\d+)", self.options.backbone)
+        if match is None or int(match[1]) not in STAGE_BLOCKS:
+            known = ", ".join(f"resnet{depth}" for depth in STAGE_BLOCKS)
+            raise WeightsError(f"backbone {self.options.backbone!r} has no names in these formats (known: {known})")
+        return int(match[1])
 
 
+NOT_IN_WEIGHTS = ("freeze_at", "dtype", "remat")
 BACKBONE_FACTS = (
+    "backbone",
     "backbone_norm",
     "backbone_width",
     "deformable_stages",
@@ -91,9 +84,11 @@ BACKBONE_FACTS = (
 
 
 def pixel_facts(dialect: str, *, torchvision_weights: bool = False) -> dict[str, Any]:
-    """Pixel statistics and stride placement that go with a backbone's names.
+    """Returns the pixel statistics and the stride placement of a dialect's published weights.
 
-    detectron2's own `.pkl` files use its names both for MSRA's weights and for torchvision's: `torchvision_weights`."""
+    Args:
+      torchvision_weights: torchvision's weights under detectron2's names, as in some of its `.pkl` files.
+    """
     return _TORCHVISION_PIXELS if dialect == "torchvision" or torchvision_weights else _MSRA_PIXELS
 
 
@@ -113,12 +108,12 @@ class Entry:
         return (self.shape[1], self.shape[0], 1, 1) if len(self.shape) == 2 else self.shape
 
     def to_ours(self, theirs: np.ndarray) -> np.ndarray:
-        """Their tensor in our layout, float32."""
+        """Converts their tensor to our layout, float32."""
         ours = theirs.transpose(2, 3, 1, 0) if theirs.ndim == 4 else theirs
         return np.ascontiguousarray(ours.reshape(self.shape), dtype=np.float32)
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        """Our tensor in their layout, float32."""
+        """Converts our tensor to their layout, float32."""
         ours = np.asarray(ours, dtype=np.float32)
         theirs = ours.transpose(3, 2, 0, 1) if ours.ndim == 4 else ours.T
         return np.ascontiguousarray(theirs.reshape(self.their_shape))
@@ -129,17 +124,20 @@ def table(facts: ModelFacts) -> tuple[Entry, ...]:
     entries = [*_pyramid(facts), *backbone_table(facts, "detectron2", prefix="backbone.bottom_up.")]
     entries += [*_semantic_fpn(facts), *_position_head(facts), *_kernel_head(facts), *_encoder(facts)]
     for kind in ("thing", "stuff"):
-        shape = (facts.kernel_channels, facts.encoder_channels)
+        shape = (facts.options.kernel_channels, facts.options.encoder_channels)
         entries += _with_bias(f"{kind}_embedding", f"{kind}_generator.embed_extractor", shape)
     return tuple(entries)
 
 
 # -------------------------------------------------------------------------------------------------------- backbone
 def backbone_table(facts: ModelFacts, dialect: str, *, prefix: str = "") -> tuple[Entry, ...]:
-    """Every tensor of the backbone under the names of a dialect; in "caffe2" norms are a scale and a bias only, and
-    in "caffe2" and "torchvision" deformable convolutions have no offsets (ImageNet models have none)."""
+    """Every tensor of the backbone under the names of a dialect.
+
+    In "caffe2" a norm is a scale and a bias only; in "caffe2" and "torchvision" deformable convolutions have no
+    offsets, because ImageNet models have none.
+    """
     entries: list[Entry] = []
-    collection = "batch_stats" if facts.backbone_norm == "frozen_bn" else "params"
+    collection = "batch_stats" if facts.options.backbone_norm == "frozen_bn" else "params"
     for module, unit, shape in _backbone_convs(facts):
         weight, norm = _their_conv(dialect, unit)
         entries.append(Entry(f"params/backbone/{module}/kernel", prefix + weight, shape))
@@ -147,7 +145,7 @@ def backbone_table(facts: ModelFacts, dialect: str, *, prefix: str = "") -> tupl
             Entry(f"{collection}/backbone/{module}/norm/{ours}", prefix + norm + theirs, shape[-1:])
             for ours, theirs in _norm_names(facts, dialect)
         ]
-        deformable = unit[2] == "conv2" and unit[0] in facts.deformable_stages
+        deformable = unit[2] == "conv2" and unit[0] in facts.options.deformable_stages
         if deformable and dialect == "detectron2":
             offset = prefix + weight.removesuffix(".weight") + "_offset"
             entries += _with_bias(f"backbone/{module}/offset", offset, (3, 3, shape[2], TAP_NUMBERS))
@@ -159,12 +157,12 @@ def _norm_names(facts: ModelFacts, dialect: str) -> tuple[tuple[str, str], ...]:
         return (("scale", "_s"), ("bias", "_b"))
     affine = (("scale", ".weight"), ("bias", ".bias"))
     statistics = (("mean", ".running_mean"), ("var", ".running_var"))
-    return (*affine, *statistics) if facts.backbone_norm == "frozen_bn" else affine
+    return (*affine, *statistics) if facts.options.backbone_norm == "frozen_bn" else affine
 
 
 def _backbone_convs(facts: ModelFacts) -> Iterator[tuple[str, tuple[int, int, str], tuple[int, ...]]]:
     """(our module, (stage, block, convolution), kernel shape); the stem is stage 1."""
-    width = channels = facts.backbone_width
+    width = channels = facts.options.backbone_width
     yield "stem/conv", (1, 0, "conv1"), (7, 7, 3, width)
     basic = facts.depth in BASIC_DEPTHS
     for stage, blocks in enumerate(STAGE_BLOCKS[facts.depth], start=2):
@@ -187,7 +185,7 @@ _CAFFE2_BRANCH = {"shortcut": "branch1", "conv1": "branch2a", "conv2": "branch2b
 
 
 def _their_conv(dialect: str, unit: tuple[int, int, str]) -> tuple[str, str]:
-    """Name of a convolution's weight, and what the names of its norm start with."""
+    """Name of a convolution's weight, and prefix of the names of its norm."""
     stage, block, conv = unit
     if dialect == "detectron2":
         base = "stem.conv1" if stage == 1 else f"res{stage}.{block}.{conv}"
@@ -220,8 +218,8 @@ def _with_norm(module: str, name: str, shape: tuple[int, ...]) -> list[Entry]:
 
 
 def _pyramid(facts: ModelFacts) -> Iterator[Entry]:
-    channels = facts.fpn_channels
-    backbone_out = facts.backbone_width * (1 if facts.depth in BASIC_DEPTHS else 4)
+    channels = facts.options.fpn_channels
+    backbone_out = facts.options.backbone_width * (1 if facts.depth in BASIC_DEPTHS else 4)
     for level in (2, 3, 4, 5):
         inputs = backbone_out * 2 ** (level - 2)
         yield from _with_bias(f"fpn/lateral{level}", f"backbone.fpn_lateral{level}", (1, 1, inputs, channels))
@@ -231,9 +229,9 @@ def _pyramid(facts: ModelFacts) -> Iterator[Entry]:
 
 
 def _semantic_fpn(facts: ModelFacts) -> Iterator[Entry]:
-    if facts.encoder_input != "semantic_fpn":
+    if facts.options.encoder_input != "semantic_fpn":
         return
-    shape = (3, 3, facts.fpn_channels, facts.fpn_channels)
+    shape = (3, 3, facts.options.fpn_channels, facts.options.fpn_channels)
     for level, convs in (("p2", 1), ("p3", 1), ("p4", 2), ("p5", 3)):
         for index in range(convs):  # theirs count the upsampling between two convolutions as a layer
             yield from _with_norm(f"semantic_fpn/{level}_conv{index + 1}", f"semantic_fpn.{level}.{2 * index}", shape)
@@ -255,15 +253,15 @@ def _position_head(facts: ModelFacts) -> Iterator[Entry]:
     yield from _tower(
         "position_head",
         "position_head.position_head.position_head",
-        facts.position_convs,
-        facts.fpn_channels + 2 * facts.position_coords,
-        facts.head_channels,
-        deformable=facts.position_deformable,
+        facts.options.position_convs,
+        facts.options.fpn_channels + 2 * facts.options.position_coords,
+        facts.options.head_channels,
+        deformable=facts.options.position_deformable,
         norm=True,
     )
-    shape = (3, 3, facts.head_channels)
+    shape = (3, 3, facts.options.head_channels)
     yield from _with_bias("position_head/centers", "position_head.out_inst", (*shape, facts.num_things))
-    regions = facts.num_stuff + (facts.num_things if facts.region_classes == "all" else 1)
+    regions = facts.num_stuff + (facts.num_things if facts.options.region_classes == "all" else 1)
     yield from _with_bias("position_head/regions", "position_head.out_sem", (*shape, regions))
 
 
@@ -271,13 +269,13 @@ def _kernel_head(facts: ModelFacts) -> Iterator[Entry]:
     yield from _tower(
         "kernel_head",
         "kernel_head.kernel_head.kernel_head",
-        facts.kernel_convs,
-        facts.fpn_channels + 2 * facts.kernel_coords,
-        facts.head_channels,
-        deformable=facts.kernel_deformable,
+        facts.options.kernel_convs,
+        facts.options.fpn_channels + 2 * facts.options.kernel_coords,
+        facts.options.head_channels,
+        deformable=facts.options.kernel_deformable,
         norm=True,
     )
-    shape = (3, 3, facts.head_channels, facts.kernel_channels)
+    shape = (3, 3, facts.options.head_channels, facts.options.kernel_channels)
     yield from _with_bias("kernel_head/output", "kernel_head.out_conv", shape)
 
 
@@ -285,9 +283,9 @@ def _encoder(facts: ModelFacts) -> Iterator[Entry]:
     yield from _tower(
         "feature_encoder",
         "feature_encoder.encode_head.encode_head",
-        facts.encoder_convs,
-        facts.fpn_channels + 2 * facts.encoder_coords,
-        facts.encoder_channels,
-        deformable=facts.encoder_deformable,
+        facts.options.encoder_convs,
+        facts.options.fpn_channels + 2 * facts.options.encoder_coords,
+        facts.options.encoder_channels,
+        deformable=facts.options.encoder_deformable,
         norm=False,
     )

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from pfcn_jax import main as front_door
-from pfcn_jax.checkpoints.loading import load_checkpoint, initialize_from
+from pfcn_jax.checkpoints.loading import initialize_from, load_checkpoint
 from pfcn_jax.commands import convert as convert_lib
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.interop.convert import from_params
-from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_tensors
 from pfcn_jax.interop.writer import write_state_dict
 from pfcn_jax.models.build import abstract_variables, build_model
+from tests.support import weights
 from tests.support.tiny import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -30,8 +30,8 @@ NARROW = ["backbone_width=8", "fpn_channels=32", "head_channels=32", "kernel_cha
 def original(tmp_path_factory):
     """A whole model under the original's names, 80 + 53 classes, and its tensors."""
     options = {name: int(value) for name, value in (entry.split("=") for entry in NARROW)}
-    facts = ModelFacts(depth=18, **options)
-    model = build_model(dataclasses.replace(Config().model, backbone="resnet18", **options), *coco_classes().counts)
+    facts = weights.facts(18, **options)
+    model = build_model(facts.options, *coco_classes().counts)
     rng = np.random.default_rng(0)
     draw = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract_variables(model))
     state_dict = from_params(draw, facts)
@@ -108,7 +108,7 @@ def test_other_classes_need_to_be_asked_for(original, tmp_path):
 def test_a_region_channel_for_every_class_is_said_by_the_config(tmp_path, capsys):
     classes = class_table()  # 5 things, 5 stuff
     options = {name: int(value) for name, value in (entry.split("=") for entry in NARROW)}
-    facts = ModelFacts(depth=18, num_things=5, num_stuff=5, region_classes="all", **options)
+    facts = weights.facts(18, num_things=5, num_stuff=5, region_classes="all", **options)
     config = dataclasses.replace(Config().model, backbone="resnet18", region_classes="all", **options)
     model = build_model(config, *classes.counts)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_variables(model))
@@ -127,4 +127,4 @@ def test_a_region_channel_for_every_class_is_said_by_the_config(tmp_path, capsys
 
 def test_unknown_class_counts_want_a_file(tmp_path):
     with pytest.raises(ValueError, match="--classes"):
-        convert_lib.read_classes(ModelFacts(num_things=3, num_stuff=2), None)
+        convert_lib.read_classes(weights.facts(num_things=3, num_stuff=2), None)

@@ -19,9 +19,10 @@ from pfcn_jax.interop.convert import (
     read_facts,
     to_params,
 )
-from pfcn_jax.interop.names import ModelFacts, backbone_table, table
+from pfcn_jax.interop.names import backbone_table, table
 from pfcn_jax.interop.reader import WeightsError, read_tensors
 from pfcn_jax.interop.writer import write_state_dict
+from tests.support import weights
 
 SMALL: dict[str, Any] = {
     "backbone_width": 4, "fpn_channels": 6, "head_channels": 8, "kernel_channels": 10, "encoder_channels": 12,
@@ -46,12 +47,12 @@ def _draw(names: list[tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
 
 
 def _state_dict(**options: Any) -> dict[str, np.ndarray]:
-    facts = ModelFacts(**{**SMALL, **options})
+    facts = weights.facts(**{**SMALL, **options})
     return _draw([(entry.name, entry.their_shape) for entry in table(facts)])
 
 
 def _backbone(dialect: str, depth: int = 50, **options: Any) -> dict[str, np.ndarray]:
-    facts = ModelFacts(depth=depth, backbone_width=4, **options)
+    facts = weights.facts(depth=depth, backbone_width=4, **options)
     return _draw([(entry.name, entry.their_shape) for entry in backbone_table(facts, dialect)])
 
 
@@ -61,7 +62,7 @@ def _flat(variables: Any) -> dict[str, np.ndarray]:
 
 def _fresh(**options: Any) -> dict[str, Any]:
     """Zeros in the shape of a model's variables."""
-    entries = table(ModelFacts(**{**SMALL, **options}))
+    entries = table(weights.facts(**{**SMALL, **options}))
     return flax.traverse_util.unflatten_dict(
         {entry.path: np.zeros(entry.shape, np.float32) for entry in entries}, sep="/"
     )
@@ -73,7 +74,7 @@ def test_there_and_back_is_bit_equal(name: str) -> None:
     regions = VARIANTS[name].get("region_classes", "stuff")
     converted = to_params(theirs, region_classes=regions)
     assert converted.source == "panoptic_fcn" and not converted.is_backbone
-    assert converted.facts == ModelFacts(**{**SMALL, **VARIANTS[name]})
+    assert converted.facts == weights.facts(**{**SMALL, **VARIANTS[name]})
     back = from_params(converted.variables, converted.facts)
     assert list(back) == list(theirs)
     for key, value in theirs.items():
@@ -98,7 +99,7 @@ def test_ignorable_buffers_and_recorded_pixel_statistics() -> None:
     theirs["pixel_mean"] = np.float32([1, 2, 3]).reshape(3, 1, 1)
     theirs["pixel_std"] = np.float32([4, 5, 6]).reshape(3, 1, 1)
     theirs["backbone.bottom_up.stem.conv1.norm.num_batches_tracked"] = np.zeros((), np.int64)
-    facts = to_params(theirs).facts
+    facts = to_params(theirs).facts.options
     assert (facts.pixel_mean, facts.pixel_std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
 
 
@@ -141,15 +142,15 @@ def test_backbones(dialect: str, depth: int) -> None:
 
 def test_pixels_and_strides_follow_the_source() -> None:
     for dialect in ("caffe2", "torchvision", "detectron2"):
-        facts = to_params(_backbone(dialect)).facts
+        facts = to_params(_backbone(dialect)).facts.options
         rgb = dialect != "caffe2"  # detectron2 names with statistics are torchvision's weights
         assert (facts.pixel_order, facts.stride_in_1x1) == (("rgb", False) if rgb else ("bgr", True))
         assert facts.pixel_std == ((58.395, 57.12, 57.375) if rgb else (1.0, 1.0, 1.0))
-    facts = to_params(_backbone("detectron2"), torchvision_weights=False).facts
+    facts = to_params(_backbone("detectron2"), torchvision_weights=False).facts.options
     assert (facts.pixel_order, facts.stride_in_1x1) == ("bgr", True)
     folded = {name: value for name, value in _backbone("detectron2").items() if "running" not in name}
     converted = to_params(folded)
-    assert converted.facts.stride_in_1x1 and "mean" in str(list(_flat(converted.variables)))
+    assert converted.facts.options.stride_in_1x1 and "mean" in str(list(_flat(converted.variables)))
     options = to_params(_backbone("torchvision")).model_options()
     assert options["backbone"] == "resnet50" and options["pixel_order"] == "rgb" and "num_things" not in options
 
@@ -204,13 +205,13 @@ def test_other_backbone_is_an_error_even_if_mismatch_is_allowed() -> None:
 
 def test_from_params_lists_what_does_not_fit() -> None:
     converted = to_params(_state_dict())
-    facts = ModelFacts(**{**SMALL, "num_things": 4, "encoder_convs": 2})
+    facts = weights.facts(**{**SMALL, "num_things": 4, "encoder_convs": 2})
     with pytest.raises(WeightsError) as caught:
         from_params(converted.variables, facts)
     assert "superfluous params/feature_encoder/conv3/bias" in str(caught.value)
     assert "centers/bias has shape (3,), not (4,)" in str(caught.value)
     with pytest.raises(WeightsError, match="'sum'"):
-        from_params(converted.variables, ModelFacts(**{**SMALL, "encoder_input": "sum"}))
+        from_params(converted.variables, weights.facts(**{**SMALL, "encoder_input": "sum"}))
 
 
 def test_unknown_weights_are_refused() -> None:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from pfcn_jax.interop.names import DIALECTS, Entry, ModelFacts, backbone_table, table
-from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
+from pfcn_jax.models.build import build_model
+from pfcn_jax.models.panoptic_fcn import init_variables
+from tests.support import weights
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -31,14 +33,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def model_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
     """Paths and shapes of the model that the facts describe."""
-    model = PanopticFCN(**facts.model_options())
+    model = build_model(facts.options, facts.num_things, facts.num_stuff)
     variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
     return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items()}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_table_is_the_model(name: str) -> None:
-    facts = ModelFacts(**VARIANTS[name])
+    facts = weights.facts(**VARIANTS[name])
     entries = table(facts)
     assert len({entry.path for entry in entries}) == len({entry.name for entry in entries}) == len(entries)
     assert {entry.path: entry.shape for entry in entries} == model_shapes(facts)
@@ -47,7 +49,7 @@ def test_table_is_the_model(name: str) -> None:
 @pytest.mark.parametrize(("variant", "options"), [("R50-1x", {}), ("Star-R50-3x", VARIANTS["enhanced"])])
 def test_table_is_the_original(variant: str, options: dict[str, Any], reference_dir: pathlib.Path) -> None:
     recorded = json.loads((reference_dir / "tensors" / f"state_dict_{variant}.json").read_text())
-    entries = table(ModelFacts(**options))
+    entries = table(weights.facts(**options))
     assert {entry.name: entry.their_shape for entry in entries} == {
         name: tuple(entry["shape"]) for name, entry in recorded.items()
     }
@@ -57,9 +59,9 @@ def test_table_is_the_original(variant: str, options: dict[str, Any], reference_
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_backbone_tables(dialect: str, depth: int) -> None:
-    entries = backbone_table(ModelFacts(depth=depth), dialect)
+    entries = backbone_table(weights.facts(depth=depth), dialect)
     assert len({entry.path for entry in entries}) == len({entry.name for entry in entries}) == len(entries)
-    expected = {path for path in (entry.path for entry in table(ModelFacts(depth=depth))) if "/backbone/" in path}
+    expected = {path for path in (entry.path for entry in table(weights.facts(depth=depth))) if "/backbone/" in path}
     if dialect == "caffe2":
         expected = {path for path in expected if not path.endswith(("/mean", "/var"))}
     assert {entry.path for entry in entries} == expected
@@ -83,11 +85,11 @@ def test_backbone_tables(dialect: str, depth: int) -> None:
     ],
 )
 def test_names_of_backbones(dialect: str, path: str, name: str) -> None:
-    assert name in {entry.name for entry in backbone_table(ModelFacts(depth=101), dialect) if entry.path == path}
+    assert name in {entry.name for entry in backbone_table(weights.facts(depth=101), dialect) if entry.path == path}
 
 
 def test_names_of_deformable_backbone() -> None:
-    names = {entry.name: entry for entry in table(ModelFacts(deformable_stages=(3,)))}
+    names = {entry.name: entry for entry in table(weights.facts(deformable_stages=(3,)))}
     offset = names["backbone.bottom_up.res3.1.conv2_offset.weight"]
     assert (offset.path, offset.their_shape) == ("params/backbone/res3_1/conv2/offset/kernel", (27, 128, 3, 3))
     assert not any("res4.0.conv2_offset" in name for name in names)
