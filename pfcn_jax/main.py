@@ -43,7 +43,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(sys.argv[1:] if argv is None else argv)
+    return run(parse(sys.argv[1:] if argv is None else argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs a parsed command and returns its exit status; an error of the user becomes one line."""
     try:
         return int(args.run(args))
     except UserError as error:

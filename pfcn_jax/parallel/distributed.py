@@ -1,4 +1,4 @@
-"""Several processes that train or evaluate as one: the flags that join them.
+"""Flags of the commands that join several processes into one run.
 
 Each process drives the devices of its own machine and reads its own rows of every batch; together they give the numbers
 of a single process with all the devices.
@@ -10,13 +10,8 @@ import argparse
 import re
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from pfcn_jax.errors import TryAgain, UserError
-
-_MESSAGE_BYTES = 2000
-_AGAIN = "\x01"  # the first character of a problem that may pass
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,32 +56,9 @@ def join(args: argparse.Namespace) -> None:
     )
 
 
-def raise_together(problem: str, *, again: bool = False) -> None:
-    """Raises UserError on every process if any of them has a problem ("": none), so that none waits for the others.
-
-    Every process must call it at the same place. `again`: it is a `TryAgain`.
-    """
-    problem = _AGAIN + problem if problem and again else problem
-    if jax.process_count() > 1:
-        message = np.zeros(_MESSAGE_BYTES, np.uint8)
-        data = problem.encode()[:_MESSAGE_BYTES]
-        message[: len(data)] = np.frombuffer(data, np.uint8)
-        rows = multihost_utils.process_allgather(message).reshape(-1, _MESSAGE_BYTES)
-        problem = next((text for row in rows if (text := row.tobytes().rstrip(b"\0").decode(errors="ignore"))), "")
-    if problem:
-        raise (TryAgain if problem.startswith(_AGAIN) else UserError)(problem.removeprefix(_AGAIN))
-
-
-def number_of_process_0(value: int) -> int:
-    """What process 0 calls it with; every process must call it at the same place."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
 def _initialize(problem: str, **keywords: str | int) -> None:
     try:
         jax.distributed.initialize(**keywords)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
-        kind = UserError if isinstance(error, ValueError) else TryAgain  # a neighbour may still be starting
+        kind = UserError if isinstance(error, ValueError) else TryAgain  # another process may still be starting
         raise kind(f"{problem} ({error})") from error

@@ -1,4 +1,4 @@
-"""Batches on their way to the device while a step runs, and how long the steps waited for them."""
+"""Prefetch of batches to the device while a step runs, and the time that steps wait for them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_PATIENCE_SECONDS = 60.0  # how long closing waits for an iterator that does not answer
-_LISTEN_SECONDS = 0.5  # how often a waiting consumer looks whether it is to stop
-_POLL_SECONDS = 0.002  # how often a waiting consumer looks whether the device has become idle
+_POLL_SECONDS = 0.002  # interval at which a waiting consumer checks whether the device has become idle
 
 
 class Interrupted(Exception):
-    """`stop` was asked for while nothing was ready."""
+    """`stop` became true while no result was ready."""
 
 
 class DevicePrefetch(Iterator[Any]):
-    """Runs ahead of its consumer: a thread takes items from an iterator, applies `put` and keeps up to `depth` results.
+    """Iterator that runs ahead: a thread reads items, applies `put` and buffers up to `depth` results.
 
-    `put` starts the copy to the device; `depth` results and the one in the thread's hands lie there beside the
-    consumer's. The iterator is read by the thread alone until `close`: it is ahead of the consumer, so a saved position
-    has to count what was consumed. An error in the thread is raised by `__next__`, with the thread's traceback, after
-    everything that was ready before it.
+    `put` starts the copy to the device, which then holds `depth` results, one more in the thread, and the consumer's.
+    Only the thread reads the iterator until `close`; it is ahead of the consumer, so a saved position has to count
+    consumed items. `__next__` raises an error of the thread, with its traceback, after all earlier results.
 
     Attributes:
       idle_after: an array (`jax.Array`) that the consumer's latest step computes. Waiting counts only once it is
-        there: before, the device was busy anyway (JAX runs ahead of it). None: all waiting counts.
-      waited_seconds: how long the consumer has waited for input in all.
+        ready: before, the device was busy anyway (JAX dispatches asynchronously). None: all waiting counts.
+      waited_seconds: total time that the consumer has waited for input.
     """
 
     def __init__(
@@ -39,20 +36,24 @@ class DevicePrefetch(Iterator[Any]):
         depth: int = 2,
         limit: int | None = None,
         stop: object | None = None,
+        listen_seconds: float = 0.5,
+        close_seconds: float = 60.0,
     ):
         """Starts the thread.
 
         Args:
-          depth: results that wait at most, at least 1.
-          limit: the thread stops after so many items; None: when the iterator ends.
-          stop: becomes true when the consumer is not to wait any longer: `__next__` then raises Interrupted unless
-            something is ready.
+          depth: size of the buffer, at least 1.
+          limit: number of items to read; None: to the end of the iterator.
+          stop: once it is true, `__next__` raises Interrupted instead of waiting.
+          listen_seconds: interval at which a waiting `__next__` checks `stop`.
+          close_seconds: how long `close` waits for an iterator that does not return.
         """
         if depth < 1:
             raise ValueError(f"depth {depth}: at least 1")
         self.idle_after: Any = None
         self.waited_seconds = 0.0
         self._items, self._put, self._left, self._stop = items, put, limit, stop
+        self._listen_seconds, self._close_seconds = listen_seconds, close_seconds
         self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
         self._closing = threading.Event()
         self._finished = False
@@ -62,7 +63,7 @@ class DevicePrefetch(Iterator[Any]):
     def __next__(self) -> Any:
         if self._finished:
             raise StopIteration
-        kind, value = self._take()
+        kind, value = self._next_result()
         if kind == "item":
             return value
         self._finished = True
@@ -71,15 +72,15 @@ class DevicePrefetch(Iterator[Any]):
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the thread; results that were not consumed are dropped. The iterator is then free for others.
+        """Ends the thread and drops its results; afterwards others may read the iterator.
 
-        A thread that waits for its iterator longer than `_PATIENCE_SECONDS` is left behind (it ends with the process).
+        A thread that waits for its iterator longer than `close_seconds` is abandoned (it ends with the process).
         """
         self._finished = True
         self._closing.set()
-        end = time.monotonic() + _PATIENCE_SECONDS
+        end = time.monotonic() + self._close_seconds
         while self._thread.is_alive() and time.monotonic() < end:
-            try:  # room for the one in the thread's hands
+            try:  # make room for the result that the thread holds
                 self._ready.get(timeout=0.05)
             except queue.Empty:
                 continue
@@ -90,8 +91,8 @@ class DevicePrefetch(Iterator[Any]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take(self) -> tuple[str, Any]:
-        """The next result; waiting with an idle device is added to `waited_seconds`."""
+    def _next_result(self) -> tuple[str, Any]:
+        """The next result. Adds the time of waiting with an idle device to `waited_seconds`."""
         try:
             return self._ready.get_nowait()
         except queue.Empty:
@@ -101,16 +102,16 @@ class DevicePrefetch(Iterator[Any]):
                 return self._ready.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
-        begin = time.monotonic()
+        start = time.monotonic()
         try:
             return self._wait()
         finally:
-            self.waited_seconds += time.monotonic() - begin
+            self.waited_seconds += time.monotonic() - start
 
     def _wait(self) -> tuple[str, Any]:
         while True:
             try:
-                return self._ready.get(timeout=_LISTEN_SECONDS)
+                return self._ready.get(timeout=self._listen_seconds)
             except queue.Empty:
                 if self._stop:
                     raise Interrupted from None

@@ -1,1 +1,1 @@
-"""The training program."""
+"""Training: the loop, its state, its failures and its metrics."""

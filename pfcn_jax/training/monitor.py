@@ -1,8 +1,8 @@
-"""What a run looks at after every step: losses that are not finite, broken pictures, what found no slot.
+"""Checks after every step: non-finite losses, broken training examples, dropped positives and segments.
 
-The compiled step puts it all into one small array of integers (`make_report`). The host reads the array of one step
-while the next one runs, so nothing waits; before a checkpoint it reads the last one, too. The array is the same on
-every process, so all of them decide alike.
+The compiled step packs what the host needs into one small integer array (`make_report`). The host reads the array of a
+step while the next step runs, so nothing waits; before a checkpoint it also reads the last one. The array is the same
+on every process, so all of them decide alike.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ _COUNTED = ("skipped", "dropped_positives", "dropped_segments")  # scalars of a 
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient that is not finite; the state is that of the step before."""
+    """A loss or gradient is not finite; the step was not applied."""
 
 
 def make_report(
     scalars: Mapping[str, Array], image_id: Int[Array, " batch"], stop: Int[Array, " devices"]
 ) -> Int[Array, " 4+batch"]:
-    """On the device: was the step left out, what was dropped, was any process asked to stop, which pictures it saw."""
+    """Packs on the device: skipped (0 or 1), dropped positives, dropped segments, stop requested, image ids."""
     counted = [scalars[name].astype(jnp.int32) for name in _COUNTED]
     return jnp.concatenate([jnp.stack([*counted, jnp.max(stop)]), image_id.astype(jnp.int32)])
 
 
-class Watch:
-    """Reads the reports of the steps and keeps the run's counts.
+class StepMonitor:
+    """Reads the report of every step, applies the limits of the config, and counts over the whole run.
 
     Attributes:
-      stop: a process was asked to stop, as of the last report that was read.
+      stop: some process was asked to stop, as of the last report that was read.
     """
 
     def __init__(self, config: Config, source: Source, plan: BatchPlan, counts: Mapping[str, Any] | None = None):
-        """Nothing has been seen yet.
+        """Resumes from the counts of a checkpoint.
 
         Args:
-          counts: what `to_json` said at the checkpoint from which the run goes on.
+          counts: `to_json()` at that checkpoint.
 
         Raises:
-          DataError: more pictures are known to be broken than the config allows.
+          DataError: more examples are known to be broken than the config allows.
         """
         self.config, self._source, self._plan = config, source, plan
         counts = counts or {}
@@ -61,25 +61,26 @@ class Watch:
         self._check_broken("")
 
     def add(self, step: int, scalars: Mapping[str, Array], report: Array) -> None:
-        """Hands over the results of a step (from 1) that may still be running, and reads those of the one before.
+        """Queues the results of a step (from 1), which may still be running, and reads those of the step before.
 
         Raises:
           NonFiniteError, DataError: see `read`.
         """
         before, self._unread = self._unread, (step, scalars, report)
-        self._look(before)
+        self._process(before)
 
     def read(self) -> None:
-        """Reads the report of the last step; it waits until that is done.
+        """Waits for the last step and reads its report.
 
         Raises:
-          NonFiniteError: a loss or gradient was not finite and the config says "stop", or it was so too often.
-          DataError: more broken pictures than `data.max_broken`.
+          NonFiniteError: a loss or gradient is not finite, with `train.on_nonfinite="stop"` or more than
+            `train.max_skipped` times.
+          DataError: more broken examples than `data.max_broken`.
         """
         last, self._unread = self._unread, None
-        self._look(last)
+        self._process(last)
 
-    def _look(self, at: tuple[int, Mapping[str, Array], Array] | None) -> None:
+    def _process(self, at: tuple[int, Mapping[str, Array], Array] | None) -> None:
         if at is None:
             return
         step, scalars, report = at
@@ -93,7 +94,7 @@ class Watch:
             self._not_finite(step, scalars, images)
 
     def totals(self) -> dict[str, float]:
-        """Counts since the beginning of the run, for the metrics."""
+        """Counts since the first step of the run, for the metrics."""
         return {
             "skipped_steps": float(self._totals["skipped"]),
             "broken_pictures": float(len(self._broken)),
@@ -102,11 +103,11 @@ class Watch:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The counts, for a checkpoint."""
+        """The counts, as JSON for a checkpoint."""
         return {**self._totals, "broken": sorted(self._broken)}
 
     def _find_broken(self, step: int, images: Int[np.ndarray, " batch"]) -> None:
-        """A picture other than the planned one stands in for one that could not be read."""
+        """Finds examples that could not be read: the pipeline put another one in their place."""
         planned = self._plan[step - 1].examples
         new = [i for i in planned[(planned != images) & (planned != FILLER)].tolist() if i not in self._broken]
         last = ""
@@ -114,13 +115,13 @@ class Watch:
             self._broken.add(index)
             if jax.process_index() == 0:
                 why = self._describe(index)
-                print_lines(f"broken picture {len(self._broken)}, another one stands in: {why}")
+                print_lines(f"broken image {len(self._broken)}, another one stands in: {why}")
                 last = f", the last: {why}"
         if new:
             self._check_broken(last)
 
     def _describe(self, index: int) -> str:
-        """Why a picture is broken; it is read once more to know."""
+        """Reads a broken example again for its error message."""
         try:
             self._source[index]
         except DataError as error:
@@ -130,7 +131,7 @@ class Watch:
     def _check_broken(self, last: str) -> None:
         limit = self.config.data.max_broken
         if self.config.data.on_broken == "skip" and len(self._broken) > limit:
-            raise DataError(f"{len(self._broken)} broken pictures, more than config.data.max_broken = {limit}{last}")
+            raise DataError(f"{len(self._broken)} broken images, more than config.data.max_broken = {limit}{last}")
 
     def _not_finite(self, step: int, scalars: Mapping[str, Array], images: Int[np.ndarray, " batch"]) -> None:
         train = self.config.train
@@ -141,8 +142,8 @@ class Watch:
         text = f"step {step}: {', '.join(bad) or 'the gradient'} not finite; image ids {names}"
         if train.on_nonfinite == "stop":
             raise NonFiniteError(
-                f"{text}\nThe step was not applied and is in no checkpoint. Lower the learning rate, look at the "
-                "pictures, or set --config.train.on_nonfinite=skip to leave such steps out."
+                f"{text}\nThe step was not applied and is in no checkpoint. Lower the learning rate, check the "
+                "images, or set --config.train.on_nonfinite=skip to leave such steps out."
             )
         if jax.process_index() == 0:
             print_lines(f"{text}; left out ({self._totals['skipped']} so far)")

@@ -1,9 +1,10 @@
-"""How a run begins: its working directory, the state of its newest checkpoint, or a fresh one."""
+"""Start of a run: locks its working directory, and restores the newest checkpoint or initializes a state."""
 
 from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,41 +17,40 @@ from pfcn_jax.config.schema import Config, TrainOptions, from_dict, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.errors import ConfigError, TryAgain, UserError
-from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.state import TrainState
-from pfcn_jax.parallel import distributed
+from pfcn_jax.parallel.protocol import number_of_process_0, raise_together
 from pfcn_jax.parallel.sharding import replicated
-from pfcn_jax.training.state import check_same_state, create_state
-from pfcn_jax.training.workdir import RunLock, check_room
+from pfcn_jax.training.state import check_same_state
+from pfcn_jax.training.workdir import RunLock, check_free_space
 from pfcn_jax.utils.atomic import write_text
 from pfcn_jax.utils.stderr import print_lines
 
 
-def check_division(train: TrainOptions) -> None:
-    """Raises UserError unless every device gets the same number of pictures in every part of a step."""
+def check_batch_size(train: TrainOptions) -> None:
+    """Raises UserError unless every device gets the same number of images in every part of a step."""
     devices, parts = jax.device_count(), train.accumulate
     if train.batch_size % (devices * parts):
         of_parts = f" in {parts} parts each (config.train.accumulate)" if parts > 1 else ""
         raise UserError(
-            f"config.train.batch_size: {train.batch_size} pictures do not divide over {devices} devices{of_parts}; "
+            f"config.train.batch_size: {train.batch_size} images do not divide over {devices} devices{of_parts}; "
             f"choose a multiple of {devices * parts}"
         )
 
 
-def take_workdir(workdir: pathlib.Path) -> RunLock | None:
-    """Process 0 takes the working directory for all; if it cannot, every process says so."""
-    lock, problem, again = None, "", False
+def lock_workdir(workdir: pathlib.Path) -> RunLock | None:
+    """Locks the working directory by process 0 (elsewhere: None); an error there is raised on every process."""
+    lock, problem, try_again = None, "", False
     if jax.process_index() == 0:
         try:
             lock = RunLock(workdir)
         except UserError as error:
-            problem, again = str(error), isinstance(error, TryAgain)
-    distributed.raise_together(problem, again=again)
+            problem, try_again = str(error), isinstance(error, TryAgain)
+    raise_together(problem, try_again=try_again)
     return lock
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """`config.json`, as the run was started last.
+    """Writes `config.json`: the config of the latest start.
 
     Raises:
       UserError: it cannot be written.
@@ -61,56 +61,68 @@ def write_config(workdir: pathlib.Path, config: Config) -> None:
         raise UserError(f"{workdir / 'config.json'}: cannot be written ({error.strerror})") from error
 
 
-def begin(
+def restore_or_initialize(
     config: Config,
-    model: PanopticFCN,
+    create_state: Callable[..., TrainState],
     mesh: Mesh,
     *,
     classes: ClassTable,
     checkpoints: Checkpoints,
     batches: BatchIterator,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state of the newest intact checkpoint and its counts, or a fresh one. `batches` go to its position.
+    """Returns the state of the newest intact checkpoint with its counts, or an initial state without any.
+
+    Args:
+      create_state: an initial state, random, or with the variables that it is given.
+      batches: is moved to the position of the checkpoint.
 
     Raises:
-      UserError: every checkpoint is damaged, the newest is of another run, or there is no room for more.
+      UserError: every checkpoint is damaged, the newest is of another run, or the disk has no room for more.
     """
-    abstract = jax.eval_shape(lambda: create_state(config, model, mesh))
+    abstract = jax.eval_shape(create_state)
+    checkpoint = _newest_checkpoint(config, checkpoints, abstract)
+    if checkpoint is None:
+        return _initial_state(config, create_state), {}
+    meta = load_meta(checkpoint)
+    check_same_state(from_dict(meta["config"]), config, str(checkpoint))
+    difference = ClassTable.from_json(meta["classes"]).difference(classes)
+    if difference:
+        raise CheckpointError(f"{checkpoint}: other classes than those of the data ({difference}); use another workdir")
+    sharding = replicated(mesh)
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+    weights, training = load_run(checkpoint, model=target.model, training=target.training)
+    try:
+        batches.set_state(meta["position"])
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+    return TrainState.from_items(weights, training), meta.get("counts", {})
+
+
+def _newest_checkpoint(config: Config, checkpoints: Checkpoints, abstract: TrainState) -> pathlib.Path | None:
+    """The checkpoint to resume from, chosen by process 0 for all; None: start from the beginning."""
     step, problem = None, ""
     if jax.process_index() == 0:
         try:
             step, kept = checkpoints.newest_intact(), config.train.keep_latest + config.train.keep_best
-            check_room(checkpoints.directory.parent, abstract, kept=kept, there=len(checkpoints.steps()))
+            check_free_space(checkpoints.directory.parent, abstract, kept=kept, existing=len(checkpoints.steps()))
         except (UserError, OSError) as error:
             if jax.process_count() == 1 and isinstance(error, UserError):
-                raise
+                raise  # with its own class
             problem = str(error)
-    distributed.raise_together(problem)
-    found = distributed.number_of_process_0(-1 if step is None else step)
-    path = checkpoints.directory / str(found)
-    if found < 0:
-        return _fresh_state(config, model, mesh), {}
-    distributed.raise_together("" if path.is_dir() else f"{path}: process {jax.process_index()} does not see it")
-    sharding = replicated(mesh)
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
-    meta = load_meta(path)
-    check_same_state(from_dict(meta["config"]), config, str(path))
-    difference = ClassTable.from_json(meta["classes"]).difference(classes)
-    if difference:
-        raise CheckpointError(f"{path}: other classes than those of the data ({difference}); take another workdir")
-    weights, training = load_run(path, model=target.model, training=target.training)
-    try:
-        batches.set_state(meta["position"])
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return TrainState.from_items(weights, training), meta.get("counts", {})
+    raise_together(problem)
+    step = number_of_process_0(-1 if step is None else step)
+    if step < 0:
+        return None
+    path = checkpoints.directory / str(step)
+    raise_together("" if path.is_dir() else f"{path}: process {jax.process_index()} does not see it")
+    return path
 
 
-def _fresh_state(config: Config, model: PanopticFCN, mesh: Mesh) -> TrainState:
-    """Random parameters, or those that the config asks to start from.
+def _initial_state(config: Config, create_state: Callable[..., TrainState]) -> TrainState:
+    """Random parameters, with those of `train.init_from` in their place.
 
     Raises:
-      ConfigError: parts of the network would keep their random values, because they never learn.
+      ConfigError: random parameters would stay frozen.
     """
     train, network = config.train, config.model
     if not train.init_from:
@@ -123,10 +135,9 @@ def _fresh_state(config: Config, model: PanopticFCN, mesh: Mesh) -> TrainState:
                 "pretrained weights (--init-from; docs/training.md says where they are), or learn everything with "
                 "--config.model.freeze_at=0 --config.model.backbone_norm=group_norm"
             )
-        return create_state(config, model, mesh)
-    state = create_state(config, model, mesh)
-    variables = jax.device_get(state.variables)
+        return create_state()
+    variables = jax.device_get(create_state().variables)
     merged, notes = initialize_from(pathlib.Path(train.init_from), variables, config, fresh_heads=train.fresh_heads)
     if jax.process_index() == 0:
         print_lines(f"starting from {train.init_from}", *notes, to=sys.stdout)
-    return create_state(config, model, mesh, merged)
+    return create_state(merged)

@@ -1,4 +1,4 @@
-"""A run that is asked to stop: SIGTERM and SIGINT end it after the current step, with a checkpoint."""
+"""Stop requests: SIGTERM and SIGINT end a run after the current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ import threading
 import time
 from types import FrameType
 
-_SAME_WISH_SECONDS = 1.0  # one Ctrl-C may arrive twice: from the terminal, and from a program in between
+_DUPLICATE_SECONDS = 1.0  # one Ctrl-C may arrive twice: from the terminal and from a program in between
 
 
 class StopRequest:
-    """Within its `with` block SIGTERM and SIGINT only set `signal_name`; a second SIGINT has its usual effect.
+    """Records SIGTERM and SIGINT while its `with` block runs; it is true after the first signal.
+
+    A second SIGINT raises KeyboardInterrupt.
 
     Attributes:
-      signal_name: "" until one came.
+      signal_name: name of the first signal; "" before it.
     """
 
     def __init__(self) -> None:
         self.signal_name = ""
         self._time = 0.0
-        self._before: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, object] = {}
 
     def __bool__(self) -> bool:
         return bool(self.signal_name)
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # only there handlers can be set
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # None: set by other code than Python's, as the one that `jax.distributed` has for SIGTERM
+        for number, handler in self._previous.items():
+            # None: a handler that was not set by Python, such as jax.distributed's for SIGTERM
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
-        self._before = {}
+        self._previous = {}
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         if not self.signal_name:
             self.signal_name, self._time = signal.Signals(number).name, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._time > _SAME_WISH_SECONDS:
+        elif number == signal.SIGINT and time.monotonic() - self._time > _DUPLICATE_SECONDS:
             raise KeyboardInterrupt

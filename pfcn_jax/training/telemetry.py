@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a JSONL file, TensorBoard, and a progress display with losses, images/s and time left."""
+"""Metrics of a run: a JSONL file, TensorBoard event files, and the numbers of the progress display."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -21,23 +21,23 @@ from pfcn_jax.utils.atomic import write_bytes
 from pfcn_jax.utils.stderr import print_lines
 
 Entry = tuple[int, dict[str, float]]
-_MOST_WAITING = 100_000  # entries in memory while the disk is full
+_MAX_WAITING = 100_000  # entries in memory while the disk is full
 
 
 class MetricsWriter:
     """Appends one JSON line a step to `metrics.jsonl` and the same scalars to TensorBoard under `tensorboard/`.
 
-    What cannot be written (the disk is full) is reported, waits in memory and is tried again with the next line.
+    Lines that cannot be written (the disk is full) are reported, kept in memory and retried with the next line.
 
     Attributes:
-      failures: writes that failed.
+      failures: number of failed writes.
     """
 
     def __init__(self, workdir: pathlib.Path, *, start: int = 0, scored: bool = True):
-        """Goes on after step `start`: what a run that was killed had written of later steps is taken out.
+        """Resumes after step `start`: drops lines of later steps, which a killed run may have written.
 
         Args:
-          scored: the evaluation of step `start` stays; False: it is about to be written again.
+          scored: keep the evaluation of step `start`; False: it is about to be repeated.
         """
         workdir.mkdir(parents=True, exist_ok=True)
         self.failures = 0
@@ -46,20 +46,20 @@ class MetricsWriter:
         self._waiting: list[list[Entry]] = [[] for _ in self._sinks]
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Numbers that are not finite are written as null: the file stays valid JSON."""
+        """Writes the metrics of a step; non-finite numbers become null, so that the file stays valid JSON."""
         for waiting in self._waiting:
             waiting.append((step, dict(scalars)))
-            del waiting[:-_MOST_WAITING]
+            del waiting[:-_MAX_WAITING]
         self._flush()
 
     def sync(self) -> None:
-        """What was written is on the disk, not only on its way: before a checkpoint, whose steps are not repeated."""
+        """Flushes to the disk; call it before a checkpoint, after which these steps are never logged again."""
         for sink in self._sinks:
             with contextlib.suppress(OSError):
                 sink.sync()
 
     def close(self) -> None:
-        """Writes what waits, if that can be written now."""
+        """Retries what could not be written, and closes the files."""
         self._flush()
         for sink in self._sinks:
             with contextlib.suppress(OSError):
@@ -75,7 +75,7 @@ class MetricsWriter:
             except OSError as error:
                 self.failures += 1
                 print_lines(
-                    f"{sink.path}: cannot be written ({error.strerror}); {len(waiting)} lines wait, training goes on"
+                    f"{sink.path}: cannot be written ({error.strerror}); {len(waiting)} lines are kept for a retry"
                 )
 
 
@@ -111,29 +111,29 @@ class _Lines:
 
 
 class _Board:
-    """TensorBoard's event files. Written here and now: tensorboardX's own thread dies of a full disk, and the training
-    that goes on feeding it then waits for ever."""
+    """TensorBoard's event files, written synchronously: tensorboardX's writer thread ends on a full disk, and training
+    would then block on its queue forever."""
 
     def __init__(self, path: pathlib.Path, start: int):
         self.path, self._start = path, start
         self._records: RecordWriter | None = None
-        self._begun = False
+        self._restarted = False
 
     def write(self, entries: list[Entry]) -> None:
-        """Appends all of them; after an OSError the next call begins a new file, since this one may end anywhere."""
+        """Appends all of them; after an OSError the next call opens a new file: this one may end inside a record."""
         try:
             records = self._records or self._open()
             for step, scalars in entries:
                 values = [Summary.Value(tag=key, simple_value=value) for key, value in scalars.items()]
                 _add(records, Event(step=step, summary=Summary(value=values)))
             records.flush()
-            self._begun = True
+            self._restarted = True
         except OSError:
             self.close()
             raise
 
     def sync(self) -> None:
-        """Nothing: `flush` has done it."""
+        """Does nothing: `write` has flushed."""
 
     def close(self) -> None:
         if self._records is not None:
@@ -146,7 +146,7 @@ class _Board:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(str(self.path / name))
         _add(self._records, Event(file_version="brain.Event:2"))
-        if not self._begun:  # what an earlier process wrote of later steps is not to be shown
+        if not self._restarted:  # TensorBoard then hides later steps of earlier files
             _add(self._records, Event(step=self._start + 1, session_log=SessionLog(status=SessionLog.START)))
         return self._records
 
@@ -162,16 +162,16 @@ def _json_line(step: int, scalars: Mapping[str, float]) -> bytes:
 
 
 def _rewind(path: pathlib.Path, start: int, scored: bool) -> None:
-    """Keeps the whole lines of steps up to `start`; the file is replaced, so that it is there at any moment."""
+    """Keeps complete lines of steps up to `start`; replaces the file atomically."""
     if not path.exists():
         return
     content = path.read_bytes()
-    kept = b"".join(line for line in content.splitlines(keepends=True) if _stays(line, start, scored))
+    kept = b"".join(line for line in content.splitlines(keepends=True) if _is_kept(line, start, scored))
     if kept != content:
         write_bytes(path, kept)
 
 
-def _stays(line: bytes, start: int, scored: bool) -> bool:
+def _is_kept(line: bytes, start: int, scored: bool) -> bool:
     try:
         values = json.loads(line)
         step = int(values["step"])
@@ -182,23 +182,28 @@ def _stays(line: bytes, start: int, scored: bool) -> bool:
 
 
 class StepTimer:
-    """Images/s since the last lap, and how long a step waited for its pictures."""
+    """Measures images/s and the time that a step waits for its input, lap by lap."""
 
-    def __init__(self, batch_size: int, step: int):
-        self._batch_size = batch_size
+    def __init__(self, batch_size: int, step: int, *, clock: Callable[[], float] = time.monotonic):
+        """Starts a lap after `step`.
+
+        Args:
+          clock: current time in seconds.
+        """
+        self._batch_size, self._clock = batch_size, clock
         self.restart(step, 0.0)
 
     def restart(self, step: int, waited: float) -> None:
-        """Begins a lap at `step`; what came before (an evaluation) counts for nothing."""
-        self._step, self._waited, self._time = step, waited, time.monotonic()
+        """Starts a lap after `step`; the time before it (an evaluation) is not counted."""
+        self._step, self._waited, self._time = step, waited, self._clock()
 
     def lap(self, step: int, waited: float) -> dict[str, float]:
-        """Ends a lap at `step` and begins the next: what the metrics say about its steps.
+        """Ends the lap after `step`, starts the next one, and returns the metrics of the lap.
 
         Args:
           waited: seconds that all steps so far have waited.
         """
-        done, spent = max(step - self._step, 1), max(time.monotonic() - self._time, 1e-9)
+        done, spent = max(step - self._step, 1), max(self._clock() - self._time, 1e-9)
         wait = waited - self._waited
         self.restart(step, waited)
         return {
@@ -206,3 +211,11 @@ class StepTimer:
             "step_seconds": spent / done,
             "input_wait_seconds": wait / done,
         }
+
+
+def format_losses(values: Mapping[str, float]) -> str:
+    """Losses, speed and input wait as one line for the progress display."""
+    names = ("loss", "loss_pos_th", "loss_pos_st", "loss_seg_th", "loss_seg_st")
+    losses = [f"{name} {values[name]:.3f}" for name in names]
+    waited = values["input_wait_seconds"] / max(values["step_seconds"], 1e-9)
+    return "  ".join([*losses, f"{values['images_per_second']:.1f} images/s", f"{waited:.0%} waiting for input"])

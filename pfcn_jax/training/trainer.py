@@ -1,4 +1,4 @@
-"""The training loop: runs a config to its end, with checkpoints and evaluations; started again, it continues."""
+"""Trains a config to its last step, with checkpoints and evaluations; started again, it resumes."""
 
 from __future__ import annotations
 
@@ -7,98 +7,96 @@ import functools
 import json
 import pathlib
 import sys
-from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from pfcn_jax.checkpoints.format import score_of
 from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config, to_json
-from pfcn_jax.data.inputs import open_evaluation, open_training, train_pipeline
+from pfcn_jax.data.inputs import train_pipeline
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.data.sources import DataError, Example, Source
-from pfcn_jax.errors import Stopped, UserError
-from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
+from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.evaluate import EvaluationResult
 from pfcn_jax.evaluation.tables import format_table
-from pfcn_jax.models.build import build_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.rules import learning_rate_schedule
-from pfcn_jax.optim.state import TrainState
 from pfcn_jax.panoptic.predict import Prediction
-from pfcn_jax.parallel import distributed
 from pfcn_jax.parallel.prefetch import DevicePrefetch, Interrupted
-from pfcn_jax.parallel.sharding import data_mesh, replicated, shard_batch
-from pfcn_jax.steps import Scalars, train_step
-from pfcn_jax.training.monitor import NonFiniteError, Watch, make_report
-from pfcn_jax.training.restore import begin, check_division, take_workdir, write_config
+from pfcn_jax.parallel.protocol import StopFlags, number_of_process_0
+from pfcn_jax.parallel.sharding import data_mesh, shard_batch
+from pfcn_jax.training.cadence import Cadence
+from pfcn_jax.training.collaborators import Collaborators, EvaluationTask
+from pfcn_jax.training.failures import FailurePolicy
+from pfcn_jax.training.monitor import NonFiniteError, StepMonitor
+from pfcn_jax.training.restore import check_batch_size, lock_workdir, restore_or_initialize, write_config
 from pfcn_jax.training.signals import StopRequest
-from pfcn_jax.training.state import build_optimizer
-from pfcn_jax.training.telemetry import MetricsWriter, StepTimer
-from pfcn_jax.types import Batch
+from pfcn_jax.training.telemetry import MetricsWriter, StepTimer, format_losses
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.progress import ProgressDisplay
 from pfcn_jax.utils.stderr import print_lines
 from pfcn_jax.viz.preview import PreviewWriter
 
+DEFAULTS = Collaborators()
+
 
 class Trainer:
-    """One run: what `train` builds from a config and a working directory, and the loop over it.
+    """One run: everything that a config and a working directory describe, and the training loop.
 
-    The working directory belongs to it until `close`.
+    The working directory is locked until `close`.
     """
 
-    def __init__(self, config: Config, workdir: pathlib.Path):
-        self.config, self.workdir = config, workdir
-        check_division(config.train)
+    def __init__(self, config: Config, workdir: pathlib.Path, collaborators: Collaborators = DEFAULTS):
+        """Opens the data, builds the model, and restores the newest checkpoint or initializes a state.
+
+        Raises:
+          UserError: the config, the data or the checkpoints cannot be used, or another process holds `workdir`.
+        """
+        self.config, self.workdir, self.collaborators = config, workdir, collaborators
+        check_batch_size(config.train)
         self.mesh: Mesh = data_mesh()
-        self._flags: dict[bool, jax.Array] = {}
-        self.metrics: MetricsWriter | None = None  # open while `run` runs, on process 0
-        self._resources = contextlib.ExitStack()  # what `close` gives back, the last one first
-        if lock := take_workdir(workdir):
+        self.cadence = Cadence.from_options(config.train)
+        self.metrics: MetricsWriter | None = None  # open during `run`, on process 0
+        self._stop_flags = StopFlags(self.mesh)
+        self._resources = contextlib.ExitStack()  # released by `close`, the last one first
+        if lock := lock_workdir(workdir):
             self._resources.callback(lock.release)
         try:
-            self.source: Source = open_training(config.data)
-            open_evaluation(config.data, 1, classes=self.source.classes)  # what cannot be scored is said now
-            self.model: PanopticFCN = build_model(config.model, *self.source.classes.counts)
-            self.pipeline = train_pipeline(
-                config.data, self.source, batch_size=config.train.batch_size, seed=config.seed
-            )
-            self.batches: BatchIterator = iter(self.pipeline)
-            self._resources.callback(self.batches.close)
+            self._open_data()
+            self.model: PanopticFCN = collaborators.build_model(config.model, *self.source.classes.counts)
             train = config.train
             self.checkpoints = Checkpoints(workdir, keep_latest=train.keep_latest, keep_best=train.keep_best)
             self._resources.callback(self.checkpoints.close)
-            self.state, counts = begin(
+            self.state, counts = restore_or_initialize(
                 config,
-                self.model,
+                functools.partial(collaborators.create_state, config, self.model, self.mesh),
                 self.mesh,
                 classes=self.source.classes,
                 checkpoints=self.checkpoints,
                 batches=self.batches,
             )
-            self.watch = Watch(config, self.source, self.pipeline.plan, counts)
+            self.monitor = StepMonitor(config, self.source, self.pipeline.plan, counts)
+            self.failures = FailurePolicy(config, workdir, self.checkpoints, self.monitor, self.save)
+            self.step = collaborators.build_step(config, self.model, self.mesh)
         except BaseException:
             self.close()
             raise
-        self.step = jax.jit(
-            functools.partial(
-                watched_step,
-                model=self.model,
-                optimizer=build_optimizer(config, self.model),
-                config=config,
-                mesh=self.mesh,
-            ),
-            donate_argnums=0,
-        )
+
+    def _open_data(self) -> None:
+        config, collaborators = self.config, self.collaborators
+        self.source: Source = collaborators.open_training(config.data)
+        collaborators.open_evaluation(config.data, 1, classes=self.source.classes)  # fail now, not at the first score
+        self.pipeline = train_pipeline(config.data, self.source, batch_size=config.train.batch_size, seed=config.seed)
+        self.batches: BatchIterator = iter(self.pipeline)
+        self._resources.callback(self.batches.close)
 
     def run(self, stop: StopRequest | None = None) -> EvaluationResult:
         """Trains to the last step and returns the final evaluation.
 
         Args:
-          stop: a request that listens already; None: signals are heard from here on.
+          stop: a request that already listens to signals; None: listen from here on.
 
         Raises:
           Stopped: SIGTERM or SIGINT came; a checkpoint of the last step is written.
@@ -106,125 +104,69 @@ class Trainer:
         """
         start = int(self.state.step)
         with contextlib.ExitStack() as stack:
-            if stop is None:  # (a request that nobody has made yet is false)
+            if stop is None:  # not `if stop`: a request is false until a signal comes
                 stop = stack.enter_context(StopRequest())
             stack.callback(self.close)
             if jax.process_index() == 0:
                 write_config(self.workdir, self.config)
-            due = self._evaluation_due(start)
-            if jax.process_index() == 0 and (due or start < self.config.train.steps):
-                self.metrics = self._open_metrics(start, scored=not due)
+            overdue = self._evaluation_is_overdue(start)
+            if jax.process_index() == 0 and (overdue or not self.cadence.is_last(start)):
+                self.metrics = self._open_metrics(start, scored=not overdue)
                 stack.callback(self.metrics.close)
-            result = self._evaluate_at(start, stop) if due else None
-            if start < self.config.train.steps:
+            result = self._evaluate_after(start, stop) if overdue else None
+            if not self.cadence.is_last(start):
                 try:
-                    result = self._steps(start, stop)
+                    result = self._train(start, stop)
                 except NonFiniteError as error:
-                    raise NonFiniteError(f"{error}\n{self._kept()}") from error
+                    raise NonFiniteError(f"{error}\n{self.failures.last_checkpoint()}") from error
             return result or self.evaluate(start, everything=True, stop=stop)
 
-    def _open_metrics(self, start: int, *, scored: bool) -> MetricsWriter:
-        try:
-            return MetricsWriter(self.workdir, start=start, scored=scored)
-        except OSError as error:
-            raise UserError(f"{self.workdir / 'metrics.jsonl'}: cannot be written ({error.strerror})") from error
-
-    def _steps(self, start: int, stop: StopRequest) -> EvaluationResult | None:
-        """The loop. Returns the evaluation of the last step."""
-        train = self.config.train
-        rate = learning_rate_schedule(self.config.optim, steps=train.steps, batch_size=train.batch_size)
-        timer = StepTimer(train.batch_size, start)
-        step, result = start, None
-        put = functools.partial(shard_batch, mesh=self.mesh)
-        alone = stop if jax.process_count() == 1 else None  # several processes stop after the same step
+    def _train(self, start: int, stop: StopRequest) -> EvaluationResult | None:
+        """The training loop. Returns the evaluation of the last step."""
+        step, result, several = start, None, jax.process_count() > 1
+        timer = StepTimer(self.config.train.batch_size, start, clock=self.collaborators.clock)
         with (
-            DevicePrefetch(self.batches, put, limit=train.steps - start, stop=alone) as batches,
-            contextlib.closing(ProgressDisplay(train.steps, start=start)) as display,
+            self._prefetch(start, None if several else stop) as batches,
+            contextlib.closing(ProgressDisplay(self.cadence.steps, start=start)) as display,
         ):
-            while step < train.steps:
+            while not self.cadence.is_last(step):
                 try:
                     batch = next(batches)
-                    self.state, scalars, report = self.step(self.state, batch, self._stop_flags(stop))
-                    del batch  # so that an error holds none of it
+                    self.state, scalars, report = self.step(self.state, batch, self._stop_flags(bool(stop)))
+                    del batch  # so that the traceback of an error does not hold it
                     batches.idle_after = scalars["loss"]
                     step += 1
-                    self.watch.add(step, scalars, report)
-                except Interrupted:  # while it waited for a batch
-                    self._leave(step, stop)
+                    self.monitor.add(step, scalars, report)
+                except Interrupted:  # a signal came while waiting for a batch
+                    self.failures.stop(step, stop)
                 except Exception as error:
-                    self._give_up(step, stop, error)
-                last = step == train.steps
-                stopping = self.watch.stop if jax.process_count() > 1 else bool(stop)
-                if step % train.log_every == 0 or last or stopping:
+                    self.failures.end_after(step, stop, error)
+                stopping = self.monitor.stop if several else bool(stop)  # several processes stop after the same step
+                due = self.cadence.after(step, stopping=stopping)
+                if due.log:
                     values = {key: float(value) for key, value in jax.device_get(scalars).items()}
-                    self.watch.read()
+                    self.monitor.read()
                     values |= timer.lap(step, batches.waited_seconds)
-                    counts = self._counts()
-                    updates = step - int(counts["skipped_steps"])  # a step that was left out keeps its learning rate
-                    values |= {"learning_rate": float(rate(np.int32(max(updates - 1, 0)))), **counts}
-                    if self.metrics:
-                        self.metrics.write(step, values)
-                    display.update(step, _losses_line(values))
-                    self.checkpoints.poll()
-                evaluating = last or (train.eval_every and step % train.eval_every == 0)
-                if stopping or evaluating or step % train.checkpoint_every == 0:
+                    self._log(step, values, display)
+                if due.save:
                     self.save(step)
                 if stopping:
-                    self._leave(step, stop)
-                if evaluating:
-                    result = self._evaluate_at(step, stop)
+                    self.failures.stop(step, stop)
+                if due.evaluate:
+                    result = self._evaluate_after(step, stop)
                     timer.restart(step, batches.waited_seconds)
-        self._ensure_saved(step)
-        return result
-
-    def evaluate(self, step: int, *, everything: bool, stop: StopRequest | None = None) -> EvaluationResult:
-        """Scores the validation split; `everything` takes all of it, with AP, mIoU, pictures and files.
-
-        Raises:
-          Stopped: a single process was asked to stop.
-        """
-        data, train = self.config.data, self.config.train
-        limits = [data.eval_examples] if everything else [data.eval_examples, train.eval_examples]
-        examples = min((limit for limit in limits if limit), default=0)
-        source = open_evaluation(data, examples, classes=self.source.classes)
-        preview = PreviewWriter(self.workdir / "pictures", source.classes, train.preview_pictures if everything else 0)
-
-        def on_picture(example: Example, prediction: Prediction) -> None:
-            if stop and jax.process_count() == 1:
-                self._leave(step, stop)
-            preview(example, prediction)
-
-        try:
-            result = evaluate_model(
-                self.state.model, self.model, source, self.config, self.mesh, detailed=everything, on_picture=on_picture
-            )
-            if everything and jax.process_index() == 0:
-                write_json(self.workdir / "evaluation.json", {"step": step} | result.to_dict(source.classes))
-        except OSError as error:
-            self.checkpoints.wait()
-            if jax.process_count() == 1:  # the other processes are elsewhere, and would not answer
-                self._ensure_saved(step)
-            raise UserError(
-                f"the evaluation of step {step} cannot be written ({error}); the same command again evaluates it"
-            ) from error
-        pq = result.pq
-        if self.metrics:
-            scalars = {"eval/PQ": pq.all.PQ, "eval/PQ_th": pq.things.PQ, "eval/PQ_st": pq.stuff.PQ}
-            scalars |= {"eval/SQ": pq.all.SQ, "eval/RQ": pq.all.RQ}
-            if result.ap and result.semantic:
-                scalars |= {"eval/AP": result.ap.AP, "eval/mIoU": result.semantic.mIoU}
-            self.metrics.write(step, scalars)
-            self.metrics.sync()
-        self.checkpoints.score(step, pq.all.PQ)  # last: what has a score is not evaluated again
-        if everything and jax.process_index() == 0:
-            print_lines(format_table(pq, source.classes.names), to=sys.stdout)
+        self.failures.ensure_saved(step)
         return result
 
     def save(self, step: int) -> None:
-        """Starts a checkpoint in the background, once every step up to this one is known to be finite."""
-        self.watch.read()
+        """Starts a checkpoint in the background, once all steps so far are known to be finite.
+
+        Raises:
+          NonFiniteError, DataError: see `StepMonitor.read`.
+        """
+        self.monitor.read()
         if self.metrics:
-            self.metrics.sync()  # the steps up to this one are not repeated
+            self.metrics.sync()  # a run that resumes here does not log these steps again
         self.checkpoints.save(
             step,
             model=self.state.model,
@@ -233,101 +175,97 @@ class Trainer:
                 "config": json.loads(to_json(self.config)),
                 "classes": self.source.classes.to_json(),
                 "position": self.batches.get_state() | {"batch": step},
-                "counts": self.watch.to_json(),
+                "counts": self.monitor.to_json(),
             },
         )
 
+    def evaluate(self, step: int, *, everything: bool, stop: StopRequest | None = None) -> EvaluationResult:
+        """Scores the validation split and records the scores.
+
+        Args:
+          everything: the whole split, with AP and mIoU, preview images and evaluation.json; otherwise PQ of
+            `train.eval_examples`.
+
+        Raises:
+          Stopped: a single process was asked to stop.
+          UserError: the scores cannot be written.
+        """
+        data, train = self.config.data, self.config.train
+        limits = [data.eval_examples] if everything else [data.eval_examples, train.eval_examples]
+        examples = min((limit for limit in limits if limit), default=0)
+        source = self.collaborators.open_evaluation(data, examples, classes=self.source.classes)
+        preview = PreviewWriter(self.workdir / "pictures", source.classes, train.preview_pictures if everything else 0)
+
+        def on_example(example: Example, prediction: Prediction) -> None:
+            if stop and jax.process_count() == 1:
+                self.failures.stop(step, stop)
+            preview(example, prediction)
+
+        task = EvaluationTask(
+            step, self.state.model, self.model, source, self.config, self.mesh, everything, on_example
+        )
+        try:
+            result = self.collaborators.evaluate(task)
+            if everything and jax.process_index() == 0:
+                write_json(self.workdir / "evaluation.json", {"step": step} | result.to_dict(source.classes))
+        except OSError as error:
+            self.failures.end_evaluation(step, error)
+        self._record(step, result)
+        if everything and jax.process_index() == 0:
+            print_lines(format_table(result.pq, source.classes.names), to=sys.stdout)
+        return result
+
     def close(self) -> None:
-        """Waits for the checkpoint that is being written, ends the workers and gives the working directory back."""
+        """Waits for the checkpoint in progress, ends the workers and unlocks the working directory."""
         self._resources.close()
 
-    def _evaluation_due(self, step: int) -> bool:
-        """Whether a run that goes on at `step` was stopped before the evaluation of that step had ended."""
+    def _prefetch(self, start: int, stop: StopRequest | None) -> DevicePrefetch:
+        put = functools.partial(shard_batch, mesh=self.mesh)
+        return self.collaborators.prefetch(self.batches, put, limit=self.cadence.steps - start, stop=stop)
+
+    def _open_metrics(self, start: int, *, scored: bool) -> MetricsWriter:
+        try:
+            return MetricsWriter(self.workdir, start=start, scored=scored)
+        except OSError as error:
+            raise UserError(f"{self.workdir / 'metrics.jsonl'}: cannot be written ({error.strerror})") from error
+
+    def _log(self, step: int, values: dict[str, float], display: ProgressDisplay) -> None:
+        """Adds counts and the learning rate to the metrics of a step, and writes and shows them."""
         train = self.config.train
-        if step == 0 or not (step >= train.steps or (train.eval_every and step % train.eval_every == 0)):
+        rate = learning_rate_schedule(self.config.optim, steps=train.steps, batch_size=train.batch_size)
+        counts = self.monitor.totals()
+        updates = step - int(counts["skipped_steps"])  # a skipped step does not advance the schedule
+        failed_writes = self.checkpoints.failures + (self.metrics.failures if self.metrics else 0)
+        values |= {"learning_rate": float(rate(np.int32(max(updates - 1, 0)))), **counts}
+        values["failed_writes"] = float(failed_writes)
+        if self.metrics:
+            self.metrics.write(step, values)
+        display.update(step, format_losses(values))
+        self.checkpoints.poll()
+
+    def _record(self, step: int, result: EvaluationResult) -> None:
+        """Writes the scores to the metrics, then to the checkpoint: a step with a score is not evaluated again."""
+        pq = result.pq
+        if self.metrics:
+            scalars = {"eval/PQ": pq.all.PQ, "eval/PQ_th": pq.things.PQ, "eval/PQ_st": pq.stuff.PQ}
+            scalars |= {"eval/SQ": pq.all.SQ, "eval/RQ": pq.all.RQ}
+            if result.ap and result.semantic:
+                scalars |= {"eval/AP": result.ap.AP, "eval/mIoU": result.semantic.mIoU}
+            self.metrics.write(step, scalars)
+            self.metrics.sync()
+        self.checkpoints.score(step, pq.all.PQ)
+
+    def _evaluation_is_overdue(self, step: int) -> bool:
+        """True if the run was stopped at `step` before the evaluation of that step had ended."""
+        if not self.cadence.evaluates(step):
             return False
         missing = score_of(self.checkpoints.directory / str(step)) is None
-        return bool(distributed.number_of_process_0(int(missing)))
+        return bool(number_of_process_0(int(missing)))
 
-    def _evaluate_at(self, step: int, stop: StopRequest) -> EvaluationResult | None:
-        """The evaluation that is due. None: a validation picture is broken; before the last step that stops no run."""
-        last = step >= self.config.train.steps
+    def _evaluate_after(self, step: int, stop: StopRequest) -> EvaluationResult | None:
+        """The evaluation that is due after `step`; None if a broken validation example prevents it."""
         try:
-            return self.evaluate(step, everything=last, stop=stop)
+            return self.evaluate(step, everything=self.cadence.is_last(step), stop=stop)
         except DataError as error:
-            if last or jax.process_count() > 1:  # the other processes are in the middle of theirs
-                raise
-            print_lines(f"step {step} is not evaluated, the training goes on: {error}")
+            self.failures.skip_evaluation(step, error)
             return None
-
-    def _stop_flags(self, stop: StopRequest) -> jax.Array:
-        """Whether this process was asked to stop, for each of its devices; the step tells it to the others."""
-        asked = bool(stop) and jax.process_count() > 1
-        if asked not in self._flags:
-            self._flags[asked] = shard_batch(np.full(jax.local_device_count(), asked, np.int32), self.mesh)
-        return self._flags[asked]
-
-    def _counts(self) -> dict[str, float]:
-        failed = self.checkpoints.failures + (self.metrics.failures if self.metrics else 0)
-        return {**self.watch.totals(), "failed_writes": float(failed)}
-
-    def _kept(self) -> str:
-        self.checkpoints.wait()
-        try:
-            steps = self.checkpoints.steps()
-        except OSError as error:
-            return f"The checkpoints cannot be listed now ({error.strerror})."
-        return f"The last checkpoint is of step {steps[-1]}." if steps else "There is no checkpoint yet."
-
-    def _give_up(self, step: int, stop: StopRequest, error: Exception) -> NoReturn:
-        """The data cannot be read on: what was learnt so far is kept, as far as a process can do that alone."""
-        if isinstance(error, NonFiniteError):
-            raise error
-        if jax.process_count() == 1 and step > 0 and isinstance(error, (UserError, OSError, RuntimeError)):
-            with contextlib.suppress(DataError):
-                self.watch.read()
-            with contextlib.suppress(NonFiniteError):
-                self.save(step)
-                self.checkpoints.wait()
-            if stop:  # whoever stopped the run has stopped its workers, too
-                self._leave(step, stop)
-        if isinstance(error, DataError) and self.config.data.on_broken == "stop":
-            raise DataError(f"{error}; --config.data.on_broken=skip goes on without it\n{self._kept()}") from error
-        raise error
-
-    def _leave(self, step: int, stop: StopRequest) -> NoReturn:
-        """Ends the run once the checkpoint of `step` is on disk."""
-        self._ensure_saved(step)
-        raise Stopped(
-            f"stopped by {stop.signal_name or 'a signal to another process'} after step {step}; its checkpoint is "
-            f"written, the same command continues ({self.workdir})"
-        )
-
-    def _ensure_saved(self, step: int) -> None:
-        """Raises UserError unless the checkpoint of `step` is there; it is tried once more."""
-        self.checkpoints.wait()
-        problem = ""
-        if jax.process_index() == 0 and not self.checkpoints.has(step):
-            self.save(step)
-            self.checkpoints.wait()
-            if not self.checkpoints.has(step):
-                problem = (
-                    f"the checkpoint of step {step} cannot be written ({self.checkpoints.problem}). {self._kept()} "
-                    "Make room and start the same command again: it goes on from there"
-                )
-        distributed.raise_together(problem)
-
-
-def watched_step(
-    state: TrainState, batch: Batch, stop: Array, *, mesh: Mesh, **keywords: Any
-) -> tuple[TrainState, Scalars, Array]:
-    """`train_step` and the report of what happened (`watch.make_report`), the same on every device."""
-    state, scalars = train_step(state, batch, mesh=mesh, **keywords)
-    report = make_report(scalars, batch.image_id, stop)
-    return state, scalars, jax.lax.with_sharding_constraint(report, replicated(mesh))
-
-
-def _losses_line(values: dict[str, float]) -> str:
-    parts = [f"{key} {values[key]:.3f}" for key in ("loss", "loss_pos_th", "loss_pos_st", "loss_seg_th", "loss_seg_st")]
-    waited = values["input_wait_seconds"] / max(values["step_seconds"], 1e-9)
-    return "  ".join([*parts, f"{values['images_per_second']:.1f} images/s", f"{waited:.0%} waiting for input"])

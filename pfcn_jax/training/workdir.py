@@ -1,4 +1,4 @@
-"""The working directory of a run: one process at a time, and it can be written before anything is computed."""
+"""Checks of the working directory before anything is computed: lock, write access, free space."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ LOCK = "lock"
 
 
 class RunLock:
-    """A working directory that belongs to this process until `release`, or until the process is gone, however it ends.
+    """Exclusive lock of a working directory until `release`, or until the process ends, however it ends.
 
-    The system holds the lock, not the file: a file that is left behind locks nothing. Worker processes do not inherit
-    it. (It is a POSIX lock: this process would lose it by opening and closing the file once more.)
+    The operating system holds the lock, not the file: a stale file locks nothing. Worker processes do not inherit it.
+    (It is a POSIX lock: this process would lose it by opening and closing the file again.)
     """
 
     def __init__(self, workdir: pathlib.Path):
-        """Makes the directory if need be, and takes it.
+        """Creates the directory if necessary, and locks it.
 
         Raises:
-          UserError: the directory cannot be made or written, or another process has it (it is named).
-          TryAgain: a process of another machine has it; if that is gone, most file servers notice after a while.
+          UserError: the directory cannot be created or written, or another process holds it (the message names it).
+          TryAgain: a process of another machine holds it; if that has ended, most file servers notice after a while.
         """
         self._file: int | None = None
         try:
@@ -64,39 +64,39 @@ class RunLock:
             os.write(self._file, f"process {os.getpid()} on {socket.gethostname()} since {since}, {_boot()}\n".encode())
 
     def release(self) -> None:
-        """Gives the directory back; again is harmless."""
+        """Unlocks the directory; a second call does nothing."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
-def keep_compiled(workdir: pathlib.Path) -> None:
-    """Compiled programs stay in the working directory, for the next start, unless JAX has been told another place."""
+def cache_compiled(workdir: pathlib.Path) -> None:
+    """Caches compiled programs in the working directory, unless JAX has another cache directory already."""
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
 
 
 def _boot() -> str:
-    """This machine since it was started; names of machines come again (in a cluster of containers they always do)."""
+    """Identifies this boot of this machine; host names repeat (in a cluster of containers they always do)."""
     try:
         return f"boot {pathlib.Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}"
     except OSError:
         return f"host {socket.gethostname()}"
 
 
-def check_room(directory: pathlib.Path, state: PyTree, *, kept: int, there: int) -> None:
-    """Before training: is there room for the checkpoints?
+def check_free_space(directory: pathlib.Path, state: PyTree, *, kept: int, existing: int) -> None:
+    """Checks that the disk has room for the checkpoints of a run.
 
     Args:
-      state: what a checkpoint holds, or its shapes and dtypes. Its arrays are counted in full: they hardly compress.
+      state: content of a checkpoint, or its shapes and dtypes; counted uncompressed, because weights hardly compress.
       kept: checkpoints that a run keeps.
-      there: those that lie there already.
+      existing: checkpoints that are there already.
 
     Raises:
-      UserError: there is not.
+      UserError: the free space is too small.
     """
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    needed = (max(kept - there, 0) + 1) * one  # and the one that is being written before another one goes
+    needed = (max(kept - existing, 0) + 1) * one  # a checkpoint is written before an old one is deleted
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(
@@ -106,7 +106,7 @@ def check_room(directory: pathlib.Path, state: PyTree, *, kept: int, there: int)
 
 
 def _probe(directory: pathlib.Path) -> None:
-    """Raises OSError unless files can be made, filled, renamed and removed here."""
+    """Raises OSError unless files can be created, written, renamed and deleted here."""
     path = directory / f".probe-{os.getpid()}"
     try:
         path.write_bytes(b"x" * 4096)

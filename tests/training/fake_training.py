@@ -1,8 +1,9 @@
-"""A training whose network is a stand-in: parameters that depend on every picture so far, in milliseconds a step."""
+"""A run with a stand-in for the network: parameters that depend on every image so far, in milliseconds a step."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -11,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfcn_jax import main as front_door
+from pfcn_jax.commands import train
 from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.evaluation.evaluate import EvaluationResult
+from pfcn_jax.metrics.pq import PQCounts, pq_result
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.parallel.sharding import replicated
-from pfcn_jax.training import restore as starting
-from pfcn_jax.training import trainer as train_verb
+from pfcn_jax.training.collaborators import Collaborators
 from pfcn_jax.training.monitor import make_report
 from pfcn_jax.training.trainer import Trainer
 from tests.support.tiny import TINY
@@ -49,8 +53,8 @@ def _update(state: TrainState, image, bad) -> TrainState:
     return dataclasses.replace(state, step=state.step + 1, params={"w": params}, opt_state={"moment": moment})
 
 
-class Fake:
-    """In place of the network's step: parameters that depend on every picture so far, and events at chosen steps."""
+class FakeStep:
+    """In place of the network's step: parameters that depend on every image so far, and events at chosen steps."""
 
     def __init__(self, nan_at=(), events=None):
         self.nan_at, self.events = nan_at, events or {}
@@ -71,34 +75,34 @@ class Fake:
         return _update(state, batch.image, bad), scalars, make_report(scalars, batch.image_id, stop)
 
 
-class FakeTrainer(Trainer):
-    fake = Fake()
-
-    def __init__(self, config, workdir):
-        super().__init__(config, workdir)
-        self.step = type(self).fake
-
-    def evaluate(self, step, *, everything, stop=None):
-        self.checkpoints.score(step, 1.0)
-        return True
+def zero_scores(task) -> EvaluationResult:
+    """In place of the evaluation: no image is predicted."""
+    is_thing = task.source.classes.is_thing
+    pq = pq_result(PQCounts.zeros(len(is_thing)), is_thing)
+    return EvaluationResult(pq=pq, ap=None, semantic=None, pictures=0, seconds=0.0)
 
 
-@pytest.fixture(autouse=True)
-def fake(monkeypatch):
-    monkeypatch.setattr(FakeTrainer, "fake", Fake())
-    monkeypatch.setattr(train_verb, "Trainer", FakeTrainer)
-    without_network(monkeypatch)
+def stand_in(step: FakeStep | None = None, **others) -> Collaborators:
+    """A run without a network and without an evaluation; `others` replace more of it."""
+    step = step or FakeStep()
+    functions = {
+        "build_model": lambda *_: None,
+        "create_state": small_state,
+        "build_step": lambda *_: step,
+        "evaluate": zero_scores,
+    }
+    return Collaborators(**(functions | others))
 
 
-def without_network(monkeypatch) -> None:
-    monkeypatch.setattr(train_verb, "build_model", lambda *_: None)
-    monkeypatch.setattr(train_verb, "build_optimizer", lambda *_: None)
-    monkeypatch.setattr(starting, "create_state", small_state)
+def trainer_of(workdir, *overrides, step=None, **others) -> Trainer:
+    return Trainer(from_command_line([*RUN, *overrides]), workdir, stand_in(step, **others))
 
 
-def trainer_of(workdir, *overrides, fake=None) -> FakeTrainer:
-    FakeTrainer.fake = fake or Fake()
-    return FakeTrainer(from_command_line([*RUN, *overrides]), workdir)
+def run_command(*words: str, step=None, **others) -> int:
+    """Exit status of a `train` command with stand-ins."""
+    args = front_door.parse(list(words))
+    args.run = functools.partial(train.main, collaborators=stand_in(step, **others))
+    return front_door.run(args)
 
 
 def steps_of(workdir: pathlib.Path) -> list[int]:
@@ -107,9 +111,16 @@ def steps_of(workdir: pathlib.Path) -> list[int]:
 
 
 def metrics_of(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
+    """The metrics of training by step; each step once."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
     assert len({line["step"] for line in lines}) == len(lines)
     return {line["step"]: line for line in lines}
+
+
+def evaluated_steps(workdir: pathlib.Path) -> list[int]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if "eval/PQ" in line]
 
 
 def assert_same_end(ours: pathlib.Path, theirs: pathlib.Path, *overrides) -> None:
@@ -125,7 +136,5 @@ def assert_same_end(ours: pathlib.Path, theirs: pathlib.Path, *overrides) -> Non
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        without_network(patch)
-        trainer_of(workdir).run()
+    trainer_of(workdir).run()
     return workdir

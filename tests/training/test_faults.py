@@ -8,6 +8,7 @@ The loop, its files and its decisions are real; only the network's step is repla
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -21,29 +22,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfcn_jax import main as front_door
 from pfcn_jax import steps as steps_room
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.data.sources import DataError
-from pfcn_jax.errors import STOPPED, UserError
+from pfcn_jax.data.sources import DataError, FirstExamples
+from pfcn_jax.errors import STOPPED, Stopped, UserError
 from pfcn_jax.optim.state import TrainState
-from pfcn_jax.training import restore as starting
-from pfcn_jax.training import trainer as train_verb
 from pfcn_jax.training.monitor import NonFiniteError
-from pfcn_jax.training.workdir import RunLock, check_room
+from pfcn_jax.training.workdir import RunLock, check_free_space
 from tests.support.disks import fill, make_read_only, mounted
 from tests.training.fake_training import (  # noqa: F401  (fixtures)
     RUN,
-    Fake,
-    FakeTrainer,
+    FakeStep,
     assert_same_end,
-    fake,
     metrics_of,
+    run_command,
+    small_state,
     standard_promotion,
     steps_of,
     trainer_of,
     uninterrupted,
+    zero_scores,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -66,24 +65,23 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_same_command_continues(
     def kill():
         os.kill(os.getpid(), number)
 
-    FakeTrainer.fake = Fake(events={5: kill, 8: kill})
+    step = FakeStep(events={5: kill, 8: kill})
     command = ["train", *RUN, "--workdir", str(tmp_path)]
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    assert front_door.main(command) == STOPPED == 75
+    assert run_command(*command, step=step) == STOPPED == 75
     said = capsys.readouterr().err
     assert f"stopped by {number.name} after step 5; its checkpoint is written" in said and str(tmp_path) in said
     assert steps_of(tmp_path) == [4, 5] and sorted(metrics_of(tmp_path)) == [3, 5]
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert front_door.main(command) == STOPPED
+    assert run_command(*command, step=step) == STOPPED
     assert steps_of(tmp_path)[-1] == 8
-    FakeTrainer.fake = Fake()
     trainer_of(tmp_path).run()
     assert_same_end(tmp_path, uninterrupted)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_path, capsys):
-    FakeTrainer.fake = Fake(nan_at=(7,))
-    assert front_door.main(["train", *RUN, "--config.train.checkpoint_every=7", "--workdir", str(tmp_path)]) == 2
+    command = ["train", *RUN, "--workdir", str(tmp_path)]
+    assert run_command(*command, "--config.train.checkpoint_every=7", step=FakeStep(nan_at=(7,))) == 2
     said = capsys.readouterr().err
     trainer = trainer_of(tmp_path)
     ids = [trainer.source.info(index).image_id for index in trainer.pipeline.plan[6].examples.tolist()]
@@ -93,14 +91,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_pat
     assert "There is no checkpoint yet" in said and "on_nonfinite=skip" in said
     assert not steps_of(tmp_path)
     # Seen one step late, but never after the checkpoint.
-    FakeTrainer.fake = Fake(nan_at=(7,))
-    assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
+    assert run_command(*command, step=FakeStep(nan_at=(7,))) == 2
     assert steps_of(tmp_path) == [4, 6] and "The last checkpoint is of step 6" in capsys.readouterr().err
 
 
 def test_steps_that_are_not_finite_may_be_left_out_up_to_a_limit(tmp_path, capsys):
     skip = ("--config.train.on_nonfinite=skip", "--config.train.max_skipped=2")
-    trainer = trainer_of(tmp_path / "run", *skip, fake=Fake(nan_at=(4, 7)))
+    trainer = trainer_of(tmp_path / "run", *skip, step=FakeStep(nan_at=(4, 7)))
     trainer.run()
     assert "step 4: loss" in capsys.readouterr().err
     lines = metrics_of(tmp_path / "run")
@@ -108,7 +105,7 @@ def test_steps_that_are_not_finite_may_be_left_out_up_to_a_limit(tmp_path, capsy
     for leaf in jax.tree.leaves(jax.device_get(trainer_of(tmp_path / "run", *skip).state.params)):
         assert np.isfinite(leaf).all()
     with pytest.raises(NonFiniteError, match=r"step 9: .*more than .*max_skipped = 2"):
-        trainer_of(tmp_path / "other", *skip, fake=Fake(nan_at=(4, 7, 9, 10))).run()
+        trainer_of(tmp_path / "other", *skip, step=FakeStep(nan_at=(4, 7, 9, 10))).run()
     assert steps_of(tmp_path / "other") == [6, 8]
 
 
@@ -146,25 +143,25 @@ class Breaking(Scenes):
 
 
 @pytest.fixture
-def broken(monkeypatch):
-    """Three of the training pictures cannot be read."""
+def broken():
+    """A source whose training images 2, 5 and 11 cannot be read."""
     scenes = Breaking("train", size=(64, 64))
     scenes.broken = frozenset({2, 5, 11})
-    source = train_verb.open_training
-
-    def opened(config):
-        return dataclasses.replace(source(config), source=scenes)
-
-    monkeypatch.setattr(train_verb, "open_training", opened)
     return scenes
+
+
+def opening(scenes):
+    """Opens the first examples of `scenes` in place of the training split."""
+    return lambda config: FirstExamples(scenes, config.train_examples)
 
 
 def test_a_broken_picture_stops_the_run_and_what_was_learnt_is_kept(broken, tmp_path, capsys):
     first = 1
+    run = functools.partial(run_command, "train", *RUN, "--workdir", str(tmp_path), open_training=opening(broken))
     plan = trainer_of(tmp_path).pipeline.plan
     while not set(plan[first - 1].examples.tolist()) & broken.broken:
         first += 1
-    assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
+    assert run() == 2
     said = capsys.readouterr().err
     assert "error: scene_" in said and "broken picture" in said and "--config.data.on_broken=skip" in said
     assert steps_of(tmp_path) == ([] if first == 1 else steps_of(tmp_path)) and (
@@ -172,18 +169,19 @@ def test_a_broken_picture_stops_the_run_and_what_was_learnt_is_kept(broken, tmp_
     )
 
 
-def test_input_that_cannot_go_on_is_an_error_in_one_line_and_what_was_learnt_is_kept(tmp_path, capsys, monkeypatch):
-    original = Scenes.__getitem__
+class OutOfMemory(Scenes):
+    """Scenes whose example 7 ends the input."""
 
-    def failing(self, index):
+    def __getitem__(self, index):
         if index == 7:
             raise UserError("no 9 MB of shared memory for a batch")
-        return original(self, index)
+        return super().__getitem__(index)
 
-    monkeypatch.setattr(Scenes, "__getitem__", failing)
-    assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
+
+def test_input_that_cannot_go_on_is_an_error_in_one_line_and_what_was_learnt_is_kept(tmp_path, capsys):
+    open_training = opening(OutOfMemory("train", size=(64, 64)))
+    assert run_command("train", *RUN, "--workdir", str(tmp_path), open_training=open_training) == 2
     assert "error: no 9 MB of shared memory for a batch" in capsys.readouterr().err
-    monkeypatch.setattr(Scenes, "__getitem__", original)
     trainer = trainer_of(tmp_path)
     planned = [trainer.pipeline.plan[number].examples.tolist() for number in range(12)]
     first = next(number for number, examples in enumerate(planned) if 7 in examples)
@@ -193,7 +191,8 @@ def test_input_that_cannot_go_on_is_an_error_in_one_line_and_what_was_learnt_is_
 
 def test_broken_pictures_may_be_skipped_counted_and_limited(broken, tmp_path, capsys):
     skip = ("--config.data.on_broken=skip", "--config.data.max_broken=3")
-    trainer_of(tmp_path / "whole", *skip).run()
+    training = functools.partial(trainer_of, open_training=opening(broken))
+    training(tmp_path / "whole", *skip).run()
     said = capsys.readouterr().err
     for index in broken.broken:
         assert said.count(f"another one stands in: scene_{index}.png: broken picture") == 1
@@ -203,35 +202,35 @@ def test_broken_pictures_may_be_skipped_counted_and_limited(broken, tmp_path, ca
         os.kill(os.getpid(), signal.SIGTERM)
 
     for step in (3, 5, 10):
-        with pytest.raises(train_verb.Stopped):
-            trainer_of(tmp_path / "stopped", *skip, fake=Fake(events={step: kill})).run()
-    trainer_of(tmp_path / "stopped", *skip).run()
+        with pytest.raises(Stopped):
+            training(tmp_path / "stopped", *skip, step=FakeStep(events={step: kill})).run()
+    training(tmp_path / "stopped", *skip).run()
     assert_same_end(tmp_path / "stopped", tmp_path / "whole", *skip)
 
     fewer = ("--config.data.on_broken=skip", "--config.data.max_broken=1")
     for _ in range(2):  # started again it says the same
-        with pytest.raises(DataError, match=r"2 broken pictures, more than config.data.max_broken = 1"):
-            trainer_of(tmp_path / "limited", *fewer).run()
-    trainer_of(tmp_path / "limited", *skip).run()  # a higher limit goes on from where it stopped
+        with pytest.raises(DataError, match=r"2 broken images, more than config.data.max_broken = 1"):
+            training(tmp_path / "limited", *fewer).run()
+    training(tmp_path / "limited", *skip).run()  # a higher limit goes on from where it stopped
     assert_same_end(tmp_path / "limited", tmp_path / "whole", *skip)
 
 
-def test_a_broken_validation_picture_only_stops_the_last_evaluation(tmp_path, monkeypatch, capsys):
-    def evaluate(self, step, *, everything, stop=None):
-        if step in broken_at:
-            raise DataError(f"val_{step}.png: broken picture")
-        return True
+def test_a_broken_validation_picture_only_stops_the_last_evaluation(tmp_path, capsys):
+    def evaluate(task):
+        if task.step in broken_at:
+            raise DataError(f"val_{task.step}.png: broken picture")
+        return zero_scores(task)
 
-    monkeypatch.setattr(FakeTrainer, "evaluate", evaluate)
+    every_4 = "--config.train.eval_every=4"
     broken_at = {4, 8}
-    trainer_of(tmp_path / "before", "--config.train.eval_every=4").run()
+    trainer_of(tmp_path / "before", every_4, evaluate=evaluate).run()
     said = capsys.readouterr().err
     for step in broken_at:
         assert said.count(f"step {step} is not evaluated, the training goes on: val_{step}.png") == 1
     assert steps_of(tmp_path / "before")[-1] == 12
     broken_at = {12}
     with pytest.raises(DataError, match=r"val_12\.png"):
-        trainer_of(tmp_path / "last", "--config.train.eval_every=4").run()
+        trainer_of(tmp_path / "last", every_4, evaluate=evaluate).run()
     assert steps_of(tmp_path / "last")[-1] == 12
 
 
@@ -239,7 +238,7 @@ def test_a_disk_that_is_full_for_a_while(uninterrupted, tmp_path, capsys):
     with mounted(tmp_path / "disk", megabytes=40) as disk:
         ballast = []
         events = {4: lambda: ballast.append(fill(disk)), 9: lambda: ballast.pop().unlink()}
-        trainer_of(disk / "run", fake=Fake(events=events)).run()
+        trainer_of(disk / "run", step=FakeStep(events=events)).run()
         said = capsys.readouterr().err
         assert "this checkpoint could not be written (" in said and "No space left on device" in said
         assert metrics_of(disk / "run")[12]["failed_writes"] >= 2.0
@@ -255,50 +254,46 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(uninterrupted, tmp_path, 
                 time.sleep(0.01)
             ballast.append(fill(disk))
 
-        FakeTrainer.fake = Fake(events={6: fill_once_it_is_written})
         command = ["train", *RUN, "--workdir", str(disk / "run")]
-        assert front_door.main(command) == 2
+        assert run_command(*command, step=FakeStep(events={6: fill_once_it_is_written})) == 2
         said = capsys.readouterr().err
         assert "error: the checkpoint of step 12 cannot be written (" in said
         assert steps_of(disk / "run")[-1] == 4 and "The last checkpoint is of step 4. Make room" in said
-        assert front_door.main(command) == 2  # before anything is computed: no room
+        assert run_command(*command) == 2  # before anything is computed: no room
         assert "cannot be written (No space left" in capsys.readouterr().err
         ballast.pop().unlink()
-        FakeTrainer.fake = Fake()
         trainer_of(disk / "run").run()
         assert_same_end(disk / "run", uninterrupted)
 
 
-def _nothing_may_be_computed(monkeypatch):
-    def computed(*_, **__):
-        raise AssertionError("too late")
+def _shapes_only(config, model, mesh, variables=None):
+    """A state that is never computed: only its shapes are asked for."""
+    state = small_state(config, model, mesh)
+    assert isinstance(state.step, jax.core.Tracer), "too late"
+    return state
 
-    monkeypatch.setattr(starting, "_fresh_state", computed)
 
-
-def test_a_directory_that_cannot_be_written_is_an_error_at_once(tmp_path, capsys, monkeypatch):
-    _nothing_may_be_computed(monkeypatch)
+def test_a_directory_that_cannot_be_written_is_an_error_at_once(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert front_door.main(["train", *RUN, "--workdir", str(tmp_path / "file" / "run")]) == 2
+    assert run_command("train", *RUN, "--workdir", str(tmp_path / "file" / "run"), create_state=_shapes_only) == 2
     assert "file/run: cannot be written (Not a directory); choose another --workdir" in capsys.readouterr().err
     with mounted(tmp_path / "disk", megabytes=1) as disk:
         (disk / "run").mkdir()
         make_read_only(disk)
         for name in ("run", "new"):
-            assert front_door.main(["train", *RUN, "--workdir", str(disk / name)]) == 2
+            assert run_command("train", *RUN, "--workdir", str(disk / name), create_state=_shapes_only) == 2
             assert f"{disk / name}: cannot be written (Read-only file system)" in capsys.readouterr().err
 
 
-def test_too_little_room_is_an_error_at_once(tmp_path, capsys, monkeypatch):
-    _nothing_may_be_computed(monkeypatch)
+def test_too_little_room_is_an_error_at_once(tmp_path, capsys):
     with mounted(tmp_path / "disk", megabytes=1) as disk:
-        assert front_door.main(["train", *RUN, "--workdir", str(disk / "run")]) == 2
+        assert run_command("train", *RUN, "--workdir", str(disk / "run"), create_state=_shapes_only) == 2
         said = capsys.readouterr().err
         assert "free, the checkpoints need" in said and "MB" in said and "keep_latest" in said
     state = {"a": jax.ShapeDtypeStruct((1000, 1000, 1000, 1000), np.float32)}
     with pytest.raises(UserError, match=r"the checkpoints need 16\.0 TB \(4\.0 TB each"):
-        check_room(tmp_path, state, kept=3, there=0)
-    check_room(tmp_path, {"a": np.zeros(3)}, kept=3, there=5)
+        check_free_space(tmp_path, state, kept=3, existing=0)
+    check_free_space(tmp_path, {"a": np.zeros(3)}, kept=3, existing=5)
 
 
 HOLDER = """
@@ -327,7 +322,7 @@ def test_a_second_process_on_the_same_directory_is_refused(tmp_path, capsys):
     try:
         assert said == "taken"
         # A process of another machine: it may be gone, and then the file server takes its lock back.
-        assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 75
+        assert run_command("train", *RUN, "--workdir", str(tmp_path)) == 75
         assert f"{tmp_path}: in use by process {holder.pid} on elsewhere" in capsys.readouterr().err
     finally:
         holder.kill()

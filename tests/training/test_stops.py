@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import os
@@ -11,64 +12,67 @@ import signal
 import subprocess
 import sys
 import threading
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints import manager as run_checkpoints
 from pfcn_jax.checkpoints.format import CheckpointError
-from pfcn_jax.errors import STOPPED, TryAgain, UserError
-from pfcn_jax.parallel import prefetch
-from pfcn_jax.training import trainer as train_verb
+from pfcn_jax.errors import STOPPED, Stopped, TryAgain, UserError
+from pfcn_jax.parallel.prefetch import DevicePrefetch
 from pfcn_jax.training import workdir
-from pfcn_jax.training.trainer import Trainer
 from pfcn_jax.utils.stderr import print_lines
 from tests.support.disks import fill, mounted
 from tests.training.fake_training import (  # noqa: F401  (fixtures)
     RUN,
-    Fake,
-    FakeTrainer,
+    FakeStep,
     assert_same_end,
-    fake,
+    evaluated_steps,
     metrics_of,
+    run_command,
     standard_promotion,
     steps_of,
     trainer_of,
     uninterrupted,
+    zero_scores,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-def test_a_signal_is_heard_while_the_input_does_not_answer(uninterrupted, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prefetch, "_PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(prefetch, "_LISTEN_SECONDS", 0.05)
+class Hanging:
+    """Batches of a trainer, of which the first `count` come and then none until `answer` is set."""
+
+    def __init__(self, batches, count: int):
+        self._batches, self._left, self.answer = batches, count, threading.Event()
+
+    def __next__(self):
+        if self._left == 0:
+            self.answer.wait(600)
+        self._left -= 1
+        return next(self._batches)
+
+    def __getattr__(self, name):
+        return getattr(self._batches, name)
+
+
+def test_a_signal_is_heard_while_the_input_does_not_answer(uninterrupted, tmp_path):
     later = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
-    trainer, answer = trainer_of(tmp_path, fake=Fake(events={5: later.start})), threading.Event()
-    read, given = type(trainer.batches).__next__, []  # five batches come, then none
-
-    def hang(batches):
-        if len(given) == 5:
-            answer.wait(600)
-        given.append(None)
-        return read(batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(trainer.batches), "__next__", hang)
-        with pytest.raises(train_verb.Stopped, match="stopped by SIGTERM after step 5; its checkpoint is written"):
-            trainer.run()
-        answer.set()
+    impatient = functools.partial(DevicePrefetch, close_seconds=0.1, listen_seconds=0.05)
+    trainer = trainer_of(tmp_path, step=FakeStep(events={5: later.start}), prefetch=impatient)
+    trainer.batches = Hanging(trainer.batches, 5)
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 5; its checkpoint is written"):
+        trainer.run()
+    trainer.batches.answer.set()
     assert steps_of(tmp_path)[-1] == 5
     trainer_of(tmp_path).run()
     assert_same_end(tmp_path, uninterrupted)
 
 
 def test_a_directory_that_cannot_be_listed_is_never_a_new_start(uninterrupted, tmp_path, monkeypatch, capsys):
-    with pytest.raises(train_verb.Stopped):
-        trainer_of(tmp_path, fake=Fake(events={8: lambda: os.kill(os.getpid(), signal.SIGTERM)})).run()
+    with pytest.raises(Stopped):
+        trainer_of(tmp_path, step=FakeStep(events={8: lambda: os.kill(os.getpid(), signal.SIGTERM)})).run()
     lines = (tmp_path / "metrics.jsonl").read_text()
     listdir = os.listdir
 
@@ -79,7 +83,7 @@ def test_a_directory_that_cannot_be_listed_is_never_a_new_start(uninterrupted, t
 
     with monkeypatch.context() as patch:
         patch.setattr(run_checkpoints.os, "listdir", fail)
-        assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
+        assert run_command("train", *RUN, "--workdir", str(tmp_path)) == 2
     assert f"{tmp_path / 'checkpoints'}: cannot be read (Stale file handle)" in capsys.readouterr().err
     assert (tmp_path / "metrics.jsonl").read_text() == lines
     trainer_of(tmp_path).run()
@@ -99,8 +103,7 @@ def test_the_end_of_a_run_whose_checkpoints_cannot_be_listed_says_so(tmp_path, m
         monkeypatch.setattr(run_checkpoints.Checkpoints, "_names", fail)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    FakeTrainer.fake = Fake(events={5: lose})
-    assert front_door.main(["train", *RUN, "--workdir", str(tmp_path)]) == 2
+    assert run_command("train", *RUN, "--workdir", str(tmp_path), step=FakeStep(events={5: lose})) == 2
     said = capsys.readouterr().err
     assert (
         "the checkpoint of step 5 cannot be written (" in said and "cannot be listed now (Input/output error)" in said
@@ -113,7 +116,7 @@ def test_a_log_on_a_full_disk_ends_no_run(uninterrupted, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdout", FullLog())
         ballast = []
         events = {4: lambda: ballast.append(fill(disk)), 9: lambda: ballast.pop().unlink()}
-        trainer_of(disk / "run", fake=Fake(events=events)).run()
+        trainer_of(disk / "run", step=FakeStep(events=events)).run()
         assert metrics_of(disk / "run")[12]["failed_writes"] >= 2.0
         assert_same_end(disk / "run", uninterrupted)
 
@@ -137,35 +140,24 @@ def test_the_exit_status_does_not_depend_on_the_log():
     assert subprocess.run(shell, check=False).returncode == 75
 
 
-def test_an_evaluation_that_was_stopped_is_made_up_for(uninterrupted, tmp_path, monkeypatch, capsys):
-    asked: list[int] = []
+def test_an_evaluation_that_was_stopped_is_made_up_for(tmp_path):
+    started: list[int] = []
 
-    def evaluate(self, step, *, everything, stop=None):
-        asked.append(step)
-        if asked.count(step) == 1 and step in (4, 12):
+    def evaluate(task):
+        started.append(task.step)
+        if started.count(task.step) == 1 and task.step in (4, 12):
             os.kill(os.getpid(), signal.SIGTERM)
-            self._leave(step, stop)
-        if self.metrics:
-            self.metrics.write(step, {"eval/PQ": 1.0})
-        self.checkpoints.score(step, 1.0)
-        return types.SimpleNamespace(pq=types.SimpleNamespace(**dict.fromkeys(("all", "things", "stuff"), score)))
+            task.on_example(None, None)
+        return zero_scores(task)
 
-    score = types.SimpleNamespace(PQ=1.0)
-    monkeypatch.setattr(FakeTrainer, "evaluate", evaluate)
     command = ["train", *RUN, "--config.train.eval_every=4", "--workdir", str(tmp_path)]
-    assert [front_door.main(command) for _ in range(3)] == [STOPPED, STOPPED, 0]
-    assert asked == [4, 4, 8, 12, 12]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "eval/PQ" in line] == [4, 8, 12]
+    assert [run_command(*command, evaluate=evaluate) for _ in range(3)] == [STOPPED, STOPPED, 0]
+    assert started == [4, 4, 8, 12, 12]
+    assert evaluated_steps(tmp_path) == [4, 8, 12]
 
 
 def test_what_has_a_score_has_its_line_in_the_metrics(tmp_path, monkeypatch):
     """Killed while the checkpoints are thinned out: the score is there, so the line must be, too."""
-    group = types.SimpleNamespace(PQ=50.0, SQ=1.0, RQ=1.0)
-    pq = types.SimpleNamespace(all=group, things=group, stuff=group)
-    result = types.SimpleNamespace(pq=pq, ap=None, semantic=None, to_dict=lambda classes: {})
-    monkeypatch.setattr(train_verb, "evaluate_model", lambda *_, **__: result)
-    monkeypatch.setattr(FakeTrainer, "evaluate", Trainer.evaluate)
 
     def killed(self):
         if any((self.directory / str(step) / "score.json").exists() for step in self.steps()):
@@ -174,12 +166,12 @@ def test_what_has_a_score_has_its_line_in_the_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr(run_checkpoints.Checkpoints, "_delete_old", killed)
     with pytest.raises(SystemExit):
         trainer_of(tmp_path, "--config.train.eval_every=4").run()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["eval/PQ"] == 50.0
+    assert evaluated_steps(tmp_path) == [4]
 
 
 def test_a_checkpoint_changed_by_one_bit_costs_only_its_steps(uninterrupted, tmp_path, capsys):
-    with pytest.raises(train_verb.Stopped):
-        trainer_of(tmp_path, fake=Fake(events={9: lambda: os.kill(os.getpid(), signal.SIGTERM)})).run()
+    with pytest.raises(Stopped):
+        trainer_of(tmp_path, step=FakeStep(events={9: lambda: os.kill(os.getpid(), signal.SIGTERM)})).run()
     assert steps_of(tmp_path) == [8, 9]
     files = [path for path in (tmp_path / "checkpoints" / "9").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -194,7 +186,7 @@ def test_a_checkpoint_changed_by_one_bit_costs_only_its_steps(uninterrupted, tmp
 
 def test_a_step_that_was_left_out_keeps_its_learning_rate(uninterrupted, tmp_path):
     skip = ("--config.train.on_nonfinite=skip", "--config.train.max_skipped=2")
-    trainer_of(tmp_path, *skip, fake=Fake(nan_at=(4, 5))).run()
+    trainer_of(tmp_path, *skip, step=FakeStep(nan_at=(4, 5))).run()
     ours, whole = metrics_of(tmp_path), metrics_of(uninterrupted)
     assert ours[3]["learning_rate"] == whole[3]["learning_rate"] != whole[6]["learning_rate"]
     rates = [ours[step]["learning_rate"] for step in (6, 9, 12)]

@@ -72,7 +72,7 @@ def test_a_full_disk_delays_lines_and_loses_none(tmp_path, capsys):
             writer.write(step, {"loss": float(step), "note": 1.0})
         assert writer.failures > 2
         said = capsys.readouterr().err
-        assert "metrics.jsonl: cannot be written (No space left on device)" in said and "training goes on" in said
+        assert "metrics.jsonl: cannot be written (No space left on device)" in said and "kept for a retry" in said
         writer.close()
         assert [line["step"] for line in _lines(disk)] == list(range(1, 200))
         boards = [_events(path) for path in (disk / "tensorboard").iterdir() if path.stat().st_size]

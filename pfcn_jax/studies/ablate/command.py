@@ -23,7 +23,7 @@ from pfcn_jax.parallel import distributed
 from pfcn_jax.studies.ablate import report
 from pfcn_jax.studies.ablate.runs import Runs, evaluation_key, training_key
 from pfcn_jax.studies.ablate.tables import TABLES, Row, Table, apply
-from pfcn_jax.training.workdir import keep_compiled
+from pfcn_jax.training.workdir import cache_compiled
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
         print(plan(tables, runs, seeds, rows=args.list), flush=True)
     if args.list:
         return 0
-    keep_compiled(workdir)  # over seeds and stops
+    cache_compiled(workdir)  # over seeds and stops
     failed = run_tables(tables, runs, seeds)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

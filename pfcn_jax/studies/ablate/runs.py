@@ -26,7 +26,7 @@ from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.curves import read_metrics
 from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.panoptic.options import PredictOptions, TTAOptions
-from pfcn_jax.parallel import distributed
+from pfcn_jax.parallel.protocol import number_of_process_0
 from pfcn_jax.parallel.sharding import data_mesh
 from pfcn_jax.studies.ablate.tables import Figures
 from pfcn_jax.training.trainer import Trainer
@@ -191,4 +191,4 @@ def training_seconds(directory: pathlib.Path) -> float:
 
 def _agreed(known: bool) -> bool:
     """What process 0 knows: a file that it has just written may not be seen everywhere yet."""
-    return bool(distributed.number_of_process_0(known))
+    return bool(number_of_process_0(known))
