@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, joining processes, batches on their way to the devices."""
+"""Devices and processes: the mesh, joining processes and their protocol, prefetch to the devices."""

@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def join(args: argparse.Namespace) -> None:
-    """Joins the other processes of the job, if the flags say that there are any; before any device is used.
+    """Joins the other processes of the job, if the flags name any; call it before any device is used.
 
     Raises:
       UserError: the flags do not go together, or the other processes cannot be found.

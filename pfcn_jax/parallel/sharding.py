@@ -1,4 +1,4 @@
-"""The mesh of all devices: its one axis splits the batch, everything else is replicated."""
+"""Mesh of all devices: its one axis shards the batch; everything else is replicated."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ PyTree = Any
 
 
 def data_mesh() -> Mesh:
-    """All devices of all processes in one axis, "data", process by process.
+    """Returns all devices of all processes on one axis, "data", process by process.
 
-    So row r of a batch is on process r // (rows of a process), as the plan of the batches says. (`jax.make_mesh` would
-    follow the torus of a TPU slice, where neighbours belong to different machines.)
+    So row r of a batch is on process r // (rows of a process), as the batch plan assumes. (`jax.make_mesh` would follow
+    the torus of a TPU slice, where neighbors belong to different machines.)
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def this_process() -> tuple[int, int]:
-    """(index, number) of this process among those that run the program together."""
+    """Returns (index of this process, number of processes)."""
     return jax.process_index(), jax.process_count()
 
 
 def whole_rows(batch_size: int) -> int:
-    """The batch size rounded up to a multiple of all devices."""
+    """Rounds a batch size up to a multiple of the number of devices."""
     return -(-batch_size // jax.device_count()) * jax.device_count()
 
 
@@ -36,44 +36,44 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Pictures are split over the mesh along their first axis."""
+    """Shards the first axis, the images of a batch, over the mesh."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """This process' rows of a batch (NumPy) -> global arrays over the mesh."""
+    """Makes global arrays over the mesh from this process' rows of a batch (NumPy)."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The same tree on every process -> global arrays that every device of the mesh holds whole.
+    """Makes fully replicated global arrays from the same tree on every process.
 
-    What a process has loaded for itself goes through the host: a backend may not move arrays between processes.
+    Arrays that only this process holds are copied through the host: a backend may not move them between processes.
     """
     sharding = replicated(mesh)
 
-    def put(leaf: Any) -> jax.Array:
+    def place(leaf: Any) -> jax.Array:
         if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
             return jax.device_put(leaf, sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(place, tree)
 
 
 def split_batch(batch: PyTree, parts: int, mesh: Mesh | None) -> PyTree:
-    """[B, ...] -> [parts, B / parts, ...]. Every device cuts its own rows: no picture moves."""
+    """Reshapes [B, ...] to [parts, B / parts, ...] on each device, so that no image moves between devices."""
 
-    def cut(batch: PyTree) -> PyTree:
+    def split(batch: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:]), batch)
 
     if mesh is None:
-        return cut(batch)
-    return jax.shard_map(cut, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec(None, "data"))(batch)
+        return split(batch)
+    return jax.shard_map(split, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec(None, "data"))(batch)
 
 
 def local_row(tree: PyTree, row: int) -> PyTree:
-    """Row `row` of this process' part of batched arrays, as NumPy; only that row is copied from its device."""
+    """Copies row `row` of this process' part of batched arrays to NumPy, and only that row."""
 
     def pick(leaf: jax.Array) -> np.ndarray:
         shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)

@@ -1,4 +1,4 @@
-"""The device, the versions and the load that a measurement was made under."""
+"""Conditions of a measurement: device, versions, load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 
 
 def environment() -> dict[str, Any]:
-    """Device, versions and how busy the machine is."""
+    """Returns device, versions and load average."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {

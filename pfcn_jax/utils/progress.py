@@ -14,13 +14,13 @@ from pfcn_jax.utils.stderr import print_lines
 
 
 class ProgressDisplay:
-    """A live bar on a terminal; elsewhere one plain line for each update, so that logs stay readable."""
+    """Shows a live bar on a terminal; elsewhere prints one plain line per update, so that logs stay readable."""
 
     def __init__(self, total: int, *, start: int = 0, label: str = "train"):
-        self._quiet = jax.process_index() != 0  # of several processes the first one speaks for all
+        self._quiet = jax.process_index() != 0  # process 0 reports for all
         self._live = sys.stderr.isatty() and not self._quiet
         self._total = total
-        self._start, self._begin = start, time.monotonic()
+        self._start, self._start_time = start, time.monotonic()
         self._label = label
         if self._live:
             self._bar = Progress(
@@ -36,13 +36,13 @@ class ProgressDisplay:
             self._bar.start()
 
     def update(self, step: int, text: str) -> None:
-        """Says how far it is."""
+        """Shows the progress after `step`."""
         if self._live:
             with contextlib.suppress(OSError):  # the terminal has gone
                 self._bar.update(self._task, completed=step, description=text)
         if self._live or self._quiet:
             return
-        spent = time.monotonic() - self._begin
+        spent = time.monotonic() - self._start_time
         left = spent / max(step - self._start, 1) * max(self._total - step, 0)
         print_lines(f"{self._label} {step}/{self._total}  {text}  {_clock(spent)} < {_clock(left)}")
 
