@@ -1,8 +1,8 @@
-"""Reading `.pth`, `.pkl` and `.safetensors` without PyTorch, and without running what is in the file.
+"""Reads `.pth`, `.pkl` and `.safetensors` without PyTorch and without executing code of the file.
 
-The kind of a file is told from its content: a zip (torch.save since 1.6), a pickle (torch.save before, or a `.pkl` of
-arrays), or safetensors. Pickles run on the machine of `pickles`, which only builds records of what is claimed; here
-the claims are held against the bytes that there are, before anything is allocated.
+The content tells the format: a zip (torch.save since 1.6), a pickle (torch.save before, or a `.pkl` of arrays), or
+safetensors. Pickles run on the machine of `pickles`, which only builds records of claims; this file checks the claims
+against the bytes that exist, before anything is allocated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pfcn_jax.interop.records import ArrayRecord, Name, Storage, TensorRecord, W
 
 __all__ = ["Weights", "WeightsError", "read_file", "read_tensors", "read_weights"]
 
-CONTAINERS = ("model", "state_dict", "module", "blobs")  # where a file keeps its tensors, else at the top
+CONTAINERS = ("model", "state_dict", "module", "blobs")  # keys that may hold the state dict; else the top level
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _PICKLE_STARTS = b"\x80(}]c"
 _PLAIN = (str, int, float, bool, type(None))
@@ -38,23 +38,22 @@ _SAFETENSORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Tensors by name (read-only arrays, which may share memory), and the plain values beside them."""
+    """Tensors by name (read-only arrays, which may share memory), and the plain values of the file."""
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str | int | float | bool | None]
 
 
 def read_tensors(path: pathlib.Path | str) -> dict[str, np.ndarray]:
-    """`read_weights(path).tensors`."""
+    """Returns `read_weights(path).tensors`."""
     return read_weights(path).tensors
 
 
 def read_weights(path: pathlib.Path | str) -> Weights:
-    """The state dict in a file of weights.
+    """Reads the state dict of a weights file.
 
-    It is looked for under 'model', 'state_dict', 'module' and 'blobs', in this order, then at the top: the first of
-    them that holds tensors by name. 'module.', which a wrapper for several GPUs puts before every name, is taken off
-    if all names have it. Other tensors in the file (an optimiser's) are never made.
+    It is the first of 'model', 'state_dict', 'module', 'blobs' and the top level that holds tensors by name. The prefix
+    'module.' of data-parallel wrappers is removed if all names have it. Other tensors (an optimizer's) are not loaded.
 
     Raises:
       WeightsError: no such file, damaged, no tensors in it, or a pickle that asks for anything but data and tensors.
@@ -78,7 +77,7 @@ def read_weights(path: pathlib.Path | str) -> Weights:
 
 
 def read_file(path: pathlib.Path | str) -> Any:
-    """Everything in a file of weights: dictionaries, lists and plain values, with arrays where the tensors are.
+    """Reads everything in a weights file: dictionaries, lists and plain values, with arrays in place of tensors.
 
     Raises:
       WeightsError: as `read_weights`; also for a container inside itself.
@@ -88,7 +87,7 @@ def read_file(path: pathlib.Path | str) -> Any:
 
 
 def _finish(value: Any, make: Callable[[Any], np.ndarray], made: dict[int, Any]) -> Any:
-    """`made` keeps what is shared shared; None in it marks what is under way."""
+    """Converts records to arrays. `made` preserves sharing; None in it marks containers in progress."""
     if _is_tensor(value):
         return make(value)
     if type(value) not in (dict, list, tuple):
@@ -109,9 +108,9 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, (TensorRecord, ArrayRecord, np.ndarray))
 
 
-# ------------------------------------------------------------------------------------------------ from claims to arrays
+# ---------------------------------------------------------------------------------------------- from records to arrays
 class _Maker:
-    """Record -> array, each once; `raw` gives a storage's bytes."""
+    """Converts records to arrays, each once; `raw` returns the bytes of a storage."""
 
     def __init__(self, file_size: int, raw: Callable[[Storage], Any]):
         self._left, self._raw = _SPREAD * file_size + _SLACK, raw
@@ -128,7 +127,7 @@ class _Maker:
         return self._made[id(record)]
 
     def _spend(self, shape: tuple[int, ...], itemsize: int) -> int:
-        """The number of values, once they are known to be affordable: strides of 0 make much out of little."""
+        """Returns the number of values after checking the memory limit: strides of 0 expand a few bytes."""
         if min(shape, default=0) < 0:
             raise WeightsError(f"a tensor of shape {shape}")
         count = math.prod(shape)
@@ -177,17 +176,17 @@ class _Maker:
 
 
 def _decode(raw: np.ndarray, dtype: np.dtype, byte_order: str) -> np.ndarray:
-    """Bytes -> values in this machine's order; through whole numbers, as bfloat16 knows no order."""
+    """Decodes bytes in this machine's byte order, through integers, because bfloat16 has no byte order."""
     if dtype == np.bool_:
         return raw != 0  # any other byte than 0 and 1 would not be a valid bool
     whole = raw.view(np.dtype(f"{'<' if byte_order == 'little' else '>'}u{dtype.itemsize}"))
     return whole.astype(f"=u{dtype.itemsize}", copy=False).view(dtype)
 
 
-# ------------------------------------------------------------------------------------------------------ kinds of files
+# -------------------------------------------------------------------------------------------------------- file formats
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[tuple[Any, dict[str, Any], Callable[[Any], np.ndarray]]]:
-    """Content with records, the file's metadata, and what makes arrays of records while the file is open.
+    """Yields the content with records, the file's metadata, and a function from records to arrays.
 
     Every error, also of the caller's block, becomes one that names the file.
     """
@@ -263,7 +262,7 @@ def _pickles(data: bytes) -> tuple[Any, _Maker]:
         return first, make
     if first != _LEGACY_MAGIC or machine.run() != _LEGACY_PROTOCOL:
         raise WeightsError("no PyTorch file: its magic number or protocol is unknown")
-    machine.run()  # facts about the system that wrote it
+    machine.run()  # information about the system that wrote it
     content, keys = machine.run(), machine.run()
     if type(keys) is not list:
         raise WeightsError("no list of storages in it")
@@ -281,7 +280,7 @@ def _pickles(data: bytes) -> tuple[Any, _Maker]:
 
 
 def _safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The package checks the file and gives bytes; its own NumPy front knows no bfloat16."""
+    """Reads safetensors: the package checks the file and returns bytes; its NumPy interface lacks bfloat16."""
     from safetensors import SafetensorError, deserialize, safe_open
 
     tensors = {}

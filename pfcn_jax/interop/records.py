@@ -1,7 +1,7 @@
-"""The names that a pickle of weights may contain, and what each of them builds here: records of what is claimed.
+"""Globals that a pickle of weights may name, and the records that they build.
 
-None of them is PyTorch's or NumPy's own. A tensor's bytes are looked at later (see `reader`), when it is known which
-tensors are wanted and that they fit the file; so nothing here allocates more than the pickle itself spells out.
+None of them is PyTorch's or NumPy's own. `reader` reads the bytes of a tensor later, when it knows which tensors are
+needed and that they fit the file; so nothing here allocates more memory than the pickle itself contains.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _MAX_AXES = 64  # NumPy's
 
 
 class WeightsError(UserError):
-    """A file of weights that cannot be used; the message names it and says why."""
+    """A weights file cannot be used; the message names it and the reason."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Name:
-    """What a global of the pickle becomes: REDUCE runs `build`; `dtype` is what a type of storages stands for."""
+    """A global of the pickle. REDUCE calls `build`; `dtype` is the element type of a storage class."""
 
     label: str
     build: Callable[..., Any] | None = None
@@ -44,7 +44,7 @@ class Name:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """The bytes behind one or several tensors, by key; `count` values of `dtype` (bytes where `dtype` is uint8)."""
+    """Buffer of one or several tensors, by key: `count` values of `dtype` (bytes if `dtype` is uint8)."""
 
     key: str
     dtype: np.dtype
@@ -53,7 +53,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TensorRecord:
-    """A tensor as the file describes it, in values of `dtype`; not checked against its storage yet."""
+    """A tensor as the file claims it, in values of `dtype`; not yet checked against its storage."""
 
     storage: Storage
     offset: int
@@ -101,7 +101,7 @@ def text_of(value: Any) -> str:
     return value
 
 
-# --------------------------------------------------------------------------------- what the names of the table build
+# ------------------------------------------------------------------------------------------- builders of the globals
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRecord:
     if type(storage) is not Storage:
         raise WeightsError("a tensor without a storage")
@@ -112,7 +112,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
 def _tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
 ) -> TensorRecord:
-    """Newer types lie in storages of plain bytes; the offset counts values."""
+    """Newer types use untyped storages of bytes; the offset counts values."""
     if type(dtype) is not Name or dtype.dtype is None:
         raise WeightsError("a tensor of unknown type")
     return dataclasses.replace(_tensor(storage, offset, shape, strides), dtype=dtype.dtype)
@@ -138,7 +138,7 @@ def finished(dtype: Any) -> np.dtype:
 
 
 def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> ArrayRecord:
-    """Protocol 5. `axes` puts the axes of an array that is neither in C nor in Fortran order in their places."""
+    """Protocol 5. `axes` is the transpose of an array that is neither in C nor in Fortran order."""
     size = sizes_of(shape, "an array's shape")
     axes = None if axes is None or order != "K" else sizes_of(axes, "an array's axes")
     return ArrayRecord(size, finished(dtype), order == "F", raw, axes)
@@ -149,7 +149,7 @@ def _scalar(dtype: Any, raw: Any) -> ArrayRecord:
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> str:
-    """How old protocols write bytes. The text itself goes on: encoding it here could be asked for without end."""
+    """Bytes of old protocols. Returns the text itself: a pickle could ask for its encoding again and again."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise WeightsError("a text that is no bytes in disguise")
     return text
@@ -162,7 +162,7 @@ def _no_bytes(*arguments: Any) -> bytes:
 
 
 def dictionary(*arguments: Any) -> Any:
-    """An empty one, a dictionary as it is, or (Python 2) a list of pairs, which the machine puts together."""
+    """Returns an empty dictionary, a given one, or (Python 2) a list of pairs, which the machine merges."""
     if not arguments:
         return {}
     if len(arguments) == 1 and type(arguments[0]) in (dict, list):

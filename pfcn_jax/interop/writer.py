@@ -1,7 +1,7 @@
-"""Writing a state dict as a `.pth` that `torch.load` reads (with `weights_only=True` as well), without PyTorch.
+"""Writes a state dict as a `.pth` that `torch.load` reads (also with `weights_only=True`), without PyTorch.
 
 The format is torch.save's zip: a pickle that names each tensor's storage, and the storages' raw bytes. The pickle is
-put together from opcodes, because Python's own pickler would want to import the names that it writes.
+assembled from opcodes, because Python's pickler would import the names that it writes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_state_dict(
 ) -> None:
     """Writes `{wrap: {name: tensor}}` (detectron2's form), or the bare state dict with `wrap=None`.
 
-    The file appears complete or not at all, and depends on nothing but the arguments.
+    The file is written atomically, and its bytes depend on nothing but the arguments.
 
     Raises:
       TypeError: an array of a type that has no storage in PyTorch's format.
@@ -54,10 +54,10 @@ def write_state_dict(
 def write_safetensors(
     path: pathlib.Path | str, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a `.safetensors` file; complete or not at all, the same bytes for the same tensors.
+    """Writes a `.safetensors` file atomically; the same tensors give the same bytes.
 
     Args:
-      metadata: texts for the file's header; `reader.read_weights` gives them back.
+      metadata: texts for the file's header; `reader.read_weights` returns them.
 
     Raises:
       TypeError: an array of a type that PyTorch's format, and so a state dict, does not know.
@@ -70,7 +70,7 @@ def write_safetensors(
 
 
 def _checked(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays in C order and little-endian (np.ascontiguousarray would give a single number an axis)."""
+    """Returns the arrays in C order and little-endian (np.ascontiguousarray would add an axis to a scalar)."""
     arrays = {}
     for name, tensor in tensors.items():
         array = np.asarray(tensor, order="C")

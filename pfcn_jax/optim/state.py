@@ -32,7 +32,7 @@ class TrainState:
 
     @property
     def training(self) -> dict[str, PyTree]:
-        """What a checkpoint needs besides `model` to resume."""
+        """State besides `model` that a run needs to resume."""
         rest = {"opt_state": self.opt_state, "step": self.step}
         return rest if self.average is None else {**rest, "params": self.params}
 

@@ -9,7 +9,7 @@ from pfcn_jax.config.schema import TrainOptions
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """What to do after a step; in the order of the fields."""
+    """Actions after a step, in the order of the fields."""
 
     log: bool
     save: bool

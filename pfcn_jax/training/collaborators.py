@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
@@ -80,10 +81,17 @@ def compile_step(config: Config, model: PanopticFCN, mesh: Mesh) -> Step:
 
 
 def monitored_step(
-    state: TrainState, batch: Batch, stop: Int[Array, " devices"], *, mesh: Mesh, **keywords: Any
+    state: TrainState,
+    batch: Batch,
+    stop: Int[Array, " devices"],
+    *,
+    model: PanopticFCN,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    mesh: Mesh,
 ) -> tuple[TrainState, Scalars, Report]:
     """`train_step` and its report for the monitor (`make_report`), replicated over the devices."""
-    state, scalars = train_step(state, batch, mesh=mesh, **keywords)
+    state, scalars = train_step(state, batch, model=model, optimizer=optimizer, config=config, mesh=mesh)
     report = make_report(scalars, batch.image_id, stop)
     return state, scalars, jax.lax.with_sharding_constraint(report, replicated(mesh))
 
