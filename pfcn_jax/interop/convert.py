@@ -181,14 +181,14 @@ def _backbone_facts(
     offsets = re.compile(re.escape(prefix) + r"res(\d)\.\d+\.conv2_offset\.weight")
     stages = {int(match[1]) for name in state_dict if (match := offsets.fullmatch(name))}
     frozen = prefix == "" or f"{prefix}stem.conv1.norm.running_var" in state_dict
-    options = ModelOptions(
-        backbone=f"resnet{depths[0]}",
-        backbone_norm="frozen_bn" if frozen else "group_norm",
-        backbone_width=stem[0],
-        deformable_stages=tuple(sorted(stages)),
+    options: dict[str, Any] = {
+        "backbone": f"resnet{depths[0]}",
+        "backbone_norm": "frozen_bn" if frozen else "group_norm",
+        "backbone_width": stem[0],
+        "deformable_stages": tuple(sorted(stages)),
         **pixel_facts(dialect, torchvision_weights=torchvision_weights),
-    )
-    return ModelFacts(options)
+    }
+    return ModelFacts(ModelOptions(**options))
 
 
 def _with_heads(facts: ModelFacts, state_dict: Mapping[str, np.ndarray], region_classes: str) -> ModelFacts:
