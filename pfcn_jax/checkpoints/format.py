@@ -25,6 +25,7 @@ from pfcn_jax.errors import UserError
 PyTree = Any
 FORMAT = 2
 SCORE = "score.json"
+BACKBONE, WHOLE_MODEL = "backbone", "model"  # meta["kind"]; checkpoints of training have none: whole models
 
 
 class CheckpointError(UserError):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from pfcn_jax.checkpoints.format import (
+    BACKBONE,
     CheckpointError,
     check_intact,
     find_checkpoint,
@@ -19,6 +20,7 @@ from pfcn_jax.checkpoints.format import (
     load_model,
     load_stored,
 )
+from pfcn_jax.checkpoints.named import resolve
 from pfcn_jax.config.schema import Config, from_command_line, from_dict
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.errors import ConfigError, UserError
@@ -29,7 +31,6 @@ from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 
 CHANGEABLE = ("dtype", "remat")  # keys of the model section that say how the network computes, not what
-BACKBONE, WHOLE_MODEL = "backbone", "model"  # meta["kind"]; checkpoints of training have none: whole models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ def load_checkpoint(path: pathlib.Path, *, best: bool = True) -> LoadedModel:
     Raises:
       CheckpointError: if there is none, it is damaged, does not fit its own config, or holds a backbone only.
     """
+    path = resolve(path)
     if path.suffix == ".safetensors":
         return load_safetensors(path)
     checkpoint = find_checkpoint(path, best=best)
@@ -123,7 +125,7 @@ def initialize_from(
     Returns:
       The variables, and notes for the user: parameters that kept their initial value, settings that differ.
     """
-    checkpoint = find_checkpoint(path, best=True)
+    checkpoint = find_checkpoint(resolve(path), best=True)
     check_intact(checkpoint)
     meta = load_meta(checkpoint)
     stored = load_stored(checkpoint)

@@ -15,6 +15,7 @@ VERBS = {
     "prepare": "instance or semantic labels -> COCO-panoptic; COCO -> ArrayRecord",
     "curves": "losses and PQ of one or more runs as one picture",
     "convert": "weights of the original, detectron2, torchvision or timm -> a checkpoint, and back",
+    "weights": "published weights by name: list, get, path, verify, remove",
     "ablate": "the paper's ablation tables, trained and scored row by row, beside the published figures",
     "card": "a checkpoint's model card: what it is, was trained on, scores, and cannot do",
     "export": "a model as one file: the whole program for JAX alone, its parameters, or ONNX",

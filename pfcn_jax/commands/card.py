@@ -10,6 +10,7 @@ import argparse
 import pathlib
 
 from pfcn_jax.checkpoints.format import find_checkpoint, load_meta
+from pfcn_jax.checkpoints.named import resolve
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.card import find_scores, make_card
 from pfcn_jax.utils.atomic import write_text
@@ -26,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.config_argv:
         raise UserError(f"{args.config_argv[0]}: a card describes a checkpoint as it is; it takes no config")
-    checkpoint = find_checkpoint(pathlib.Path(args.checkpoint), best=True)
+    checkpoint = find_checkpoint(resolve(pathlib.Path(args.checkpoint)), best=True)
     meta = load_meta(checkpoint)
     scores, note = find_scores(checkpoint, meta, args.scores)
     write_text(args.output, make_card(meta, scores, note))

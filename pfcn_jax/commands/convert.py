@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 
 import jax
 import numpy as np
 
-from pfcn_jax.checkpoints.format import save_model
-from pfcn_jax.checkpoints.loading import BACKBONE, WHOLE_MODEL, load_checkpoint
-from pfcn_jax.config.schema import Config, from_command_line, to_json
-from pfcn_jax.data.classes import ClassTable, coco_classes
+from pfcn_jax.checkpoints.conversion import converted_config, read_classes, save_converted
+from pfcn_jax.checkpoints.loading import load_checkpoint
+from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.errors import UserError
-from pfcn_jax.interop.convert import Converted, from_params, to_params
+from pfcn_jax.interop.convert import from_params, to_params
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_tensors
 from pfcn_jax.interop.writer import write_state_dict
@@ -55,16 +53,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"{args.input}: {error}".replace(f"{args.input}: {args.input}: ", f"{args.input}: ")) from error
     config = converted_config(given, converted)
     classes = None if converted.is_backbone else read_classes(converted.facts, args.classes)
-    path = save_model(
-        output,
-        model=converted.variables,
-        meta={
-            "kind": BACKBONE if converted.is_backbone else WHOLE_MODEL,
-            "config": json.loads(to_json(config)),
-            "classes": classes.to_json() if classes else None,
-            "converted_from": converted.source,
-        },
-    )
+    path = save_converted(output, converted, config, classes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(converted.variables))
     kind = "a backbone" if converted.is_backbone else "a whole model"
     print(f"{path}: {kind} ({converted.source}), {parameters:,} numbers")
@@ -73,35 +62,6 @@ def main(args: argparse.Namespace) -> int:
     if converted.is_backbone:
         print(f"start from it with --config.train.init_from={output} (and these settings under config.model)")
     return 0
-
-
-def converted_config(config: Config, converted: Converted) -> Config:
-    """Returns the config of the model that the weights fit."""
-    return dataclasses.replace(config, model=converted.apply_to(config.model))
-
-
-def read_classes(facts: ModelFacts, path: str | None) -> ClassTable:
-    """Returns the classes of converted weights: from a JSON file, or COCO's if the numbers match.
-
-    Raises:
-      UserError: if the numbers of classes do not fit.
-    """
-    wanted = (facts.num_things, facts.num_stuff)
-    if path:
-        try:
-            classes = ClassTable.from_coco(json.loads(pathlib.Path(path).read_text())["categories"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no COCO-panoptic JSON with `categories` ({error})") from error
-    elif wanted == (80, 53):
-        classes = coco_classes()
-    else:
-        raise UserError(f"weights of {wanted[0]} things and {wanted[1]} stuff classes: name them with --classes JSON")
-    if (classes.num_things, classes.num_stuff) != wanted:
-        theirs = (classes.num_things, classes.num_stuff)
-        every = wanted[0] > 0 and theirs == (wanted[0], wanted[1] + 1 - wanted[0])
-        hint = "; they have a region channel for every class: add --config.model.region_classes=all" if every else ""
-        raise UserError(f"{path}: {theirs} things and stuff classes, but the weights are for {wanted}{hint}")
-    return classes
 
 
 def to_original(checkpoint: pathlib.Path, output: pathlib.Path) -> int:

@@ -10,8 +10,7 @@ from typing import Any
 
 import jax
 
-from pfcn_jax.checkpoints.format import CheckpointError
-from pfcn_jax.checkpoints.loading import BACKBONE, WHOLE_MODEL
+from pfcn_jax.checkpoints.format import BACKBONE, WHOLE_MODEL, CheckpointError
 from pfcn_jax.config.schema import Config, config_hash, from_dict
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.errors import UserError

@@ -14,7 +14,8 @@ import numpy as np
 from flax import traverse_util
 
 import pfcn_jax
-from pfcn_jax.checkpoints.loading import WHOLE_MODEL, LoadedModel
+from pfcn_jax.checkpoints.format import WHOLE_MODEL
+from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import Config, to_json
 from pfcn_jax.errors import UserError
 from pfcn_jax.export.container import WEIGHTS, write_container

@@ -10,8 +10,7 @@ import shutil
 import pytest
 
 from pfcn_jax import main as front_door
-from pfcn_jax.checkpoints.format import save_model
-from pfcn_jax.checkpoints.loading import BACKBONE
+from pfcn_jax.checkpoints.format import BACKBONE, save_model
 from pfcn_jax.config.schema import config_hash, from_command_line, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.scenes import Scenes, class_table

@@ -23,6 +23,7 @@ from pfcn_jax.apps.bulk.merge import merge
 from pfcn_jax.apps.bulk.worker import Job
 from pfcn_jax.checkpoints.format import find_checkpoint
 from pfcn_jax.checkpoints.loading import LoadedModel, load_with_config
+from pfcn_jax.checkpoints.named import resolve
 from pfcn_jax.data.store import Store
 from pfcn_jax.errors import UserError
 from pfcn_jax.utils.progress import ProgressDisplay
@@ -72,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     cluster.require_ray()
     if min(args.workers, args.batch_size, args.shard_size) < 0:
         raise UserError("--workers, --batch-size and --shard-size must not be negative")
-    find_checkpoint(pathlib.Path(args.checkpoint), best=True)  # a wrong path is said before anything is started
+    find_checkpoint(resolve(pathlib.Path(args.checkpoint)), best=True)  # refuse a wrong path at once
     try:
         return _run(args, Store(args.input, scratch=layout.TMP), Store(args.output, scratch=layout.TMP))
     except OSError as error:  # of a folder or bucket; its message says which

@@ -1,0 +1,77 @@
+"""From a name of the zoo to a checkpoint: fetched, converted once, kept by the digest of its source."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from pfcn_jax.checkpoints.conversion import converted_config, read_classes, save_converted
+from pfcn_jax.checkpoints.format import CheckpointError
+from pfcn_jax.config.schema import Config, from_dict
+from pfcn_jax.interop import zoo
+from pfcn_jax.interop.convert import to_params
+from pfcn_jax.interop.download import Cache, fetch, sha256_of
+from pfcn_jax.interop.reader import read_tensors
+
+CONVERTER = 1  # raised when the same file is converted to other variables or another config than before
+
+
+def resolve(path: pathlib.Path) -> pathlib.Path:
+    """`path` itself if something is there, else the checkpoint of the weights that it names.
+
+    Raises:
+      CheckpointError: nothing is there, and it is no name of the zoo.
+      DownloadError: it is one, but the file cannot be had.
+    """
+    name = str(path)
+    if path.exists() or os.sep in name:
+        return path
+    if name not in zoo.TABLE:
+        near = zoo.nearest(name)
+        known = f"did you mean {' or '.join(near)}?" if near else "`weights list` shows the names"
+        raise CheckpointError(f"{name}: no such file or folder here, and no name of known weights; {known}")
+    return checkpoint_of(zoo.find(name), Cache.default())
+
+
+def checkpoint_of(entry: zoo.Weights, cache: Cache) -> pathlib.Path:
+    """The converted checkpoint of an entry: the working directory that `convert` would make."""
+    source = fetch(entry, cache)
+    target = converted_path(entry, cache, sha256_of(source))
+    if target.exists():
+        return target
+    converted = to_params(read_tensors(str(source)))
+    config = with_keys(converted_config(Config(), converted), {"name": entry.name, **entry.config})
+    classes = None if converted.is_backbone else read_classes(converted.facts, None)
+    aside = target.with_name(f"{target.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        save_converted(aside, converted, config, classes)
+        aside.rename(target)
+    except FileExistsError:
+        shutil.rmtree(aside)  # another process was faster
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not target.exists():
+            raise
+    return target
+
+
+def converted_path(entry: zoo.Weights, cache: Cache, digest: str) -> pathlib.Path:
+    """Where the converted copy of a source with this SHA-256 lies, or would lie."""
+    return cache.root / "converted" / f"{entry.name}-{digest[:16]}-v{CONVERTER}"
+
+
+def with_keys(config: Config, keys: Mapping[str, Any]) -> Config:
+    """The config with dotted keys replaced, checked as any config is."""
+    tree = dataclasses.asdict(config)
+    for dotted, value in keys.items():
+        *sections, key = dotted.split(".")
+        part = tree
+        for section in sections:
+            part = part[section]
+        part[key] = value
+    return from_dict(tree)
