@@ -10,23 +10,23 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import read_index
 from pfcn_jax.data.sources import DataError
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.class_counts import ClassCounts
+from pfcn_jax.inference.formats import FORMATS, Writer, make_writer
+from pfcn_jax.inference.formats.coco import CocoPanoptic
+from pfcn_jax.inference.formats.registry import ImageEntry
 from pfcn_jax.inference.input_files import Input, find_inputs, read_ahead
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result
 from pfcn_jax.inference.video import FrameOutputs, Frames, segment_video
 from pfcn_jax.parallel.sharding import data_mesh
-from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.progress import ProgressDisplay
 
 _CAMERA_FRAMES = 100
@@ -45,6 +45,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=0, help="default: 1 on CPU, 8 a device on accelerators")
     parser.add_argument("--no-overlay", action="store_true", help="draw nothing")
+    parser.add_argument(
+        "--format", action="append", metavar="NAME", help=f"what to write, may be repeated: {', '.join(FORMATS)}"
+    )
     parser.add_argument("--no-maps", action="store_true", help="write no PNGs of ids")
     parser.add_argument("--frame-maps", action="store_true", help="write a PNG of ids for every frame of a video")
     parser.add_argument(
@@ -61,30 +64,29 @@ class Outputs:
     """Writes results as they come, and at the end what all of them have in common."""
 
     def __init__(
-        self, folder: pathlib.Path, classes: ClassTable, *, overlay: bool, maps: bool, ids: Mapping[str, int | str]
+        self,
+        folder: pathlib.Path,
+        classes: ClassTable,
+        writers: Sequence[Writer],
+        *,
+        overlay: bool,
+        ids: Mapping[str, int | str],
     ):
-        """`ids`: what a picture is called in panoptic.json, by its `image_id`; others keep that."""
-        self._folder, self._classes, self._ids = folder, classes, ids
-        self._overlay, self._maps = overlay, maps
-        self._images: dict[str, dict[str, Any]] = {}
-        self._annotations: dict[str, dict[str, Any]] = {}
-        self._counts = ClassCounts(classes)
+        """`ids`: what an image is called in the files, by its `image_id`; others keep that."""
+        self._folder, self._writers, self._ids, self._overlay = folder, writers, ids, overlay
+        self._counts, self._done = ClassCounts(classes), set[str]()
         folder.mkdir(parents=True, exist_ok=True)
 
     def add_picture(self, entry: Input, result: Result) -> None:
-        height, width = result.size
         image_id = self._ids.get(entry.image_id, entry.image_id)
-        image = {"id": image_id, "file_name": str(entry.path), "height": height, "width": width}
-        self._images[entry.image_id] = image
-        self._annotations[entry.image_id] = result.to_coco(image_id, f"{entry.name}.png")
-        if self._maps:
-            path = self._folder / "panoptic" / f"{entry.name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_id_png(path, result.segment_map)
+        image = ImageEntry(entry.image_id, image_id, entry.name, str(entry.path))
+        for writer in self._writers:
+            writer.add(image, result)
         if self._overlay:
             path = self._folder / "overlay" / f"{entry.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             result.overlay().save(path)
+        self._done.add(entry.image_id)
         self.count(result)
 
     def count(self, result: Result) -> None:
@@ -99,17 +101,13 @@ class Outputs:
         )
 
     def finish(self, order: Sequence[Input]) -> int:
-        """Writes panoptic.json (pictures in the given order) and classes.csv; returns the number of pictures."""
-        ids = [entry.image_id for entry in order if entry.image_id in self._images]
-        content = {
-            "images": [self._images[image_id] for image_id in ids],
-            "annotations": [self._annotations[image_id] for image_id in ids],
-            "categories": self._classes.to_coco(),
-        }
-        write_json(self._folder / "panoptic.json", content)
+        """Writes the files that all images share, in the given order, and classes.csv; returns the number of images."""
+        keys = [entry.image_id for entry in order if entry.image_id in self._done]
+        for writer in self._writers:
+            writer.finish(keys)
         with (self._folder / "classes.csv").open("w", newline="", encoding="utf-8") as file:
             file.write(self._counts.to_csv())
-        return len(ids)
+        return len(keys)
 
     def summary(self) -> str:
         """The most frequent classes, on one line."""
@@ -125,7 +123,8 @@ def main(args: argparse.Namespace) -> int:
     mesh = data_mesh() if devices > 1 and batch_size > 1 else None
     predictor = Predictor(loaded, loaded.config, batch_size=batch_size, mesh=mesh)
     folder = pathlib.Path(args.output)
-    outputs = Outputs(folder, loaded.classes, overlay=not args.no_overlay, maps=not args.no_maps, ids=ids)
+    writers = _writers(args, folder, loaded.classes)
+    outputs = Outputs(folder, loaded.classes, writers, overlay=not args.no_overlay, ids=ids)
     broken: list[str] = []
     pictures = [entry for entry in inputs if not entry.is_video]
     _segment_pictures(pictures, predictor, outputs, broken, upright=not args.as_stored)
@@ -146,6 +145,15 @@ def main(args: argparse.Namespace) -> int:
     if broken:
         print(f"{len(broken)} of {len(pictures) + len(videos)} could not be segmented (see above)", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _writers(args: argparse.Namespace, folder: pathlib.Path, classes: ClassTable) -> list[Writer]:
+    """The formats asked for; COCO-panoptic if none is named."""
+    writers = [make_writer(name, folder, classes) for name in dict.fromkeys(args.format or ["coco-panoptic"])]
+    for writer in writers:
+        if isinstance(writer, CocoPanoptic):
+            writer.write_maps = not args.no_maps
+    return writers
 
 
 def _checked_inputs(args: argparse.Namespace) -> list[Input]:

@@ -110,6 +110,29 @@ class Result:
         segments = [segment.to_coco() for segment in self.segments]
         return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
 
+    def to_supervision(self) -> Any:
+        """This result as `supervision.Detections`: things and stuff, in the order of `segments`.
+
+        `data` has `class_name` and `is_thing`.
+
+        Raises:
+          UserError: the package `supervision` is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise UserError("to_supervision needs the package supervision: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=np.array([segment.box for segment in self.segments], np.float32).reshape(-1, 4),
+            mask=np.array([self.mask(segment) for segment in self.segments], bool).reshape(-1, *self.size),
+            confidence=np.array([segment.score for segment in self.segments], np.float32),
+            class_id=np.array([segment.class_id for segment in self.segments], int),
+            data={
+                "class_name": np.array([segment.class_name for segment in self.segments], str),
+                "is_thing": np.array([segment.is_thing for segment in self.segments], bool),
+            },
+        )
+
     def save(self, folder: str | os.PathLike[str], *, name: str | None = None) -> pathlib.Path:
         """Writes `NAME.png` (ids as a COCO-panoptic PNG), `NAME.json` and `NAME_overlay.png`; returns the folder."""
         folder, name = pathlib.Path(folder), name or self.name

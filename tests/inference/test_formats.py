@@ -1,0 +1,168 @@
+"""What `predict --format` writes, read back by the tools' own rules: the same pixels, classes and scores."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from pfcn_jax.codec import read_id_png
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.errors import UserError
+from pfcn_jax.inference.formats import FORMATS, make_writer
+from pfcn_jax.inference.formats.registry import ImageEntry
+from pfcn_jax.inference.result import Result, make_result
+from pfcn_jax.types import PanopticPrediction
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
+
+CLASSES = ClassTable(("cat", 'dog "Rex"', "sky & sea"), (7, 9, 21), (True, True, False))
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    """A simple thing, one in two parts with a hole, a stuff class around them, and void."""
+    segment_map = np.zeros((20, 30), np.int32)
+    segment_map[:16] = 3
+    segment_map[2:6, 3:9] = 1
+    segment_map[8:14, 2:10] = 2
+    segment_map[10:12, 5:7] = 3
+    segment_map[9:12, 20:24] = 2
+    prediction = PanopticPrediction(
+        segment_map=segment_map,
+        class_id=np.array([0, 1, 2]),
+        is_thing=np.array([True, True, False]),
+        score=np.array([0.9, 0.75, 0.6], np.float32),
+        area=np.zeros(3, np.int32),
+        valid=np.ones(3, bool),
+    )
+    return make_result(np.zeros((20, 30, 3), np.uint8), prediction, CLASSES)
+
+
+@pytest.fixture
+def written(result, tmp_path):
+    """A function: format -> the folder after two images, the later one first in order."""
+
+    def write(name: str) -> pathlib.Path:
+        writer = make_writer(name, tmp_path, CLASSES)
+        for number in (2, 1):
+            writer.add(ImageEntry(f"k{number}", number, f"sub/p{number}", f"images/sub/p{number}.jpg"), result)
+        writer.finish(["k1", "k2"])
+        return tmp_path
+
+    return write
+
+
+def fill(points: np.ndarray) -> np.ndarray:
+    rle = coco_mask.frPyObjects([np.asarray(points, float).reshape(-1).tolist()], 20, 30)
+    return coco_mask.decode(coco_mask.merge(rle)).astype(bool)
+
+
+def test_coco_panoptic(written, result):
+    folder = written("coco-panoptic")
+    content = json.loads((folder / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2]
+    assert [entry["category_id"] for entry in content["annotations"][0]["segments_info"]] == [7, 9, 21]
+    np.testing.assert_array_equal(read_id_png(folder / "panoptic" / "sub" / "p1.png"), result.segment_map)
+
+
+def test_coco_instances_are_what_the_coco_api_loads(written, result):
+    folder = written("coco-instances")
+    content = json.loads((folder / "instances.json").read_text())
+    assert [entry["area"] for entry in content["annotations"][:2]] == [24, 56]
+    coco = COCO()
+    coco.dataset = {"images": content["images"], "categories": content["categories"]}
+    coco.createIndex()
+    loaded = coco.loadRes(content["annotations"])
+    found = loaded.loadAnns(loaded.getAnnIds(imgIds=[1]))
+    assert [(entry["category_id"], entry["score"]) for entry in found] == [(7, 0.9), (9, 0.75)]
+    for entry, segment in zip(found, result.segments):
+        np.testing.assert_array_equal(loaded.annToMask(entry).astype(bool), result.mask(segment))
+        x, y, width, height = entry["bbox"]
+        assert (x, y, x + width, y + height) == segment.box
+    assert [entry["id"] for entry in content["categories"]] == [7, 9]
+
+
+def test_yolo_polygons_fill_to_the_same_pixels(written, result):
+    folder = written("yolo")
+    assert yaml.safe_load((folder / "data.yaml").read_text()) == {"names": {0: "cat", 1: 'dog "Rex"'}}
+    lines = (folder / "labels" / "sub" / "p1.txt").read_text().splitlines()
+    assert len(lines) == 2
+    for line, segment in zip(lines, result.segments):
+        number, *values = line.split()
+        assert int(number) == segment.class_id
+        points = np.array(values, float).reshape(-1, 2)
+        assert points.min() >= 0.0 and points.max() <= 1.0
+        np.testing.assert_array_equal(fill(np.rint(points * [30, 20])), result.mask(segment))
+
+
+def test_labelme_shapes(written, result):
+    folder = written("labelme")
+    path = folder / "labelme" / "sub" / "p1.json"
+    content = json.loads(path.read_text())
+    assert (path.parent / content["imagePath"]).resolve() == pathlib.Path("images/sub/p1.jpg").resolve()
+    assert (content["imageHeight"], content["imageWidth"]) == (20, 30)
+    kinds = [shape["shape_type"] for shape in content["shapes"]]
+    assert kinds == ["polygon", "mask", "mask"]
+    for shape, segment in zip(content["shapes"], result.segments):
+        assert shape["label"] == segment.class_name and shape["group_id"] == segment.id
+        if shape["shape_type"] == "polygon":
+            mask = fill(shape["points"])
+        else:
+            (x0, y0), (x1, y1) = np.array(shape["points"], int)
+            mask = np.zeros((20, 30), bool)
+            mask[y0 : y1 + 1, x0 : x1 + 1] = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
+        np.testing.assert_array_equal(mask, result.mask(segment))
+
+
+def test_label_studio_tasks(written, result):
+    folder = written("label-studio")
+    tasks = json.loads((folder / "label_studio.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == ["images/sub/p1.jpg", "images/sub/p2.jpg"]
+    (prediction,) = tasks[0]["predictions"]
+    for region, segment in zip(prediction["result"], result.segments):
+        assert (region["original_width"], region["original_height"]) == (30, 20)
+        assert region["value"]["polygonlabels"] == [segment.class_name]
+        points = np.array(region["value"]["points"]) * [0.3, 0.2]
+        np.testing.assert_array_equal(fill(np.rint(points)), result.mask(segment))
+    import xml.etree.ElementTree as ElementTree
+
+    labels = ElementTree.parse(folder / "label_studio.xml").getroot().iter("Label")
+    assert [label.get("value") for label in labels] == list(CLASSES.names)
+
+
+def test_geojson_polygons_have_their_holes(written, result):
+    folder = written("geojson")
+    features = json.loads((folder / "geojson" / "sub" / "p1.geojson").read_text())["features"]
+    assert [feature["geometry"]["type"] for feature in features] == ["Polygon", "MultiPolygon", "MultiPolygon"]
+    for feature, segment in zip(features, result.segments):
+        geometry = feature["geometry"]
+        parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+        mask = np.zeros((20, 30), bool)
+        for outer, *holes in parts:
+            assert outer[0] == outer[-1]
+            mask |= fill(outer[:-1]) & ~np.any([fill(hole[:-1]) for hole in holes] or [np.zeros_like(mask)], axis=0)
+        np.testing.assert_array_equal(mask, result.mask(segment))
+        assert feature["properties"]["class"] == segment.class_name
+
+
+def test_an_unknown_format_names_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match="labelme"):
+        make_writer("pascal", tmp_path, CLASSES)
+    assert set(FORMATS) == {"coco-panoptic", "coco-instances", "yolo", "labelme", "label-studio", "geojson"}
+
+
+def test_supervision_detections(result):
+    supervision = pytest.importorskip("supervision", reason="an optional package")
+    found = result.to_supervision()
+    assert isinstance(found, supervision.Detections) and len(found) == 3
+    np.testing.assert_array_equal(found.mask[1], result.mask(result.segments[1]))
+    assert found.data["class_name"].tolist() == list(CLASSES.names)
