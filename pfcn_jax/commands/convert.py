@@ -7,7 +7,6 @@ convert --checkpoint runs/mine --output model.pth                  a state dict 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import pathlib
 
 import jax

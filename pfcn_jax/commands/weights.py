@@ -23,7 +23,7 @@ from pfcn_jax.checkpoints.named import checkpoint_of, converted_path
 from pfcn_jax.errors import UserError
 from pfcn_jax.interop.download import Cache, check, fetch
 from pfcn_jax.interop.zoo import TABLE, Weights, find
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def _verify(entries: Sequence[Weights], cache: Cache) -> int:
                 raise UserError(f"{entry.name}: not fetched yet (`weights get {entry.name}`)")
             print(f"{entry.name}: {check(entry, path, cache)}")
         except UserError as error:
-            say(f"error: {error}")
+            print_lines(f"error: {error}")
             wrong += 1
     return min(wrong, 1)
 
@@ -88,7 +88,7 @@ def _remove(entry: Weights, cache: Cache) -> None:
     sharing = [other.name for other in TABLE.values() if other.file == entry.file and other.name != entry.name]
     used = [name for name in sharing if list(converted_path(entry, cache, "").parent.glob(f"{name}-*-v*"))]
     if used:
-        say(f"{path} stays: {', '.join(used)} was made from it")
+        print_lines(f"{path} stays: {', '.join(used)} was made from it")
         return
     for file in (path, path.with_name(path.name + ".partial"), path.with_name(path.name + ".lock")):
         if file.exists():

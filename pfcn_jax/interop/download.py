@@ -24,7 +24,7 @@ from pfcn_jax.errors import TryAgain, UserError
 from pfcn_jax.interop.zoo import Weights
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.progress import ProgressDisplay
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 RECORD = "digests.json"  # file name -> digest, bytes and date of the first use, where none is published
 _TRIES = 4
@@ -78,7 +78,7 @@ def fetch(entry: Weights, cache: Cache, *, wait_seconds: float = 1.0) -> pathlib
                 raise DownloadError(
                     f"{entry.name}: PFCN_OFFLINE is set and the file is not there; {_by_hand(entry, target)}"
                 )
-            say(f"{entry.name}: fetching {entry.file}; license: {entry.license}")
+            print_lines(f"{entry.name}: fetching {entry.file}; license: {entry.license}")
             partial = target.with_name(target.name + ".partial")
             _download(entry, partial, target, wait_seconds)
             try:
@@ -112,7 +112,9 @@ def check(entry: Weights, path: pathlib.Path, cache: Cache) -> str:
         size = path.stat().st_size
         record = {"sha256": digest, "bytes": size, "date": time.strftime("%Y-%m-%d")}
         write_json(cache.root / RECORD, {**_records(cache), entry.file: record})
-        say(f"{entry.name}: no digest is published; recorded SHA-256 {digest} ({size} bytes), verified from now on")
+        print_lines(
+            f"{entry.name}: no digest is published; recorded SHA-256 {digest} ({size} bytes), verified from now on"
+        )
     return digest
 
 

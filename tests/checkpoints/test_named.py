@@ -12,14 +12,14 @@ import pytest
 
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.format import CheckpointError, load_meta
-from pfcn_jax.checkpoints.loading import load_checkpoint, start_from
+from pfcn_jax.checkpoints.loading import initialize_from, load_checkpoint
 from pfcn_jax.checkpoints.named import checkpoint_of, resolve
-from pfcn_jax.commands.convert import model_facts
 from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.interop import zoo
 from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.download import Cache
+from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.writer import write_state_dict
 from pfcn_jax.models.build import build_model
 from pfcn_jax.models.panoptic_fcn import init_variables
@@ -36,7 +36,7 @@ def weights_file(tmp_path_factory) -> pathlib.Path:
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: rng.normal(0.0, 0.01, leaf.shape).astype(np.float32), shapes)
     path = tmp_path_factory.mktemp("served") / "toy.pth"
-    write_state_dict(path, from_params(variables, model_facts(model)))
+    write_state_dict(path, from_params(variables, ModelFacts(options, *coco_classes().counts)))
     return path
 
 
@@ -70,7 +70,7 @@ def test_a_name_is_converted_once_with_its_config(cache):
 def test_a_run_starts_from_a_name(cache):
     loaded = load_checkpoint(pathlib.Path("panoptic-fcn-r50-3x-fast"))
     fresh = jax.tree.map(np.zeros_like, loaded.variables)
-    merged, notes = start_from(pathlib.Path("panoptic-fcn-r50-3x-fast"), fresh, loaded.config, fresh_heads=False)
+    merged, notes = initialize_from(pathlib.Path("panoptic-fcn-r50-3x-fast"), fresh, loaded.config, fresh_heads=False)
     assert notes == []
     jax.tree.map(np.testing.assert_array_equal, merged, dict(loaded.variables))
 
