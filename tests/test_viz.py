@@ -1,4 +1,4 @@
-"""Drawings: colours, labels that fit and do not collide, heat maps, panels."""
+"""Drawings: colors, labels that fit and do not collide, heat maps, panels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from PIL import Image
 
 from pfcn_jax import viz
 from pfcn_jax.codec import read_id_png
+from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.viz import labels, panoptic
 
-NAMES = ("cat", "dog", "sky")
-COLORS = np.array([[200, 30, 40], [20, 200, 60], [90, 120, 250]])
-IS_THING = (True, True, False)
+CLASSES = ClassTable(
+    names=("cat", "dog", "sky"),
+    category_ids=(1, 2, 3),
+    is_thing=(True, True, False),
+    colors=((200, 30, 40), (20, 200, 60), (90, 120, 250)),
+)
+COLORS = CLASSES.palette
+
+
+def things(*names: str) -> ClassTable:
+    return ClassTable(names, tuple(range(1, len(names) + 1)), (True,) * len(names))
 
 
 def scene(height=120, width=160):
@@ -30,9 +39,7 @@ def scene(height=120, width=160):
 
 def test_fill_is_a_blend_and_void_stays():
     image, segment_map, class_ids = scene()
-    drawn = viz.overlay(
-        image, segment_map, NAMES, class_ids, None, COLORS, is_thing=IS_THING, alpha=0.4, labels=False, outlines=False
-    )
+    drawn = viz.overlay(image, segment_map, CLASSES, class_ids, alpha=0.4, labels=False)
     shades = viz.segment_colors(class_ids, COLORS)
     assert drawn.dtype == np.uint8 and drawn.shape == image.shape
     for y, x in ((30, 30), (80, 100), (8, 105), (2, 2), (119, 0)):
@@ -40,25 +47,26 @@ def test_fill_is_a_blend_and_void_stays():
         alpha = {0: 0.0, 4: 0.34}.get(int(row), 0.4)
         shade = shades[row - 1].astype(float) if row else np.zeros(3)
         np.testing.assert_allclose(drawn[y, x], (1 - alpha) * image[y, x] + alpha * shade, atol=0.51)
-    np.testing.assert_array_equal(drawn[segment_map == 0], image[segment_map == 0])
+    assert not segment_map[113:].any()  # away from every outline
+    np.testing.assert_array_equal(drawn[113:], image[113:])
 
 
-def test_first_of_a_class_has_its_colour_and_the_others_shades_of_their_own():
+def test_first_of_a_class_has_its_color_and_the_others_shades_of_their_own():
     shades = viz.segment_colors([1, 0, 0, 2, 0], COLORS)
     np.testing.assert_array_equal(shades[[0, 1, 3]], COLORS[[1, 0, 2]])
     many = viz.segment_colors([0] * 40, COLORS)
     assert len(np.unique(many, axis=0)) == 40
     assert viz.segment_colors([], COLORS).shape == (0, 3)
-    neighbours = viz.segment_colors([0] * 4, COLORS).astype(int)
-    for a, b in itertools.combinations(neighbours, 2):
+    neighbors = viz.segment_colors([0] * 4, COLORS).astype(int)
+    for a, b in itertools.combinations(neighbors, 2):
         assert np.abs(a - b).max() > 25  # to be told apart
 
 
 def test_outlines_touch_borders_only():
     image, segment_map, class_ids = scene()
-    options = {"is_thing": IS_THING, "labels": False}
-    plain = viz.overlay(image, segment_map, NAMES, class_ids, None, COLORS, outlines=False, **options)
-    lined = viz.overlay(image, segment_map, NAMES, class_ids, None, COLORS, **options)
+    lined = viz.overlay(image, segment_map, CLASSES, class_ids, labels=False)
+    opacity = np.where(np.array(CLASSES.is_thing)[class_ids], 0.5, 0.425)
+    plain = panoptic._fill(image, segment_map, viz.segment_colors(class_ids, COLORS), opacity)
     changed = (plain != lined).any(axis=-1)
     assert changed[20, 15:65].all() and changed[25:95, 10].all()  # the first cat's border
     assert not changed[25:95, 15:65].any() and not changed[62:110, 152:].any()
@@ -79,7 +87,7 @@ def random_map(seed):
     return np.where(distance.min(axis=0) < rng.uniform(5, 60) ** 2, nearest + 1, 0).astype(np.int32), count
 
 
-def test_labels_lie_in_the_picture_and_never_collide():
+def test_labels_lie_in_the_image_and_never_collide():
     number = 0
     for seed in range(30):
         segment_map, count = random_map(seed)
@@ -148,11 +156,11 @@ def test_small_segments_are_named_beside_but_not_over_other_things():
     assert labels.place_beside(box, "cat" * 30, font_size=10, free=free, others=others) is None
 
 
-def test_names_change_the_picture_only_under_their_plates():
+def test_names_change_the_image_only_under_their_plates():
     image, segment_map, class_ids = scene()
-    arguments = (image, segment_map, NAMES, class_ids, [0.9, 0.5, float("nan"), float("nan")], COLORS)
-    plain = viz.overlay(*arguments, is_thing=IS_THING, labels=False)
-    named = viz.overlay(*arguments, is_thing=IS_THING)
+    arguments = (image, segment_map, CLASSES, class_ids, [0.9, 0.5, float("nan"), float("nan")])
+    plain = viz.overlay(*arguments, labels=False)
+    named = viz.overlay(*arguments)
     found = placed_labels(segment_map, ["cat 0.90", "cat 0.50", "dog", "sky"], [True, True, True, False])
     assert [found[row].text for row in sorted(found)] == ["cat 0.90", "cat 0.50", "dog", "sky"]
     under = np.zeros(segment_map.shape, bool)
@@ -164,36 +172,34 @@ def test_names_change_the_picture_only_under_their_plates():
     assert not changed[~under].any() and changed[under].mean() > 0.9
 
 
-def test_odd_pictures_are_drawn():
+def test_odd_images_are_drawn():
     for shape, names in (((1, 1), ("a",)), ((3, 200), ("a\nb",)), ((200, 2), ("",)), ((20, 20), ("long " * 40,))):
         image = np.full((*shape, 3), 7, np.uint8)
-        drawn = viz.overlay(image, np.ones(shape, np.uint8), names, [0], [0.5])
+        drawn = viz.overlay(image, np.ones(shape, np.uint8), things(*names), [0], [0.5])
         assert drawn.shape == image.shape
         assert (drawn != image).any()
-    empty = viz.overlay(image, np.zeros(shape, np.int64), (), [], [])
+    empty = viz.overlay(image, np.zeros(shape, np.int64), CLASSES, [], [])
     np.testing.assert_array_equal(empty, image)
     crowded = np.arange(1, 401, dtype=np.int32).reshape(20, 20)
-    assert viz.overlay(image, crowded, ("a",), [0] * 400).shape == image.shape
+    assert viz.overlay(image, crowded, things("a"), [0] * 400).shape == image.shape
 
 
 def test_scale_magnifies_the_drawing():
     image, segment_map, class_ids = scene()
-    drawn = viz.overlay(image, segment_map, NAMES, class_ids, None, COLORS, scale=2.5)
+    drawn = viz.overlay(image, segment_map, CLASSES, class_ids, scale=2.5)
     assert drawn.shape == (300, 400, 3)
 
 
 @pytest.mark.parametrize("change, message", [
     ({"image": np.zeros((4, 4), np.uint8)}, r"image must be uint8 \[h, w, 3\]"),
     ({"image": np.zeros((4, 4, 3))}, "got float64"),
-    ({"segment_map": np.zeros((4, 5), int)}, "does not belong to a picture"),
+    ({"segment_map": np.zeros((4, 5), int)}, "does not belong to an image"),
     ({"segment_map": np.full((4, 4), 2)}, "ids 2..2, but there are 1 segments"),
     ({"scores": [0.5, 0.5]}, "1 segments, but 2 scores"),
     ({"class_ids": [3]}, "classes 3..3, but 3 names"),
-    ({"colors": COLORS[:2]}, "3 names, but 2 colors"),
-    ({"is_thing": (True,)}, "1 is_thing"),
 ])  # fmt: skip
 def test_what_cannot_be_drawn_is_refused(change, message):
-    arguments = {"image": np.zeros((4, 4, 3), np.uint8), "segment_map": np.ones((4, 4), int), "class_names": NAMES}
+    arguments = {"image": np.zeros((4, 4, 3), np.uint8), "segment_map": np.ones((4, 4), int), "classes": CLASSES}
     with pytest.raises(ValueError, match=message):
         viz.overlay(**(arguments | {"class_ids": [0]} | change))
 
@@ -227,11 +233,11 @@ def solid(height, width, value):
     return np.full((height, width, 3), value, np.uint8)
 
 
-def test_side_by_side():
-    row = viz.side_by_side([solid(40, 30, 10), solid(20, 30, 90)], gap=4)
+def test_panel_row():
+    row = viz.panel_row([solid(40, 30, 10), solid(20, 30, 90)], gap=4)
     assert row.shape == (48, 4 + 30 + 4 + 60 + 4, 3)
     assert (row[4:44, 4:34] == 10).all() and (row[4:44, 38:98] == 90).all() and (row[:4] == 255).all()
-    titled = viz.side_by_side([solid(40, 30, 10), solid(20, 30, 90)], ["one", "a title that is too long"], gap=4)
+    titled = viz.panel_row([solid(40, 30, 10), solid(20, 30, 90)], ["one", "a title that is too long"], gap=4)
     assert titled.shape == (48 + 16, 102, 3)
     np.testing.assert_array_equal(titled[20:60], row[4:44])
     assert titled[4:20, 4:34].min() < 100 and (titled[:20, 34:38] == 255).all() and (titled[:20, 98:] == 255).all()
@@ -244,19 +250,19 @@ def test_contact_sheet():
     assert (sheet[24:44, 44:] == 255).all()
     assert viz.contact_sheet([solid(9, 9, 0)] * 5, [""] * 5, cell=(9, 9), gap=0).shape == (2 * 25, 27, 3)
     for arguments, message in (
-        (([],), "no picture"), (([solid(2, 2, 0)], ["a", "b"]), "1 pictures, but 2 titles"),
-        (([np.zeros((2, 2))],), "picture 0 must be"), (([solid(2, 2, 0)], None), "columns must be"),
+        (([],), "no image"), (([solid(2, 2, 0)], ["a", "b"]), "1 images, but 2 titles"),
+        (([np.zeros((2, 2))],), "image 0 must be"), (([solid(2, 2, 0)], None), "columns must be"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             viz.contact_sheet(*arguments, columns=0)
 
 
-def test_kinds_of_pixels_get_their_colours():
+def test_kinds_of_pixels_get_their_colors():
     image = np.full((20, 30, 3), (200, 100, 50), np.uint8)
     kinds = np.zeros((20, 30), np.int32)
     kinds[5:10, 5:25] = 1
     drawn = viz.paint_kinds(image, kinds, [None, (255, 0, 0)], alpha=0.75)
-    assert drawn.shape == image.shape and np.ptp(drawn[0, 0]) == 0  # grey where there is no colour
+    assert drawn.shape == image.shape and np.ptp(drawn[0, 0]) == 0  # gray where there is no color
     assert drawn[7, 7, 0] > drawn[7, 7, 1] + 150
     assert viz.paint_kinds(image, kinds, [None, (255, 0, 0)], scale=2.0).shape == (40, 60, 3)
     for bad, colors in ((kinds[:5], [None, None]), (kinds, [None])):
@@ -272,7 +278,7 @@ def test_rings_surround_their_points():
     assert not black.any()
 
 
-def test_similarities_as_a_picture():
+def test_similarities_as_a_image():
     values = np.eye(4, dtype=np.float32)
     values[0, 1] = values[1, 0] = 0.95
     drawn = viz.similarity_matrix(values, [2, 3, 4], side=200)
@@ -284,14 +290,14 @@ def test_similarities_as_a_picture():
 
 
 def test_pages_escape_and_miss_nothing():
-    encoded = viz.encode_picture(np.zeros((4, 6, 3), np.uint8))
+    encoded = viz.encode_webp(np.zeros((4, 6, 3), np.uint8))
     assert encoded[:4] == b"RIFF" and viz.data_uri(encoded).startswith("data:image/webp;base64,")
     with pytest.raises(jinja2.UndefinedError):
         viz.render("report.html", title="a")
 
 
 def test_labels_of_real_photos(pictures_dir):
-    """The drawing of a labelled photo names everything in it."""
+    """The drawing of a labeled photo names everything in it."""
     folder = pictures_dir / "coco_sample"
     content = json.loads((folder / "annotations/panoptic_val2017.json").read_text())
     category = {entry["id"]: entry for entry in content["categories"]}
@@ -302,7 +308,9 @@ def test_labels_of_real_photos(pictures_dir):
     names = [category[s["category_id"]]["name"] for s in segments]
     is_thing = [bool(category[s["category_id"]]["isthing"]) for s in segments]
     image = np.array(Image.open(folder / "val2017/000000000785.jpg").convert("RGB"))
-    drawn = viz.overlay(image, segment_map, names, range(len(names)), is_thing=is_thing)
+    classes = ClassTable.from_coco(content["categories"])
+    class_of = [classes.class_of_category[s["category_id"]] for s in segments]
+    drawn = viz.overlay(image, segment_map, classes, class_of)
     assert drawn.shape == image.shape
     found = placed_labels(segment_map, names, is_thing)
     assert {label.text for label in found.values()} == {"person", "skis", "snow", "sky-other-merged"}

@@ -131,9 +131,7 @@ def _compiled(num_things: int, num_stuff: int, thing_regions: int, canvas: tuple
 
 def _draw(classes: ClassTable, image: np.ndarray, segment_map: np.ndarray, class_id: np.ndarray) -> np.ndarray:
     scale = min(_CELL[0] / image.shape[0], _CELL[1] / image.shape[1])  # names are drawn at the size of the cell
-    return overlay(
-        image, segment_map, classes.names, class_id, colors=classes.colors, is_thing=classes.is_thing, scale=scale
-    )
+    return overlay(image, segment_map, classes, class_id, scale=scale)
 
 
 def _stack(parts: list[np.ndarray]) -> np.ndarray:

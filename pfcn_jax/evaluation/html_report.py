@@ -1,15 +1,16 @@
-"""`evaluate --report DIR`: an evaluation as one page of HTML, with the worst pictures first, and as JSON.
+"""`evaluate --report DIR`: an evaluation as one page of HTML, with the worst images first, and as JSON.
 
-The page holds its pictures and style; it can be mailed. A collector sees every picture of the evaluation and keeps
-counts and the few worst pictures.
+The page embeds its images and style; it can be mailed. A collector receives every image of the evaluation and stores
+counts and the few worst images.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ from pfcn_jax.metrics.breakdown import SIZES, Breakdown, breakdown, error_map, t
 from pfcn_jax.metrics.pq import PQCounts, PQGroup, PQResult, SegmentMatches, count_matches, match_segments, pq_result
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.utils.atomic import write_json, write_text
-from pfcn_jax.viz import data_uri, encode_picture, overlay, paint_kinds, render
+from pfcn_jax.viz import data_uri, encode_webp, overlay, paint_kinds, render
 from pfcn_jax.viz.preview import compact
 
-_SIDE = 512  # long side of a picture in the report, about
+_SIDE = 512  # long side of an image in the report, about
 _LISTED_CONFUSIONS = 15
 _MATRIX_CLASSES = 24  # a matrix of more classes cannot be read
 # In the order of metrics.breakdown: CORRECT, FALSE_POSITIVE, FALSE_NEGATIVE, BOTH, WRONG_CLASS, BOUNDARY, IGNORED.
@@ -40,8 +41,8 @@ _ERRORS: tuple[tuple[str, tuple[int, int, int] | None], ...] = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoredPicture:
-    """One picture with its labels, what was predicted, and how the two match. It is drawn when the page is written."""
+class ScoredImage:
+    """One image with its labels, its prediction, and how the two match. It is drawn when the page is written."""
 
     pq: float
     counts: tuple[int, int, int, int]  # TP, FP, FN, and misses that were found under another class
@@ -53,17 +54,17 @@ class ScoredPicture:
 
 
 class ReportCollector:
-    """Call it with every example and its prediction (`evaluate_model(on_picture=...)`), then `write`.
+    """Call it with every example and its prediction (`evaluate_model(on_image=...)`), then `write`.
 
     Args:
-      pictures: how many of the worst are kept.
+      limit: the number of worst images that are stored.
     """
 
-    def __init__(self, classes: ClassTable, *, pictures: int = 24):
-        self._classes, self._kept = classes, pictures
+    def __init__(self, classes: ClassTable, *, limit: int = 24):
+        self._classes, self._limit = classes, limit
         self.breakdown = Breakdown.zeros(len(classes))
         self.scored = 0
-        self._worst: list[tuple[float, int, ScoredPicture]] = []  # a heap with the best of them on top
+        self._worst: list[tuple[float, int, ScoredImage]] = []  # a heap with the best of them on top
 
     def __call__(self, example: Example, prediction: Prediction) -> None:
         classes = len(self._classes)
@@ -74,13 +75,13 @@ class ReportCollector:
         counts = count_matches(found, classes)
         result = pq_result(counts, self._classes.is_thing)
         if result.all.N == 0:
-            return  # nothing labelled, nothing predicted: no score
+            return  # nothing labeled, nothing predicted: no score
         order, self.scored = self.scored, self.scored + 1
         key = (-result.all.PQ, -order)
-        if len(self._worst) == self._kept and key < self._worst[0][:2]:
+        if len(self._worst) == self._limit and key < self._worst[0][:2]:
             return
         mixed = int(np.sum(found.gt_classes[any_class.gt_row] != found.pred_classes[any_class.pred_row]))
-        picture = ScoredPicture(
+        image = ScoredImage(
             pq=result.all.PQ,
             counts=(int(counts.tp.sum()), int(counts.fp.sum()), int(counts.fn.sum()), mixed),
             example=example,
@@ -89,20 +90,20 @@ class ReportCollector:
             score=score,
             any_class=any_class,
         )
-        (heapq.heappushpop if len(self._worst) == self._kept else heapq.heappush)(self._worst, (*key, picture))
+        (heapq.heappushpop if len(self._worst) == self._limit else heapq.heappush)(self._worst, (*key, image))
 
-    def worst(self) -> list[ScoredPicture]:
-        """The pictures kept, worst first."""
-        return [picture for _, _, picture in sorted(self._worst, key=lambda entry: (-entry[0], -entry[1]))]
+    def worst(self) -> list[ScoredImage]:
+        """The stored images, worst first."""
+        return [image for _, _, image in sorted(self._worst, key=lambda entry: (-entry[0], -entry[1]))]
 
     def write(
-        self, folder: pathlib.Path, result: PQResult, *, title: str, subtitle: str, others: dict[str, float | None]
+        self, folder: pathlib.Path, result: PQResult, *, title: str, subtitle: str, others: Mapping[str, float]
     ) -> pathlib.Path:
         """Writes `report.html` and `report.json`.
 
         Args:
           result: PQ of the whole evaluation.
-          others: further figures in percent for the top of the page, as AP and mIoU; None: not measured.
+          others: further figures in percent for the top of the page, as AP and mIoU; NaN: undefined, "-".
 
         Returns:
           The page.
@@ -118,7 +119,7 @@ class ReportCollector:
             classes=_class_rows(result, sizes, self._classes),
             confusions=_confusion_rows(self.breakdown.confusion, self._classes.names),
             matrix=_matrix(self.breakdown.confusion, self._classes.names),
-            pictures=[_picture_values(picture, self._classes) for picture in self.worst()],
+            images=[_image_values(image, self._classes) for image in self.worst()],
             scored=self.scored,
             legend=[{"text": text, "color": _css(color or (200, 200, 200))} for text, color in _ERRORS],
         )
@@ -127,7 +128,7 @@ class ReportCollector:
         write_text(folder / "report.html", page)
         return folder / "report.html"
 
-    def _to_dict(self, result: PQResult, sizes: list[PQResult], others: dict[str, float | None]) -> dict[str, Any]:
+    def _to_dict(self, result: PQResult, sizes: list[PQResult], others: Mapping[str, float]) -> dict[str, Any]:
         ids, names = self._classes.category_ids, self._classes.names
         return {
             **result.to_dict(ids),
@@ -136,22 +137,23 @@ class ReportCollector:
             "confusion": {"classes": [*names, "(nothing)"], "counts": self.breakdown.confusion.tolist()},
             "worst_pictures": [
                 {
-                    "file_name": picture.example.file_name,
-                    "PQ": picture.pq,
-                    **dict(zip(("TP", "FP", "FN"), picture.counts)),
+                    "file_name": image.example.file_name,
+                    "PQ": image.pq,
+                    **dict(zip(("TP", "FP", "FN"), image.counts)),
                 }
-                for picture in self.worst()
+                for image in self.worst()
             ],
         }
 
 
-def _tiles(result: PQResult, others: dict[str, float | None]) -> list[dict[str, Any]]:
+def _tiles(result: PQResult, others: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Name and value of the numbers at the top of the page; None: undefined."""
     values = {"PQ": result.all, "PQ things": result.things, "PQ stuff": result.stuff}
     tiles: list[dict[str, Any]] = [
         {"name": name, "value": group.PQ if group.N else None} for name, group in values.items()
     ]
-    tiles += [{"name": "SQ", "value": result.all.SQ}, {"name": "RQ", "value": result.all.RQ}]
-    return tiles + [{"name": name, "value": value} for name, value in others.items() if value is not None]
+    tiles += [{"name": name, "value": getattr(result.all, name) if result.all.N else None} for name in ("SQ", "RQ")]
+    return tiles + [{"name": name, "value": None if math.isnan(value) else value} for name, value in others.items()]
 
 
 def _groups(result: PQResult, sizes: list[PQResult], is_thing: np.ndarray) -> list[dict[str, Any]]:
@@ -196,12 +198,12 @@ def _class_rows(result: PQResult, sizes: list[PQResult], classes: ClassTable) ->
 def _confusion_rows(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
-            "labelled": names[labelled],
+            "labeled": names[labeled],
             "predicted": names[predicted],
             "count": count,
-            "share": 100.0 * count / int(confusion[labelled].sum()),
+            "share": 100.0 * count / int(confusion[labeled].sum()),
         }
-        for labelled, predicted, count in top_confusions(confusion, _LISTED_CONFUSIONS)
+        for labeled, predicted, count in top_confusions(confusion, _LISTED_CONFUSIONS)
     ]
 
 
@@ -227,23 +229,22 @@ def _matrix(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     return {"names": [names[c] for c in shown], "rows": rows, "left_out": int(exists.sum()) - len(shown)}
 
 
-def _picture_values(picture: ScoredPicture, classes: ClassTable) -> dict[str, Any]:
-    tp, fp, fn, mixed = picture.counts
-    panels = [{"name": name, "src": data_uri(encode_picture(panel))} for name, panel in _panels(picture, classes)]
-    name = picture.example.file_name
-    return {"name": name, "pq": picture.pq, "tp": tp, "fp": fp, "fn": fn, "mixed": mixed, "panels": panels}
+def _image_values(image: ScoredImage, classes: ClassTable) -> dict[str, Any]:
+    tp, fp, fn, mixed = image.counts
+    panels = [{"name": name, "src": data_uri(encode_webp(panel))} for name, panel in _panels(image, classes)]
+    name = image.example.file_name
+    return {"name": name, "pq": image.pq, "tp": tp, "fp": fp, "fn": fn, "mixed": mixed, "panels": panels}
 
 
-def _panels(picture: ScoredPicture, classes: ClassTable) -> list[tuple[str, np.ndarray]]:
-    """Picture, labels, prediction and errors, each about as large."""
-    image, truth = picture.example.image, picture.example.segment_map
+def _panels(scored: ScoredImage, classes: ClassTable) -> list[tuple[str, np.ndarray]]:
+    """Image, labels, prediction and errors, each about as large."""
+    image, truth = scored.example.image, scored.example.segment_map
     scale = _SIDE / max(truth.shape)
-    options: dict[str, Any] = {"colors": classes.colors, "is_thing": classes.is_thing, "scale": scale}
-    kinds = error_map(truth, picture.segment_map, picture.any_class)
+    kinds = error_map(truth, scored.segment_map, scored.any_class)
     return [
-        ("picture", overlay(image, np.zeros_like(truth), classes.names, [], scale=scale)),
-        ("labels", overlay(image, truth, classes.names, picture.example.class_id, **options)),
-        ("prediction", overlay(image, picture.segment_map, classes.names, picture.class_id, picture.score, **options)),
+        ("image", overlay(image, np.zeros_like(truth), classes, [], scale=scale)),
+        ("labels", overlay(image, truth, classes, scored.example.class_id, scale=scale)),
+        ("prediction", overlay(image, scored.segment_map, classes, scored.class_id, scored.score, scale=scale)),
         ("errors", paint_kinds(image, kinds, [color for _, color in _ERRORS], scale=scale)),
     ]
 

@@ -94,11 +94,9 @@ class Result:
         drawn = overlay(
             self.image,
             self.segment_map,
-            self.classes.names,
+            self.classes,
             [segment.class_id for segment in self.segments],
             [segment.score for segment in self.segments],
-            self.classes.colors,
-            is_thing=self.classes.is_thing,
             alpha=alpha,
             labels=labels,
             scale=scale,

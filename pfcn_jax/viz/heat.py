@@ -1,4 +1,4 @@
-"""Score maps over pictures (object centers, regions, probabilities), and matrices as pictures."""
+"""Score maps over images (object centers, regions, probabilities), and matrices as images."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def heatmap(
     alpha: float = 0.8,
     smooth: bool = True,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A score map in colours over a darkened picture: the higher the score, the brighter and the less transparent.
+    """A score map in colors over a darkened image: the higher the score, the brighter and the less transparent.
 
     Args:
       score: probabilities or scores; NaN counts as 0.
-      stride: pixels of the picture per position; what reaches beyond the picture (padding) is cut off. None: the map
-        covers exactly the picture.
-      highest: the score that gets the brightest colour (0 is the darkest).
-      alpha: how much of the brightest colour covers the picture, 0..1.
+      stride: pixels of the image per position; what reaches beyond the image (padding) is cut off. None: the map
+        covers exactly the image.
+      highest: the score that gets the brightest color (0 is the darkest).
+      alpha: how much of the brightest color covers the image, 0..1.
       smooth: interpolate between positions; False shows each as a square.
 
     Raises:
-      ValueError: not a map, not a picture, or `stride` positions that do not cover the picture.
+      ValueError: not a map, not an image, or `stride` positions that do not cover the image.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"image must be uint8 [h, w, 3], got {image.dtype} {list(image.shape)}")
@@ -45,8 +45,8 @@ def heatmap(
     level = np.clip(level, 0.0, 1.0)  # cubic interpolation overshoots
     index = np.rint(255 * level).astype(np.uint8)
     color = cv2.cvtColor(cv2.applyColorMap(index, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB).astype(np.float32)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-    ground = 0.45 * (0.6 * grey + 0.4 * image.astype(np.float32))
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    ground = 0.45 * (0.6 * gray + 0.4 * image.astype(np.float32))
     opacity = alpha * np.sqrt(level)  # the root lets weak responses show
     return np.rint((1.0 - opacity) * ground + opacity * color).astype(np.uint8)
 
@@ -54,11 +54,11 @@ def heatmap(
 def similarity_matrix(
     values: Float[np.ndarray, "n n"], ends: Sequence[int] = (), *, side: int = 512, lowest: float = 0.0
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """A matrix of similarities as a picture: dark at `lowest` and below, bright at 1; squares frame groups of rows.
+    """A matrix of similarities as an image: dark at `lowest` and below, bright at 1; squares frame groups of rows.
 
     Args:
       ends: where each group of rows ends (exclusive), ascending; groups of one row get no frame.
-      side: pixels of the picture, about.
+      side: pixels of the image, about.
     """
     count = max(1, len(values))
     cell = max(2, side // count)

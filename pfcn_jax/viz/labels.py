@@ -21,7 +21,7 @@ HEIGHT = 1.45  # of a label, in font sizes
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """A text in its box; pixels of the picture, x1 and y1 exclusive."""
+    """A text in its box; pixels of the image, x1 and y1 exclusive."""
 
     text: str
     font_size: int
@@ -57,7 +57,7 @@ def place_inside(
     height, width = label_size(text, largest)
     ratio = width / height
     columns = max(1, int(segment.shape[1] / ratio))
-    room = np.pad((segment & free).view(np.uint8) * 255, 1)  # nothing fits across the picture's edge
+    room = np.pad((segment & free).view(np.uint8) * 255, 1)  # nothing fits across the image's edge
     squeezed = cv2.resize(room, (columns + 2, room.shape[0]), interpolation=cv2.INTER_AREA)
     inner = (squeezed >= 250).astype(np.uint8)
     inner[:, [0, -1]] = 0
@@ -112,7 +112,7 @@ def place_beside(
 def draw(
     image: UInt8[np.ndarray, "h w 3"], labels: list[Label], colors: UInt8[np.ndarray, "n 3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with its labels: dark translucent boxes with round corners, text in a light tint of `colors`."""
+    """The image with its labels: dark translucent boxes with round corners, text in a light tint of `colors`."""
     layer = Image.fromarray(image).convert("RGBA")
     for label, color in zip(labels, colors):
         tint = tuple(round(255 - 0.38 * (255 - part)) for part in _bright(color).tolist())
@@ -138,7 +138,7 @@ def _plate(label: Label, tint: tuple[int, ...]) -> Image.Image:
 
 
 def _bright(color: np.ndarray) -> np.ndarray:
-    """The colour scaled so that its strongest part is 255: a tint of a dark colour must still be seen."""
+    """The color scaled so that its strongest part is 255: a tint of a dark color must still be seen."""
     return np.asarray(color, np.float64) * (255.0 / max(1.0, float(np.max(color))))
 
 
@@ -149,7 +149,7 @@ def _middle(segment: np.ndarray) -> tuple[float, float]:
 
 
 def _label_at(text: str, font_size: int, y: float, x: float, shape: tuple[int, ...]) -> Label:
-    """The label with its center there, moved as little as needed to lie within the picture."""
+    """The label with its center there, moved as little as needed to lie within the image."""
     height, width = label_size(text, font_size)
     y0 = min(max(0, round(y - height / 2)), max(0, shape[0] - height))
     x0 = min(max(0, round(x - width / 2)), max(0, shape[1] - width))

@@ -1,4 +1,4 @@
-"""Pages of HTML that need nothing but themselves: pictures and style are inside, no script, nothing is fetched."""
+"""Pages of HTML that need nothing but themselves: images and style are inside, no script, nothing is fetched."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import base64
 import functools
 import io
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def render(template: str, **values: Any) -> str:
@@ -25,6 +27,8 @@ def render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
+    import jinja2  # only pages need it, not drawings
+
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates"), encoding="utf-8"),
         autoescape=True,
@@ -35,11 +39,11 @@ def _environment() -> jinja2.Environment:
 
 
 def data_uri(encoded: bytes) -> str:
-    """A WebP picture as the `src` of an `<img>`."""
+    """A WebP image as the `src` of an `<img>`."""
     return "data:image/webp;base64," + base64.b64encode(encoded).decode("ascii")
 
 
-def encode_picture(image: UInt8[np.ndarray, "h w 3"], *, quality: int = 88) -> bytes:
+def encode_webp(image: UInt8[np.ndarray, "h w 3"], *, quality: int = 88) -> bytes:
     """RGB as WebP, which every browser shows: an eighth of a PNG at no visible loss."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "WEBP", quality=quality, method=4)

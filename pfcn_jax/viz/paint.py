@@ -1,4 +1,4 @@
-"""A few kinds of pixels in a few colours over a faded picture: error maps."""
+"""A few kinds of pixels in a few colors over a faded image: error maps."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def paint_kinds(
     alpha: float = 0.75,
     scale: float = 1.0,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Colours every pixel by its kind; the picture below is grey and pale, so that the colours speak.
+    """Colors every pixel by its kind; the image below is gray and pale, so that the colors speak.
 
     Args:
       kinds: row of `colors` of each pixel.
-      colors: RGB of each kind; None leaves the picture as it is.
-      alpha: how much of the colour covers the picture, 0..1.
+      colors: RGB of each kind; None leaves the image as it is.
+      alpha: how much of the color covers the image, 0..1.
       scale: magnifies the drawing.
 
     Raises:
-      ValueError: kinds that do not belong to the picture or have no colour.
+      ValueError: kinds that do not belong to the image or have no color.
     """
     if kinds.shape != image.shape[:2]:
-        raise ValueError(f"kinds {list(kinds.shape)} do not belong to a picture of {list(image.shape[:2])}")
+        raise ValueError(f"kinds {list(kinds.shape)} do not belong to an image of {list(image.shape[:2])}")
     if int(kinds.min()) < 0 or int(kinds.max()) >= len(colors):
-        raise ValueError(f"kinds {int(kinds.min())}..{int(kinds.max())}, but {len(colors)} colours")
+        raise ValueError(f"kinds {int(kinds.min())}..{int(kinds.max())}, but {len(colors)} colors")
     if scale != 1.0:
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
         kinds = cv2.resize(kinds.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
-    ground = 0.5 * grey + 110.0
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
+    ground = 0.5 * gray + 110.0
     color = np.array([part or (0, 0, 0) for part in colors], np.float32)
     opacity = np.array([0.0 if part is None else alpha for part in colors], np.float32)[kinds][..., None]
     return np.rint(np.minimum((1.0 - opacity) * ground + opacity * color[kinds], 255.0)).astype(np.uint8)

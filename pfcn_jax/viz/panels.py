@@ -1,4 +1,4 @@
-"""Pictures next to each other, with titles."""
+"""Rows and grids of images with titles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BACKGROUND = (255, 255, 255)
 INK = (32, 34, 38)
 
 
-def side_by_side(
+def panel_row(
     panels: Sequence[UInt8[np.ndarray, "_h _w 3"]],
     titles: Sequence[str] | None = None,
     *,
@@ -26,7 +26,7 @@ def side_by_side(
     """Panels in one row, scaled to one height (by default the tallest's), each with its title above.
 
     Raises:
-      ValueError: no panel, not RGB pictures, or another number of titles.
+      ValueError: no panel, not RGB images, or another number of titles.
     """
     _check(panels, titles)
     height = max(panel.shape[0] for panel in panels) if height is None else height
@@ -44,34 +44,34 @@ def side_by_side(
 
 
 def contact_sheet(
-    pictures: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
     titles: Sequence[str] | None = None,
     *,
     columns: int | None = None,
     cell: tuple[int, int] = (240, 320),
     gap: int = 8,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Pictures in a grid, each shrunk or magnified to fit a cell (height, width) and centered in it.
+    """Images in a grid, each shrunk or magnified to fit a cell (height, width) and centered in it.
 
     Args:
       columns: by default about as many as rows.
 
     Raises:
-      ValueError: no picture, not RGB, another number of titles, no column.
+      ValueError: no image, not RGB, another number of titles, no column.
     """
-    _check(pictures, titles)
-    columns = math.ceil(math.sqrt(len(pictures))) if columns is None else columns
+    _check(images, titles)
+    columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
-    columns = min(columns, len(pictures))
+    columns = min(columns, len(images))
     bar = _bar(cell[0]) if titles else 0
-    rows = math.ceil(len(pictures) / columns)
+    rows = math.ceil(len(images) / columns)
     pitch = (cell[0] + bar + gap, cell[1] + gap)
     sheet = Image.new("RGB", (gap + columns * pitch[1], gap + rows * pitch[0]), BACKGROUND)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         y, x = gap + i // columns * pitch[0], gap + i % columns * pitch[1]
-        ratio = min(cell[0] / picture.shape[0], cell[1] / picture.shape[1])
-        small = _resized(picture, max(1, round(picture.shape[0] * ratio)), max(1, round(picture.shape[1] * ratio)))
+        ratio = min(cell[0] / image.shape[0], cell[1] / image.shape[1])
+        small = _resized(image, max(1, round(image.shape[0] * ratio)), max(1, round(image.shape[1] * ratio)))
         sheet.paste(
             Image.fromarray(small), (x + (cell[1] - small.shape[1]) // 2, y + bar + (cell[0] - small.shape[0]) // 2)
         )
@@ -82,23 +82,23 @@ def contact_sheet(
 
 def _check(panels: Sequence[np.ndarray], titles: Sequence[str] | None) -> None:
     if not len(panels):
-        raise ValueError("no picture to show")
+        raise ValueError("no image to show")
     for i, panel in enumerate(panels):
         if panel.dtype != np.uint8 or panel.ndim != 3 or panel.shape[2] != 3 or panel.size == 0:
-            raise ValueError(f"picture {i} must be uint8 [h, w, 3], got {panel.dtype} {list(panel.shape)}")
+            raise ValueError(f"image {i} must be uint8 [h, w, 3], got {panel.dtype} {list(panel.shape)}")
     if titles is not None and len(titles) != len(panels):
-        raise ValueError(f"{len(panels)} pictures, but {len(titles)} titles")
+        raise ValueError(f"{len(panels)} images, but {len(titles)} titles")
 
 
-def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    if picture.shape[:2] == (height, width):
-        return picture
-    method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_CUBIC
-    return cv2.resize(picture, (width, height), interpolation=method)
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    method = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=method)
 
 
 def _bar(height: int) -> int:
-    """Height of a title above pictures of that height."""
+    """Height of a title above images of that height."""
     return max(16, round(height / 14))
 
 
@@ -111,14 +111,14 @@ def _write(sheet: Image.Image, title: str, x: int, y: int, width: int, height: i
 
 
 def mark_points(
-    picture: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w 3"],
     points: Sequence[tuple[float, float]],
     colors: Sequence[tuple[int, int, int]],
     *,
     radius: int = 5,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Rings in `colors` around (row, column) points, with a dark edge so that they show on any ground."""
-    marked = picture.copy()
+    marked = image.copy()
     for (row, column), color in zip(points, colors, strict=True):
         center = (round(column), round(row))
         cv2.circle(marked, center, radius, INK, 4, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""The picture of a panoptic segmentation: class colours with a shade per instance, outlines, and names."""
+"""The image of a panoptic segmentation: class colors with a shade per instance, outlines, and names."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 
+from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.viz import labels as labelling
 
 CROWD = 60  # with more segments than this, only those that can hold their name get one
@@ -18,7 +19,7 @@ _VALUES = (1.0, 0.80, 0.92)  # brightness of the first, second, third instance o
 def segment_colors(
     class_ids: Integer[np.ndarray, " S"] | Sequence[int], colors: Integer[np.ndarray, "C 3"]
 ) -> UInt8[np.ndarray, "S 3"]:
-    """A colour per segment: its class's own for the first of the class, hues around it for those that follow.
+    """A color per segment: its class's own for the first of the class, hues around it for those that follow.
 
     The hues spread further the more segments a class has, up to the whole circle for dozens of them.
     """
@@ -42,82 +43,65 @@ def segment_colors(
 def overlay(
     image: UInt8[np.ndarray, "h w 3"],
     segment_map: Integer[np.ndarray, "h w"],
-    class_names: Sequence[str],
+    classes: ClassTable,
     class_ids: Integer[np.ndarray, " S"] | Sequence[int],
     scores: Float[np.ndarray, " S"] | Sequence[float] | None = None,
-    colors: Integer[np.ndarray, "C 3"] | Sequence[Sequence[int]] | None = None,
     *,
-    is_thing: Bool[np.ndarray, " C"] | Sequence[bool] | None = None,
     alpha: float = 0.5,
     labels: bool = True,
-    outlines: bool = True,
     scale: float = 1.0,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Draws a panoptic segmentation over its picture.
+    """Draws a panoptic segmentation over its image.
 
     Args:
       image: RGB.
-      segment_map: 0 is void and stays as it is in the picture; i > 0 is row i - 1 of `class_ids` and `scores`.
-      class_names: of all classes.
+      segment_map: 0 is void and stays as it is in the image; i > 0 is row i - 1 of `class_ids` and `scores`.
+      classes: names, colors and kinds; things get bolder outlines, stuff fainter fill, and labels of things are placed
+        first.
       class_ids: class of every segment. A segment without pixels is not drawn.
       scores: written behind the names ("cat 0.87") if given; NaN leaves a name without one.
-      colors: RGB of all classes; by default hues far apart.
-      is_thing: things get bolder outlines, stuff fainter fill, and labels of things are placed first. Without it all
-        classes are treated as things.
-      alpha: how much of the colour covers the picture, 0..1.
-      scale: magnifies picture and drawing (names on a 256-pixel picture are hard to read).
+      alpha: opacity of the color over the image, 0..1.
+      labels: write names and scores.
+      scale: magnifies image and drawing (names on a 256-pixel image are hard to read).
 
     Raises:
       ValueError: shapes that do not belong together, ids beyond the rows, classes beyond the names.
     """
     class_ids = np.asarray(class_ids, np.int64).reshape(-1)
-    palette = _default_colors(len(class_names)) if colors is None else np.asarray(colors)
-    thing_class = np.ones(len(class_names), bool) if is_thing is None else np.asarray(is_thing, bool)
-    _check(image, segment_map, class_names, class_ids, scores, palette, thing_class)
+    _check(image, segment_map, classes, class_ids, scores)
     segment_map = segment_map.astype(np.int32)
     if scale != 1.0:
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
         segment_map = cv2.resize(segment_map, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    thing = thing_class[class_ids]
-    shades = segment_colors(class_ids, palette)
+    thing = np.asarray(classes.is_thing, bool)[class_ids]
+    shades = segment_colors(class_ids, classes.palette)
     boxes = _boxes(segment_map, len(class_ids))
     drawn = _fill(image, segment_map, shades, np.where(thing, alpha, 0.85 * alpha))
-    if outlines:
-        _draw_outlines(drawn, segment_map, shades, thing, boxes)
+    _draw_outlines(drawn, segment_map, shades, thing, boxes)
     if labels:
         values = [None] * len(class_ids) if scores is None else [float(score) for score in scores]
-        texts = [_text(class_names[c], value) for c, value in zip(class_ids.tolist(), values)]
+        texts = [_text(classes.names[c], value) for c, value in zip(class_ids.tolist(), values)]
         placed = _place_labels(segment_map, texts, thing, boxes)
         drawn = labelling.draw(drawn, list(placed.values()), shades[list(placed)])
     return drawn
 
 
-def _default_colors(count: int) -> np.ndarray:
-    hsv = [
-        ((0.02 + 0.6180339887498949 * i) % 1.0, (0.6, 0.85, 0.45)[i % 3], (0.95, 0.78)[i // 3 % 2])
-        for i in range(count)
-    ]
-    return np.array([[round(255 * part) for part in colorsys.hsv_to_rgb(*c)] for c in hsv], np.uint8).reshape(-1, 3)
-
-
-def _check(image, segment_map, class_names, class_ids, scores, palette, thing_class) -> None:
+def _check(image, segment_map, classes, class_ids, scores) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"image must be uint8 [h, w, 3], got {image.dtype} {list(image.shape)}")
     if segment_map.shape != image.shape[:2]:
         raise ValueError(
-            f"segment map {list(segment_map.shape)} does not belong to a picture of {list(image.shape[:2])}"
+            f"segment map {list(segment_map.shape)} does not belong to an image of {list(image.shape[:2])}"
         )
     if int(segment_map.min()) < 0 or int(segment_map.max()) > len(class_ids):
         low, high = int(segment_map.min()), int(segment_map.max())
         raise ValueError(f"segment map holds ids {low}..{high}, but there are {len(class_ids)} segments")
     if scores is not None and len(scores) != len(class_ids):
         raise ValueError(f"{len(class_ids)} segments, but {len(scores)} scores")
-    if len(class_ids) and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < len(class_names):
+    if len(class_ids) and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < len(classes):
         low, high = int(class_ids.min()), int(class_ids.max())
-        raise ValueError(f"classes {low}..{high}, but {len(class_names)} names")
-    if palette.shape != (len(class_names), 3) or thing_class.shape != (len(class_names),):
-        raise ValueError(f"{len(class_names)} names, but {len(palette)} colors and {len(thing_class)} is_thing")
+        raise ValueError(f"classes {low}..{high}, but {len(classes)} names")
 
 
 def _text(name: str, score: float | None) -> str:
@@ -141,7 +125,7 @@ def _boxes(segment_map: np.ndarray, count: int) -> list[tuple[int, int, int, int
 
 
 def _fill(image: np.ndarray, segment_map: np.ndarray, shades: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Blends each segment's colour over its pixels."""
+    """Blends each segment's color over its pixels."""
     color = np.concatenate([np.zeros((1, 3)), shades]).astype(np.float32)
     opacity = np.concatenate([[0.0], alpha]).astype(np.float32)
     kept = (1.0 - opacity)[segment_map][..., None] * image

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: picture, labels and prediction side by side."""
+"""Previews of an evaluation: image, labels and prediction in one row."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.sources import Example
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import PanopticPrediction
-from pfcn_jax.viz import overlay, side_by_side
+from pfcn_jax.viz import overlay, panel_row
 
-_SMALL = 320  # pictures with a shorter long side are drawn larger, so that labels can be read
+_SMALL = 320  # images with a shorter long side are enlarged, so that labels can be read
 
 
 class PreviewWriter:
-    """Writes the first `count` pictures that process 0 evaluates into a folder, one PNG each."""
+    """Writes the first `count` images that process 0 evaluates into a folder, one PNG each."""
 
     def __init__(self, folder: pathlib.Path, classes: ClassTable, count: int):
         self._folder, self._classes, self._left = folder, classes, count if jax.process_index() == 0 else 0
@@ -29,14 +29,11 @@ class PreviewWriter:
         self._left -= 1
         self._folder.mkdir(parents=True, exist_ok=True)
         scale = max(1.0, round(_SMALL / max(example.image.shape[:2])))
-        names, colors, is_thing = self._classes.names, self._classes.colors, self._classes.is_thing
-        truth = overlay(
-            example.image, example.segment_map, names, example.class_id, colors=colors, is_thing=is_thing, scale=scale
-        )
-        picture = example.image.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
-        panels = [picture, truth, draw_prediction(example.image, prediction.panoptic, self._classes, scale=scale)]
+        labels = overlay(example.image, example.segment_map, self._classes, example.class_id, scale=scale)
+        enlarged = example.image.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
+        panels = [enlarged, labels, draw_prediction(example.image, prediction.panoptic, self._classes, scale=scale)]
         name = pathlib.PurePath(example.file_name).stem + ".png"
-        Image.fromarray(side_by_side(panels, ["picture", "labels", "prediction"])).save(self._folder / name)
+        Image.fromarray(panel_row(panels, ["image", "labels", "prediction"])).save(self._folder / name)
 
 
 def compact(prediction: PanopticPrediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,15 +47,6 @@ def compact(prediction: PanopticPrediction) -> tuple[np.ndarray, np.ndarray, np.
 def draw_prediction(
     image: np.ndarray, prediction: PanopticPrediction, classes: ClassTable, *, scale: float = 1.0
 ) -> np.ndarray:
-    """The picture with its predicted segments, their classes and scores; `prediction` is cropped to the picture."""
+    """The image with its predicted segments, their classes and scores; `prediction` is cropped to the image."""
     segment_map, class_id, score = compact(prediction)
-    return overlay(
-        image,
-        segment_map,
-        classes.names,
-        class_id,
-        score,
-        classes.colors,
-        is_thing=classes.is_thing,
-        scale=scale,
-    )
+    return overlay(image, segment_map, classes, class_id, score, scale=scale)

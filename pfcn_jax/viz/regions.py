@@ -7,15 +7,15 @@ from jaxtyping import Float, UInt8
 
 from pfcn_jax.data.classes import ClassTable
 
-_ANY_THING = (255, 255, 255)  # colour of region channel 0
+_ANY_THING = (255, 255, 255)  # color of region channel 0
 
 
 def draw_regions(
     score: Float[np.ndarray, "hl wl C"], image: UInt8[np.ndarray, "h w 3"], stride: int, classes: ClassTable
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The strongest region of every position as a square in its class's colour; nothing where no region is.
+    """The strongest region of every position as a square in its class's color; nothing where no region is.
 
-    The picture is darkened; white is "any thing" (channel 0, where the region head does not tell things apart).
+    The image is darkened; white is "any thing" (channel 0, where the region head does not tell things apart).
     """
     palette = classes.palette.astype(np.float32)
     if score.shape[-1] < len(classes):

@@ -1,4 +1,4 @@
-"""The report of an evaluation: what it counts, which pictures it keeps, and that the page needs nothing but itself."""
+"""The report of an evaluation: what it counts, which images it keeps, and that the page needs nothing but itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def prediction(segment_map, class_id):
     return Prediction(panoptic, things=None, thing_masks=None, semantic_map=None)
 
 
-def picture(size, *, good):
+def image(size, *, good):
     """A cat and a dog before the sky; `good` of the two are found, a dog that is not found is taken for a cat."""
     truth = np.full((64, 64), 3, np.int32)
     truth[5 : 5 + size, 5 : 5 + size], truth[40:60, 40:60] = 1, 2
@@ -53,16 +53,16 @@ def picture(size, *, good):
 
 @pytest.fixture
 def written(tmp_path):
-    collector, counts = ReportCollector(CLASSES, pictures=3), PQCounts.zeros(3)
+    collector, counts = ReportCollector(CLASSES, limit=3), PQCounts.zeros(3)
     for index, good in enumerate([2, 1, 0, 2, 1]):
-        truth, classes, seen, seen_classes = picture(20, good=good)
+        truth, classes, seen, seen_classes = image(20, good=good)
         name = f"<script>{index}.png"
         collector(example(name, truth, classes), prediction(seen, seen_classes))
         counts += pq_counts(truth, classes, [False] * 3, seen, seen_classes, 3)
     void = np.zeros((8, 8), np.int32)
     collector(example("empty.png", void, []), prediction(void, []))  # has no score
     result = pq_result(counts, CLASSES.is_thing)
-    page = collector.write(tmp_path, result, title="a <title>", subtitle="data", others={"AP": None, "mIoU": 61.25})
+    page = collector.write(tmp_path, result, title="a <title>", subtitle="data", others={"AP": float("nan"), "mIoU": 61.25})
     return collector, result, page.read_text(), json.loads((tmp_path / "report.json").read_text())
 
 
@@ -75,7 +75,7 @@ def test_the_worst_pictures_come_first_and_the_rest_is_let_go(written):
     assert [page.index(f"&lt;script&gt;{index}.png</h3>") for index in (2, 1, 4)] == sorted(
         page.index(f"&lt;script&gt;{index}.png</h3>") for index in (2, 1, 4)
     )
-    assert "empty.png" not in page and "3 of 5 pictures" in page
+    assert "empty.png" not in page and "3 of 5 images" in page
 
 
 def test_the_page_needs_nothing_but_itself_and_trusts_no_name(written):
@@ -99,9 +99,9 @@ def test_figures_of_page_and_json_are_the_evaluations(written):
     assert confusion[1, 0] == 3 and confusion[0, 3] == 1 and confusion.diagonal().tolist() == [4, 2, 5, 0]
 
 
-def test_errors_are_drawn_in_their_colours():
-    collector = ReportCollector(CLASSES, pictures=1)
-    truth, classes, seen, seen_classes = picture(20, good=0)
+def test_errors_are_drawn_in_their_colors():
+    collector = ReportCollector(CLASSES, limit=1)
+    truth, classes, seen, seen_classes = image(20, good=0)
     collector(example("a.png", truth, classes), prediction(seen, seen_classes))
     panels = dict(html_report._panels(collector.worst()[0], CLASSES))
     assert len({panel.shape for panel in panels.values()}) == 1
@@ -110,12 +110,12 @@ def test_errors_are_drawn_in_their_colours():
     cat, dog, sky = errors[15 * scale, 15 * scale], errors[50 * scale, 50 * scale], errors[2 * scale, 60 * scale]
     assert cat.argmax() == 2 and cat[2] > cat[0] + 60  # missed: blue
     assert dog[0] > dog[2] + 60 and dog[1] > dog[2] + 40  # wrong class: orange
-    assert int(np.ptp(sky)) < 5  # correct: grey
+    assert int(np.ptp(sky)) < 5  # correct: gray
 
 
 def test_scenes_that_are_found_make_a_perfect_report(tmp_path):
     source = Scenes("val", size=(64, 64))
-    collector, counts = ReportCollector(source.classes, pictures=2), PQCounts.zeros(len(source.classes))
+    collector, counts = ReportCollector(source.classes, limit=2), PQCounts.zeros(len(source.classes))
     for index in range(3):
         one = source[index]
         collector(one, prediction(one.segment_map, one.class_id))
@@ -130,4 +130,4 @@ def test_scenes_that_are_found_make_a_perfect_report(tmp_path):
 def test_what_the_report_cannot_do_is_said(capsys):
     files = ["--gt-json", "a", "--gt-dir", "b", "--pred-json", "c", "--pred-dir", "d"]
     assert front_door.main(["evaluate", *files, "--report", "out"]) == 2
-    assert "--report draws pictures" in capsys.readouterr().err
+    assert "--report draws images" in capsys.readouterr().err

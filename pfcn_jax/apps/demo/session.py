@@ -19,7 +19,7 @@ from pfcn_jax.apps.demo.uploads import Limits, read_upload
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.two_stage import THRESHOLDS, KernelCounts, Seen, StagedPredictor
 from pfcn_jax.panoptic.predict import Prediction
-from pfcn_jax.viz import data_uri, encode_picture, overlay, segment_colors
+from pfcn_jax.viz import data_uri, encode_webp, overlay, segment_colors
 from pfcn_jax.viz.preview import compact, draw_prediction
 
 # name: (lowest, highest, step, what it does). Above 1, fusion finds no pair.
@@ -89,13 +89,13 @@ class DemoSession:
             while len(self._uploads) > self._kept:
                 self._uploads.popitem(last=False)
         blank = np.zeros(image.shape[:2], np.int32)
-        shown = overlay(image, blank, self._predictor.loaded.classes.names, [], scale=_scale(image))
+        shown = overlay(image, blank, self._predictor.loaded.classes, [], scale=_scale(image))
         height, width = image.shape[:2]
         return {
             "key": key,
             "height": height,
             "width": width,
-            "picture": data_uri(encode_picture(shown)),
+            "picture": data_uri(encode_webp(shown)),
             "seconds": round(seconds, 3),
         }
 
@@ -138,7 +138,7 @@ class DemoSession:
         return {
             "segments": segments,
             "ids": base64.b64encode(zlib.compress(segment_map.astype("<u2").tobytes())).decode("ascii"),
-            "overlay": data_uri(encode_picture(drawn)),
+            "overlay": data_uri(encode_webp(drawn)),
             "kernels": {
                 "picked": int(counts.picked),
                 "fused": int(counts.fused),

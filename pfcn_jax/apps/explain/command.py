@@ -22,7 +22,7 @@ from pfcn_jax.inference.input_files import find_inputs, read_ahead
 from pfcn_jax.inference.two_stage import StagedPredictor
 from pfcn_jax.types import LEVELS
 from pfcn_jax.utils.atomic import write_text
-from pfcn_jax.viz import contact_sheet, data_uri, encode_picture, overlay, render
+from pfcn_jax.viz import contact_sheet, data_uri, encode_webp, overlay, render
 from pfcn_jax.viz.preview import draw_prediction
 
 _SIDE = 640  # long side of the two large pictures
@@ -68,7 +68,7 @@ def explain_picture(
     scale = _SIDE / max(image.shape[:2])
     blank = np.zeros(image.shape[:2], np.int32)
     sheets = {
-        "picture": [Panel(overlay(image, blank, classes.names, [], scale=scale), "picture")],
+        "picture": [Panel(overlay(image, blank, classes, [], scale=scale), "picture")],
         "panoptic": [Panel(draw_prediction(image, trace.prediction.panoptic, classes, scale=scale), "segments")],
         "centers": insides.centers([fate for c in clusters for fate in c.members] + dropped),
         "regions": insides.regions(),
@@ -133,7 +133,7 @@ def _sheet(panels: list[Panel], *, columns: int) -> Image.Image:
 
 
 def _values(panel: Panel) -> dict[str, Any]:
-    return {"src": data_uri(encode_picture(panel.image, quality=82)), "title": panel.title}
+    return {"src": data_uri(encode_webp(panel.image, quality=82)), "title": panel.title}
 
 
 def _row_values(row: Row) -> dict[str, Any]:
