@@ -12,6 +12,8 @@ from pfcn_jax.data.augment import LargeScaleJitter, Recipe, ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.pipeline import Pipeline
+from pfcn_jax.data.plan import BatchPlan
+from pfcn_jax.data.scoring import ScoringPipeline
 from pfcn_jax.data.sources import CachedExamples, DataError, FirstExamples, Source, list_splits, open_source
 from pfcn_jax.utils.stderr import print_lines
 
@@ -97,7 +99,7 @@ def training_recipe(config: DataOptions, classes: ClassTable) -> Recipe:
     )
 
 
-def evaluation_recipe(config: DataOptions) -> Recipe:
+def evaluation_recipe(config: DataOptions) -> ResizeShortSide:
     """What evaluation does to a picture."""
     return ResizeShortSide(short_sides=(config.eval_short_side,), max_long_side=config.eval_max_long_side)
 
@@ -139,6 +141,22 @@ def eval_pipeline(data: DataOptions, source: Source, *, batch_size: int, process
         process_count=process[1],
         workers=data.workers,
     )
+
+
+def scoring_pipeline(
+    data: DataOptions,
+    source: Source,
+    *,
+    batch_size: int,
+    process: tuple[int, int] = (0, 1),
+    with_images: bool = False,
+) -> ScoringPipeline:
+    """Every image once, with its original labels beside the batch. Results do not depend on `batch_size`."""
+    recipe = evaluation_recipe(data)
+    plan = BatchPlan(
+        source.sizes(), recipe.largest_size, canvases=data.eval_canvases, batch_size=batch_size, shuffle=False
+    )
+    return ScoringPipeline(source, recipe, plan, process=process, workers=data.workers, with_images=with_images)
 
 
 def output_shape(sizes: Int32[np.ndarray, "n 2"] | Sequence[tuple[int, int]], multiple: int = 32) -> tuple[int, int]:

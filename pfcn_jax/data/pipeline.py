@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -133,7 +133,7 @@ class BatchLoader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         keep_freed_memory()
-        _settle_in_worker()
+        settle_in_worker()
 
     def __call__(self, number: int) -> Arrays:
         planned = self.plan[int(number)]
@@ -176,8 +176,8 @@ class BatchLoader:
         raise DataError(f"{most} pictures one after the other cannot be read, the last: {last}") from last
 
 
-def _settle_in_worker() -> None:
-    """What a process that loads batches needs, if this is one."""
+def settle_in_worker() -> None:
+    """Prepares a process that loads batches, if this is one: one OpenCV thread, no signals, ends with its parent."""
     cv2.setNumThreads(1)  # Grain runs several loaders, OpenCV should not multiply them
     parent = multiprocessing.parent_process()
     if parent is None or threading.current_thread() is not threading.main_thread():
@@ -271,21 +271,42 @@ class Pipeline:
         return BatchIterator(self)
 
     def arrays_from(self, start: int) -> Iterator[Arrays]:
-        """Grain's iterator over the batches start, start + 1, ..."""
+        """The batches start, start + 1, ..."""
         stop = sys.maxsize if self.plan.shuffle else self.plan.num_batches
-        threads, buffered = self.threads, max(self.buffered_batches, self.threads)
-        if self.workers:  # each has one thread: n of them are n cores
-            threads = buffered = 0
-        dataset = grain.MapDataset.range(start, stop).map(self.loader)
-        iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
-        if self.workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain hands the flags to its workers; a library call has parsed none
-            sharing = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
-            iterable = grain.experimental.WithOptionsIterDataset(iterable, sharing)
-            options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1)
-            iterable = iterable.mp_prefetch(options)
-        return iter(iterable)
+        return load_ahead(
+            self.loader,
+            range(start, stop),
+            workers=self.workers,
+            threads=self.threads,
+            buffered_batches=self.buffered_batches,
+        )
+
+
+def load_ahead(
+    loader: Callable[[int], Any], numbers: range, *, workers: int, threads: int = 2, buffered_batches: int = 4
+) -> Iterator[Any]:
+    """Grain's iterator over `loader(number)` for consecutive numbers, loaded ahead in threads or processes.
+
+    Its `close`, where it has one, ends them.
+
+    Args:
+      workers: processes that load, each a few batches ahead; 0 loads in this process.
+      threads: that load in this process.
+      buffered_batches: loaded ahead in this process.
+    """
+    buffered = max(buffered_batches, threads)
+    if workers:  # each has one thread: n of them are n cores
+        threads = buffered = 0
+    dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(loader)
+    iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain hands the flags to its workers; a library call has parsed none
+        sharing = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+        iterable = grain.experimental.WithOptionsIterDataset(iterable, sharing)
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        iterable = iterable.mp_prefetch(options)
+    return iter(iterable)
 
 
 class BatchIterator(Iterator[Batch]):
