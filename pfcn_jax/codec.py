@@ -45,6 +45,11 @@ def id_to_rgb(ids: Integer[np.ndarray, "*size"]) -> UInt8[np.ndarray, "*size 3"]
     return rgb
 
 
+def exchange_red_blue(ids: Integer[np.ndarray, "*size"]) -> Integer[np.ndarray, "*size"]:
+    """The ids of the same image read as BGR instead of RGB, or the other way round."""
+    return (ids & 255) << 16 | ids & 0xFF00 | ids >> 16
+
+
 def read_id_png(path: str | os.PathLike[str]) -> Int[np.ndarray, "H W"]:
     """The id map int32 `[H, W]` in a PNG.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import pickle
 import sys
 import types
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfcn_jax import main as front_door
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.data.sources import DataError
+from pfcn_jax.metrics import registry
 from pfcn_jax.models.fpn import FPN
 from tests.documents import ROOT, fences
+from tests.support.tiny import write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,20 @@ def test_the_backbone_fits_the_pyramid_and_ignores_the_canvas(page):
         np.testing.assert_allclose(large[name][:, : values.shape[1], : values.shape[2]], values, atol=1e-5)
     shapes = jax.eval_shape(lambda: pyramid.init_with_output(jax.random.key(2), small, extent)[0])
     assert shapes["p7"].shape == (1, 1, 1, 16)
+
+
+def test_a_metric_of_a_file_outside_the_package_is_in_the_evaluation(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "extending.md").read_text()
+    (code,) = [code for _, code in fences(text) if '@register("void_share")' in code]
+    (tmp_path / "my_metrics.py").write_text(f"import numpy as np\n{code}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(registry._METRICS, "void_share", raising=False)  # of the page as a module
+    model, output = write_tiny_model(tmp_path / "model"), tmp_path / "scores.json"
+    names = "--config.evaluation.metrics=('miou', 'my_metrics:void_share')"
+    assert front_door.main(["evaluate", "--checkpoint", str(model), names, "--output", str(output)]) == 0
+    scores = json.loads(output.read_text())
+    assert 0.0 <= scores["void_share"] <= 100.0
+    assert "All" in scores and "mIoU" in scores and "AP" not in scores
 
 
 def test_the_head_speaks_for_every_position(page):

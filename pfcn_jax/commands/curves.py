@@ -1,4 +1,4 @@
-"""`curves`: losses, learning rate and PQ of one or more runs as one picture, from their `metrics.jsonl`."""
+"""`curves`: losses, learning rate and PQ of one or more runs as one image, from their `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pfcn_jax.evaluation.curves import draw, read_metrics
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="working directories of training runs")
-    parser.add_argument("--output", required=True, help="the picture to write (.png, .svg or .pdf)")
+    parser.add_argument("--output", required=True, help="the image to write (.png, .svg or .pdf)")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import sys
 import jax
 
 from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.metrics.protocol import format_score
 from pfcn_jax.parallel import distributed
 from pfcn_jax.training.collaborators import Collaborators
 from pfcn_jax.training.signals import StopRequest
@@ -34,8 +35,8 @@ def main(args: argparse.Namespace, collaborators: Collaborators = DEFAULTS) -> i
     with StopRequest() as stop:  # listens while data are opened and a checkpoint is restored, too
         if jax.default_backend() != "cpu":  # a CPU program of another machine may use instructions that this one lacks
             cache_compiled(workdir)
-        pq = Trainer(config, workdir, collaborators).run(stop).pq
+        figures = Trainer(config, workdir, collaborators).run(stop).figures
     if jax.process_index() == 0:
-        scores = f"PQ {pq.all.PQ:.2f}  PQ_th {pq.things.PQ:.2f}  PQ_st {pq.stuff.PQ:.2f}"
+        scores = "  ".join(f"{name} {format_score(figures[name])}" for name in ("PQ", "PQ_th", "PQ_st"))
         print_lines(f"{scores}  ({workdir}/evaluation.json)", to=sys.stdout)
     return 0

@@ -52,6 +52,15 @@ class TrainOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """What an evaluation measures."""
+
+    # Files of pfcn_jax/metrics, or "module:name" of your own (docs/extending.md). PQ is always measured, since it ranks
+    # checkpoints. Periodic evaluations measure PQ alone.
+    metrics: tuple[str, ...] = ("pq", "ap", "miou")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that a run depends on."""
 
@@ -65,6 +74,7 @@ class Config:
     tta: TTAOptions = dataclasses.field(default_factory=TTAOptions)
     optim: OptimOptions = dataclasses.field(default_factory=OptimOptions)
     train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+    evaluation: EvaluationOptions = dataclasses.field(default_factory=EvaluationOptions)
 
 
 def default_config() -> ml_collections.ConfigDict:

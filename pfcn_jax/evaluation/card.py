@@ -14,6 +14,7 @@ from pfcn_jax.checkpoints.format import BACKBONE, WHOLE_MODEL, CheckpointError
 from pfcn_jax.config.schema import Config, config_hash, from_dict
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.errors import UserError
+from pfcn_jax.metrics.protocol import format_score
 from pfcn_jax.models.build import abstract_variables, build_model
 
 _GROUPS = ("All", "Things", "Stuff")
@@ -115,12 +116,12 @@ def _training(config: Config, meta: dict[str, Any]) -> list[tuple[str, str]]:
     start = pathlib.PurePath(train.init_from).name
     folder = pathlib.PurePath(data.root).name  # the name of the data set, not where it lay
     source = f"`{data.source}`, folder `{folder}`" if folder else f"`{data.source}`"
-    limited = f", its first {data.train_examples} pictures" if data.train_examples else ""
+    limited = f", its first {data.train_examples} images" if data.train_examples else ""
     rows = [
         ("data", f"{source}, split `{data.train_split or 'train...'}`{limited}"),
         ("sizes", f"short side {_text(data.short_sides)}, long side at most {data.max_long_side}"),
-        ("steps", f"{step:,} of {train.steps:,}, {train.batch_size} pictures each: {step * train.batch_size:,} seen"),
-        ("optimiser", f"{optim.name}, rate {optim.learning_rate:g} at {optim.reference_batch} pictures"),
+        ("steps", f"{step:,} of {train.steps:,}, {train.batch_size} images each: {step * train.batch_size:,} seen"),
+        ("optimizer", f"{optim.name}, rate {optim.learning_rate:g} at {optim.reference_batch} images"),
         ("start", f"weights of `{start}`" if start else "random weights"),
         ("seed", str(config.seed)),
     ]
@@ -130,17 +131,19 @@ def _training(config: Config, meta: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _scores(scores: dict[str, Any], classes: ClassTable) -> str:
-    rows = [(name, *(_number(scores[name].get(key)) for key in ("PQ", "SQ", "RQ"))) for name in _GROUPS]
+    rows = [(name, *_group(scores[name])) for name in _GROUPS]
     parts = [_table(("", "PQ", "SQ", "RQ"), rows)]
     ap, miou = (scores.get("AP") or {}).get("AP"), scores.get("mIoU")
-    lines = [f"{name} {_number(value)}" for name, value in (("AP", ap), ("mIoU", miou)) if value is not None]
-    lines += [f"{scores['pictures']} pictures"] if "pictures" in scores else []
+    over = f" (over {scores['mIoU_over']})" if "mIoU_over" in scores else ""
+    figures = (("AP", ap, ""), ("mIoU", miou, over))
+    lines = [f"{name} {format_score(value, 1)}{note}" for name, value, note in figures if value is not None]
+    lines += [f"{scores['pictures']} images"] if "pictures" in scores else []
     parts += [f"{', '.join(lines)}."] if lines else []
     found = []
     for name, category in zip(classes.names, classes.category_ids):
         row = scores.get("per_class", {}).get(str(category), {})
         if row.get("TP", 0) + row.get("FP", 0) + row.get("FN", 0):  # others were neither there nor predicted
-            found.append((_escape(name), _number(row["PQ"])))
+            found.append((_escape(name), format_score(row["PQ"], 1)))
     if found:
         parts.append(_table(("class", "PQ"), found[:_SHOWN_CLASSES]))
     if len(found) > _SHOWN_CLASSES:
@@ -148,20 +151,25 @@ def _scores(scores: dict[str, Any], classes: ClassTable) -> str:
     return "\n\n".join(parts)
 
 
+def _group(scores: dict[str, Any]) -> list[str]:
+    """PQ, SQ and RQ of a group; "-" where it has no class with a segment."""
+    return [format_score(scores.get(key) if scores.get("N", 1) else None, 1) for key in ("PQ", "SQ", "RQ")]
+
+
 def _limits(config: Config, classes: ClassTable) -> list[str]:
     inference = config.inference
     lines = [
         "It knows the classes below and no others: what is none of them is drawn as one of them, or left void.",
-        f"At most {inference.max_things} things a picture; a thing below score {inference.merge_score:g} and a stuff "
+        f"At most {inference.max_things} things an image; a thing below score {inference.merge_score:g} and a stuff "
         f"region below {inference.min_stuff_area} pixels are left void.",
-        "A mask has one position for every 4 x 4 pixels of the resized picture: what is smaller has no shape.",
-        "What the training data lack (places, seasons, kinds of people and cameras) it has not learnt, and the scores "
-        "say nothing about it. Test it on pictures of your own before you rely on it.",
+        "A mask has one position for every 4 x 4 pixels of the resized image: what is smaller has no shape.",
+        "What the training data lack (places, seasons, kinds of people and cameras) it has not learned, and the scores "
+        "say nothing about it. Test it on images of your own before you rely on it.",
     ]
     if config.data.source == "scenes":
         lines.insert(0, "It was trained on drawn scenes: it is a demonstration and means nothing on photographs.")
     if config.data.train_split == config.data.eval_split != "":
-        lines.insert(0, "It is scored on pictures of the split that it was trained on.")
+        lines.insert(0, "It is scored on images of the split that it was trained on.")
     if classes.num_stuff == 0:
         lines.append("It has no stuff classes: everything but things is void.")
     return lines
@@ -184,7 +192,3 @@ def _escape(name: str) -> str:
 
 def _text(value: Any) -> str:
     return ", ".join(f"{part:g}" for part in value) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""Evaluation of a model over a data set: PQ, AP and mIoU."""
+"""Evaluation of a model over a data set: predicts every image and scores it by the configured metrics."""
 
 from __future__ import annotations
 
@@ -7,122 +7,84 @@ import contextlib
 import dataclasses
 import functools
 import os
-import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from pfcn_jax.config.schema import Config
-from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.inputs import eval_pipeline, output_shape
+from pfcn_jax.data.inputs import output_shape, scoring_pipeline
+from pfcn_jax.data.scoring import ScoringBatch
 from pfcn_jax.data.sources import Example, Source
-from pfcn_jax.metrics.ap import APResult, InstanceRecords, ap_result, encode_packed_masks
-from pfcn_jax.metrics.miou import SemanticCounts, SemanticResult, semantic_counts, semantic_map, semantic_result
-from pfcn_jax.metrics.pq import PQCounts, PQResult, pq_counts, pq_result
-from pfcn_jax.metrics.transport import pack, unpack
+from pfcn_jax.evaluation.scores import Scores
+from pfcn_jax.metrics.pq import PanopticQuality, PQResult
+from pfcn_jax.metrics.protocol import Metric, Output, Summary, Task
+from pfcn_jax.metrics.registry import find_metrics
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.options import PredictOptions, TTAOptions
 from pfcn_jax.panoptic.predict import Prediction, crop_prediction
 from pfcn_jax.parallel.prefetch import DevicePrefetch
 from pfcn_jax.parallel.sharding import local_row, replicate, shard_batch, this_process, whole_rows
 from pfcn_jax.steps import predict_step
-from pfcn_jax.types import Batch
 from pfcn_jax.utils.progress import ProgressDisplay
 
 PyTree = Any
-OnPicture = Callable[[Example, Prediction], None]
+OnImage = Callable[[Example, Prediction], None]
 _SCORING_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation finds. AP and mIoU are None if they were not asked for."""
+    """The sums of every metric over all images, by name; PQ (`pq`) is always among them."""
 
-    pq: PQResult
-    ap: APResult | None
-    semantic: SemanticResult | None
-    pictures: int
+    metrics: Mapping[str, Metric]
+    images: int
     seconds: float
 
-    def to_dict(self, classes: ClassTable) -> dict[str, Any]:
-        result: dict[str, Any] = self.pq.to_dict(classes.category_ids)
-        if self.ap is not None:
-            result["AP"] = self.ap.to_dict()
-        if self.semantic is not None:
-            result["mIoU"] = self.semantic.mIoU
-        return {**result, "pictures": self.pictures, "seconds": round(self.seconds, 3)}
+    @property
+    def pq(self) -> PQResult:
+        return cast(PanopticQuality, self.metrics["pq"]).result()
 
+    @functools.cached_property
+    def summaries(self) -> dict[str, Summary]:
+        """The result of each metric, by its name."""
+        return {name: metric.summary() for name, metric in self.metrics.items()}
 
-@dataclasses.dataclass
-class Scores:
-    """Running sums over pictures; exact over hosts. Pictures may be added by several threads."""
+    @property
+    def figures(self) -> dict[str, float]:
+        """The few numbers for curves, reports and tables: PQ, PQ_th, PQ_st, SQ, RQ, AP, AP50, mIoU, ..."""
+        return {key: value for summary in self.summaries.values() for key, value in summary.figures.items()}
 
-    pq: PQCounts
-    semantic: SemanticCounts
-    instances: InstanceRecords
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    def other_figures(self) -> dict[str, float]:
+        """The figures without those of PQ."""
+        return {key: value for key, value in self.figures.items() if key not in self.summaries["pq"].figures}
 
-    @classmethod
-    def zeros(cls, classes: ClassTable, thing_regions: int = 1) -> Scores:
-        """Nothing counted yet; the first `thing_regions` of the semantic classes are things' (1: any thing)."""
-        return cls(
-            PQCounts.zeros(len(classes)),
-            SemanticCounts.zeros(thing_regions + classes.num_stuff),
-            InstanceRecords(classes.num_things),
-        )
+    def lines(self) -> list[str]:
+        """The result as text for the terminal."""
+        return [line for summary in self.summaries.values() for line in summary.lines]
 
-    def add(self, example: Example, prediction: Any, image_id: int, classes: ClassTable, detailed: bool) -> None:
-        """Counts one picture: a `Prediction` cropped to its original size, with NumPy arrays."""
-        panoptic = prediction.panoptic
-        truth = example.segment_map
-        counts = pq_counts(
-            truth, example.class_id, example.is_crowd, panoptic.segment_map, panoptic.class_id, len(classes)
-        )
-        with self.lock:
-            self.pq += counts
-        if not detailed:
-            return
-        regions = self.semantic.num_classes
-        first_stuff = regions - classes.num_stuff
-        thing = np.minimum(example.class_id, first_stuff - 1)
-        stuff = example.class_id - classes.num_things + first_stuff
-        channel = np.where(example.class_id < classes.num_things, thing, stuff)
-        nothing = -1  # what a prediction has beyond its picture; 255 may be a class
-        labelled = semantic_map(truth, channel, ignore=nothing)
-        pixels = semantic_counts(labelled, prediction.semantic_map, regions, ignore=nothing)
-        with self.lock:
-            self.semantic += pixels
-        things = prediction.things
-        kept = np.flatnonzero(things.valid)
-        masks = encode_packed_masks(prediction.thing_masks[kept], truth.shape[1])
-        self.instances.add(
-            image_id, truth, example.class_id, example.is_crowd, masks, things.class_id[kept], things.score[kept]
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values.
 
-    def over_hosts(self) -> Scores:
-        """The sums over all processes, exactly."""
-        if jax.process_count() == 1:
-            return self
-        total = Scores(
-            PQCounts.zeros(self.pq.num_classes),
-            SemanticCounts.zeros(self.semantic.num_classes),
-            InstanceRecords(self.instances.num_things),
-        )
-        for name in ("pq", "semantic", "instances"):
-            part = getattr(self, name)
-            for arrays in _all_gather(part.to_arrays()):
-                setattr(total, name, getattr(total, name) + type(part).from_arrays(arrays))
-        return total
+        Raises:
+          ValueError: two metrics use the same key.
+        """
+        result: dict[str, Any] = {}
+        entries = [(f"metric {name!r}", summary.values) for name, summary in self.summaries.items()]
+        entries += [("the evaluation itself", {"pictures": self.images, "seconds": round(self.seconds, 3)})]
+        for origin, values in entries:
+            if both := result.keys() & values.keys():
+                raise ValueError(f"{origin} writes {min(both)!r}, which another metric has written")
+            result |= values
+        return result
 
 
 @functools.lru_cache(maxsize=4)
 def _compiled_step(
-    model: PanopticFCN, inference: PredictOptions, tta: TTAOptions, mesh: Mesh, detailed: bool
+    model: PanopticFCN, inference: PredictOptions, tta: TTAOptions, mesh: Mesh, outputs: frozenset[Output]
 ) -> Callable[..., Prediction]:
     """The prediction program; the same object for each evaluation of a run, so that it is compiled once."""
     step = functools.partial(
@@ -131,10 +93,19 @@ def _compiled_step(
         config=inference,
         tta=tta,
         mesh=mesh,
-        with_thing_masks=detailed,
-        with_semantic_map=detailed,
+        with_thing_masks="thing_masks" in outputs,
+        with_semantic_map="semantic_map" in outputs,
     )
     return jax.jit(step, static_argnames="output_shape")
+
+
+def configured_metrics(config: Config, *, detailed: bool = True) -> dict[str, type[Metric]]:
+    """PQ, by which checkpoints are compared, and (`detailed`) the further metrics of the config.
+
+    Raises:
+      ConfigError: no metric has a configured name.
+    """
+    return find_metrics(["pq", *config.evaluation.metrics] if detailed else ["pq"])
 
 
 def evaluate_model(
@@ -145,72 +116,59 @@ def evaluate_model(
     mesh: Mesh,
     *,
     detailed: bool = True,
-    on_picture: OnPicture | None = None,
-    show_progress: bool = True,
+    on_image: OnImage | None = None,
+    with_images: bool = True,
 ) -> EvaluationResult:
-    """Predicts every picture of a source and scores it at its original size.
+    """Predicts every image of a source and scores it at its original size. Each example is read once.
 
     Args:
-      detailed: also AP and mIoU.
-      on_picture: called with each example and its prediction (cropped, NumPy), on the host that read it.
+      detailed: all metrics of the config, not PQ alone.
+      on_image: called with each example and its prediction (cropped, NumPy), on the host that read it.
+      with_images: the examples for `on_image` hold their image, not their labels alone.
     """
     begin = time.monotonic()
+    metrics = configured_metrics(config, detailed=detailed)
     variables = replicate(variables, mesh)  # a loaded checkpoint lies on one device
-    pipeline = eval_pipeline(
-        config.data, source, batch_size=whole_rows(config.train.eval_batch_size), process=this_process()
+    pipeline = scoring_pipeline(
+        config.data,
+        source,
+        batch_size=whole_rows(config.train.eval_batch_size),
+        process=this_process(),
+        with_images=on_image is not None and with_images,
     )
-    step = _compiled_step(model, config.inference, config.tta, mesh, detailed)
-    sizes = source.sizes()
-    shape_of = {
-        canvas: output_shape(sizes[pipeline.plan.canvas_of == index])
-        for index, canvas in enumerate(pipeline.plan.canvases)
-    }
-    scores, done = Scores.zeros(source.classes, model.thing_regions), 0
-    display = ProgressDisplay(len(source), label="evaluate") if show_progress and jax.process_index() == 0 else None
+    outputs = frozenset(output for metric in metrics.values() for output in metric.needs)
+    step = _compiled_step(model, config.inference, config.tta, mesh, outputs)
+    sizes, plan = source.sizes(), pipeline.plan
+    shape_of = {canvas: output_shape(sizes[plan.canvas_of == index]) for index, canvas in enumerate(plan.canvases)}
+    scores, done = Scores(metrics, Task(source.classes, model.thing_regions)), 0
 
-    def predict(batch: Batch) -> tuple[Batch, Prediction]:
+    def predict(batch: ScoringBatch) -> tuple[ScoringBatch, Prediction]:
         canvas = (batch.image.shape[1], batch.image.shape[2])
         arrays = shard_batch((batch.image, batch.size, batch.original_size), mesh)
         return batch, step(variables, *arrays, output_shape=shape_of[canvas])
 
-    def score(predicted: Prediction, row: int, index: int) -> tuple[Example, Prediction]:
-        example = source[index]
-        prediction = crop_prediction(local_row(predicted, row), example.segment_map.shape)
-        scores.add(example, prediction, index, source.classes, detailed)
+    def score(predicted: Prediction, row: int, index: int, example: Example) -> tuple[Example, Prediction]:
+        prediction = crop_prediction(local_row(predicted, row), example.size)
+        scores.add(index, example, prediction)
         return example, prediction
 
     # The device predicts while the host scores: the thread of the prefetch starts the next batch's program.
     with (
-        contextlib.closing(display) if display else contextlib.nullcontext(),
+        contextlib.closing(ProgressDisplay(len(source), label="evaluate")) as display,
         iter(pipeline) as loaded,
         DevicePrefetch(loaded, predict, depth=1) as batches,
         concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _SCORING_THREADS)) as threads,
     ):
         for batch, predicted in batches:
             rows = np.flatnonzero(batch.valid).tolist()
-            scored = [threads.submit(score, predicted, row, int(batch.image_id[row])) for row in rows]
+            scored = [
+                threads.submit(score, predicted, row, int(batch.image_id[row]), example)
+                for row, example in zip(rows, batch.examples, strict=True)
+            ]
             for future in scored:
                 example, prediction = future.result()
-                if on_picture is not None:
-                    on_picture(example, prediction)
+                if on_image is not None:
+                    on_image(example, prediction)
             done += len(rows) * jax.process_count()  # about; the others count theirs
-            if display:
-                display.update(min(done, len(source)), f"{done / (time.monotonic() - begin):.1f} images/s")
-    total = scores.over_hosts()
-    return EvaluationResult(
-        pq=pq_result(total.pq, source.classes.is_thing),
-        ap=ap_result(total.instances) if detailed else None,
-        semantic=semantic_result(total.semantic) if detailed else None,
-        pictures=len(source),
-        seconds=time.monotonic() - begin,
-    )
-
-
-def _all_gather(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """The arrays of every process, in order; as bytes, since their lengths differ."""
-    data = pack(arrays)
-    lengths = multihost_utils.process_allgather(np.array([data.size], np.int32)).reshape(-1)
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: data.size] = data
-    rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
-    return [unpack(row[:length]) for row, length in zip(rows, lengths)]
+            display.update(min(done, len(source)), f"{done / (time.monotonic() - begin):.1f} images/s")
+    return EvaluationResult(scores.total(), images=len(source), seconds=time.monotonic() - begin)

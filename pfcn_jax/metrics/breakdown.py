@@ -1,7 +1,7 @@
-"""Where a panoptic quality comes from: by the size of segments, by confused classes, and pixel by pixel.
+"""Panoptic quality broken down by the size of segments, by confused classes, and by pixel.
 
 Sizes are those of COCO's detection metrics: small below 32 x 32 pixels, large from 96 x 96 on, counted in the pixels of
-a segment at the picture's original size. A match and a miss belong to the labelled segment's size, a false positive to
+a segment at the image's original size. A match and a miss belong to the labeled segment's size, a false positive to
 its own.
 """
 
@@ -17,7 +17,7 @@ from pfcn_jax.metrics.pq import PQCounts, SegmentMatches, count_matches
 SIZES = ("small", "medium", "large")
 _SIZE_LIMITS = (32 * 32, 96 * 96)  # pixels from which on a segment is medium, large
 
-# What a pixel of an error map says.
+# Values of an error map.
 CORRECT, FALSE_POSITIVE, FALSE_NEGATIVE, BOTH, WRONG_CLASS, BOUNDARY, IGNORED = range(7)
 
 
@@ -26,8 +26,8 @@ class Breakdown:
     """Counts per size, and which class was taken for which; addable, integers throughout."""
 
     by_size: tuple[PQCounts, ...]  # small, medium, large
-    # [labelled, predicted]: pairs that overlap with an IoU above 1/2 whatever their classes. Row C: predicted segments
-    # that match nothing; column C: labelled segments that nothing matches.
+    # [labeled, predicted]: pairs that overlap with an IoU above 1/2 whatever their classes. Row C: predicted segments
+    # that match nothing; column C: labeled segments that nothing matches.
     confusion: Int[np.ndarray, "C+1 C+1"]
 
     @classmethod
@@ -61,10 +61,10 @@ def size_index(area: Integer[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 
 def breakdown(found: SegmentMatches, any_class: SegmentMatches, num_classes: int) -> Breakdown:
-    """One picture's part.
+    """One image's part.
 
     Args:
-      found: `match_segments` of the picture, any_class: the same with `any_class=True`.
+      found: `match_segments` of the image, any_class: the same with `any_class=True`.
     """
     gt_size, pred_size = size_index(found.gt_area), size_index(found.pred_area)
     by_size = tuple(
@@ -80,7 +80,7 @@ def breakdown(found: SegmentMatches, any_class: SegmentMatches, num_classes: int
 
 
 def top_confusions(confusion: Int[np.ndarray, "C+1 C+1"], count: int) -> list[tuple[int, int, int]]:
-    """The most frequent pairs of different classes: (labelled, predicted, how often), at most `count`."""
+    """The most frequent pairs of different classes: (labeled, predicted, how often), at most `count`."""
     mixed = confusion[:-1, :-1].copy()
     np.fill_diagonal(mixed, 0)
     order = np.argsort(-mixed, axis=None, kind="stable")[:count]
@@ -91,17 +91,17 @@ def top_confusions(confusion: Int[np.ndarray, "C+1 C+1"], count: int) -> list[tu
 def error_map(
     gt_map: Integer[np.ndarray, "H W"], pred_map: Integer[np.ndarray, "H W"], any_class: SegmentMatches
 ) -> UInt8[np.ndarray, "H W"]:
-    """What is wrong with every pixel: `CORRECT`, `FALSE_POSITIVE`, ...
+    """The kind of error of every pixel: `CORRECT`, `FALSE_POSITIVE`, ...
 
     A pixel of a matched pair is correct, or of the wrong class if the pair's classes differ. A pixel of a predicted
-    segment that matches nothing is a false positive, one of a labelled segment that nothing matches a false negative,
+    segment that matches nothing is a false positive, one of a labeled segment that nothing matches a false negative,
     one of such two segments both. What is left lies between matched segments: an error of their boundaries. Pixels
     without a label and of crowds are ignored.
 
     Args:
       any_class: `match_segments` of the two maps with `any_class=True`.
     """
-    # By (labelled id, predicted id), like `overlap`; the pixels then only look themselves up.
+    # By (labeled id, predicted id), like `overlap`: one table lookup per pixel.
     kind = np.full(any_class.overlap.shape, BOUNDARY, np.uint8)
     made_up = np.concatenate([[False], any_class.wrong])
     not_found = np.concatenate([[False], any_class.missed])

@@ -1,18 +1,29 @@
-"""Mean IoU of a semantic segmentation: IoU of a class = right pixels / (labelled + predicted - right pixels)."""
+"""Mean IoU of a semantic segmentation: IoU of a class = right pixels / (labeled + predicted - right pixels).
+
+The classes of the semantic map are the model's region channels. With the paper's single channel for any thing, the mean
+is over "thing" and the stuff classes; with a channel for every class (`model.region_classes = "all"`) over all classes.
+The two are different figures: they must not be compared, and the summary says which one it is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+from pfcn_jax.metrics.protocol import Labels, Metric, Output, PredictedImage, Summary, Task, format_score
+from pfcn_jax.metrics.registry import register
 from pfcn_jax.types import IGNORE
+
+_NO_REGION = -1  # in maps of region channels, where 255 may be a channel
 
 
 @dataclasses.dataclass(frozen=True)
 class SemanticCounts:
-    """Pixels by (labelled class, predicted class); the last column holds labelled pixels with no predicted class."""
+    """Pixels by (labeled class, predicted class); the last column holds labeled pixels with no predicted class."""
 
     confusion: Int[np.ndarray, "C C+1"]
 
@@ -34,17 +45,17 @@ class SemanticCounts:
         return {"confusion": self.confusion}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> SemanticCounts:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> SemanticCounts:
         return cls(np.asarray(arrays["confusion"], np.int64))
 
 
 def semantic_counts(
     gt: Integer[np.ndarray, "H W"], pred: Integer[np.ndarray, "H W"], num_classes: int, *, ignore: int = IGNORE
 ) -> SemanticCounts:
-    """The counts of one picture from two maps of class ids.
+    """The counts of one image from two maps of class ids.
 
-    Pixels labelled `ignore` do not count, whatever is predicted there. Pixels predicted `ignore` elsewhere have no
-    class: they are missed pixels of the labelled class.
+    Pixels labeled `ignore` do not count, whatever is predicted there. Pixels predicted `ignore` elsewhere have no
+    class: they are missed pixels of the labeled class.
 
     Raises:
       ValueError: shapes that differ, values that are neither a class nor `ignore`, or an `ignore` that is a class.
@@ -54,10 +65,10 @@ def semantic_counts(
         raise ValueError(f"semantic maps of shapes {list(gt.shape)} and {list(pred.shape)} cannot be compared")
     if 0 <= ignore < num_classes:
         raise ValueError(f"ignore = {ignore} is one of the {num_classes} classes")
-    labelled = gt != ignore
-    gt, pred = gt[labelled].astype(np.int64), pred[labelled].astype(np.int64)
+    labeled = gt != ignore
+    gt, pred = gt[labeled].astype(np.int64), pred[labeled].astype(np.int64)
     no_class = pred == ignore
-    for name, values in (("labelled", gt), ("predicted", pred[~no_class])):
+    for name, values in (("labeled", gt), ("predicted", pred[~no_class])):
         if values.size and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
             low, high = int(values.min()), int(values.max())
             raise ValueError(f"{name} classes {low}..{high}, but there are {num_classes} (ignore = {ignore})")
@@ -75,7 +86,7 @@ def semantic_map(
 
 @dataclasses.dataclass(frozen=True)
 class SemanticResult:
-    """In percent. A class that is neither labelled nor predicted has IoU NaN and takes no part in the mean of N."""
+    """In percent. A class that is neither labeled nor predicted has IoU NaN and takes no part in the mean of N."""
 
     mIoU: float
     pixel_accuracy: float
@@ -87,14 +98,59 @@ def semantic_result(counts: SemanticCounts) -> SemanticResult:
     """mIoU and pixel accuracy; NaN where there is nothing to average."""
     confusion = counts.confusion
     right = np.diagonal(confusion)
-    labelled = confusion.sum(axis=1)
-    union = labelled + confusion[:, :-1].sum(axis=0) - right
+    labeled = confusion.sum(axis=1)
+    union = labeled + confusion[:, :-1].sum(axis=0) - right
     present = union > 0
     iou = np.where(present, 100.0 * right / np.maximum(union, 1), np.nan)
-    n, total = int(present.sum()), int(labelled.sum())
+    n, total = int(present.sum()), int(labeled.sum())
     return SemanticResult(
         mIoU=float(iou[present].mean()) if n else float("nan"),
         pixel_accuracy=100.0 * int(right.sum()) / total if total else float("nan"),
         N=n,
         IoU=iou,
     )
+
+
+@register("miou")
+@dataclasses.dataclass
+class MeanIoU(Metric):
+    """mIoU of the semantic map over a data set."""
+
+    counts: SemanticCounts
+    needs: ClassVar[tuple[Output, ...]] = ("semantic_map",)
+
+    @classmethod
+    def zeros(cls, task: Task) -> Self:
+        return cls(task, SemanticCounts.zeros(task.num_regions))
+
+    def add(self, labels: Labels, prediction: PredictedImage) -> None:
+        assert prediction.semantic_map is not None
+        labeled = semantic_map(labels.segment_map, region_channels(labels.class_id, self.task), ignore=_NO_REGION)
+        self.counts += semantic_counts(labeled, prediction.semantic_map, self.task.num_regions, ignore=_NO_REGION)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return self.counts.to_arrays()
+
+    @classmethod
+    def from_arrays(cls, task: Task, arrays: Mapping[str, np.ndarray]) -> Self:
+        return cls(task, SemanticCounts.from_arrays(arrays))
+
+    def summary(self) -> Summary:
+        miou = semantic_result(self.counts).mIoU
+        over = mean_over(self.task)
+        return Summary(
+            {"mIoU": miou, "mIoU_over": over}, {"mIoU": miou}, (f"mIoU: {format_score(miou)} (over {over})",)
+        )
+
+
+def region_channels(class_id: Integer[np.ndarray, " n"], task: Task) -> Integer[np.ndarray, " n"]:
+    """The channel of the semantic map of each class id."""
+    stuff = class_id - task.num_things + task.thing_regions
+    return np.where(class_id < task.num_things, np.minimum(class_id, task.thing_regions - 1), stuff)
+
+
+def mean_over(task: Task) -> str:
+    """The classes that mIoU is a mean over, in words: one class for any thing, or all classes."""
+    if task.thing_regions == task.num_things:
+        return "all classes"
+    return "any thing as one class, and stuff classes"

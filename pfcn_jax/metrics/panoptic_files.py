@@ -1,7 +1,7 @@
 """PQ of anybody's COCO-panoptic files, strictly read: every inconsistency is one error that names the file and the id.
 
-The format: a JSON with `annotations` (one per picture: image_id, file_name of a PNG, segments_info) and, in the labels,
-`categories` (id, name, isthing); and a folder of PNGs whose colours are segment ids (see pfcn_jax/codec.py), 0 = void.
+The format: a JSON with `annotations` (one per image: image_id, file_name of a PNG, segments_info) and, in the labels,
+`categories` (id, name, isthing); and a folder of PNGs whose colors are segment ids (see pfcn_jax/codec.py), 0 = void.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
-from pfcn_jax.codec import MAX_ID, read_id_png
+from pfcn_jax.codec import MAX_ID, exchange_red_blue, read_id_png
 from pfcn_jax.errors import UserError
-from pfcn_jax.metrics.pq import PQCounts, PQResult, pq_counts, pq_result
+from pfcn_jax.metrics.breakdown import top_confusions
+from pfcn_jax.metrics.pq import PQCounts, PQResult, SegmentMatches, count_matches, match_segments, pq_result
 
+T = TypeVar("T")
 ImageId = int | str
 Path = str | os.PathLike[str]
 
-MAX_AREA = 1 << 62  # a stated area beyond any picture is as wrong as this
+MAX_AREA = 1 << 62  # a stated area beyond any image is as wrong as this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Categories:
 
 @dataclasses.dataclass(frozen=True)
 class PanopticImage:
-    """One picture's PNG and its segments, in the JSON's order (the last crowd of a class is what counts)."""
+    """One image's PNG and its segments, in the JSON's order (the last crowd of a class is what counts)."""
 
     image_id: ImageId
     png: pathlib.Path
@@ -47,46 +49,80 @@ class PanopticImage:
     areas: np.ndarray  # int64 [S], as the JSON states them, -1 where it does not
 
 
-def pq_of_files(
-    gt_json: Path, gt_dir: Path, pred_json: Path, pred_dir: Path, *, workers: int | None = None
-) -> tuple[PQResult, Categories]:
-    """PQ of predicted files against labels, and the categories that its classes are.
+class PanopticFiles:
+    """Predicted files and the labels that they are scored against.
 
-    Args:
-      gt_json: the labels' JSON file.
-      gt_dir: the folder of their PNGs.
-      pred_json: the predictions' JSON file.
-      pred_dir: the folder of their PNGs.
-      workers: threads; None takes one per CPU, at most 8.
-
-    Raises:
-      UserError: a file or folder is missing, broken or contradicts another; the message names it.
+    Attributes:
+      categories: of the labels, in their order; class c of every result is entry c.
     """
-    labels, predictions = _load_json(gt_json), _load_json(pred_json)
-    categories = _read_categories(gt_json, labels)
-    truth = _read_images(gt_json, labels, gt_dir, categories)
-    predicted = _read_images(pred_json, predictions, pred_dir, categories)
-    if not truth:
-        raise UserError(f"{gt_json}: no annotated image to score")
-    if absent := [image_id for image_id in truth if image_id not in predicted]:
-        raise UserError(f"{pred_json}: no prediction for {_listed('image', absent)} of {gt_json}")
-    if extra := [image_id for image_id in predicted if image_id not in truth]:
-        raise UserError(f"{pred_json}: predicts {_listed('image', extra)}, unknown to {gt_json}")
 
-    def count(image_id: ImageId) -> PQCounts:
-        return _count(truth[image_id], predicted[image_id], len(categories.ids))
+    def __init__(self, gt_json: Path, gt_dir: Path, pred_json: Path, pred_dir: Path, *, workers: int | None = None):
+        """Reads the JSON files and checks that both name the same images.
 
-    total = PQCounts.zeros(len(categories.ids))
-    for counts in _in_threads(count, list(truth), workers):
-        total = total + counts
-    return pq_result(total, categories.is_thing), categories
+        Args:
+          gt_json: the labels' JSON file.
+          gt_dir: the folder of their PNGs.
+          pred_json: the predictions' JSON file.
+          pred_dir: the folder of their PNGs.
+          workers: threads that read PNGs; None takes one per CPU, at most 8.
+
+        Raises:
+          UserError: a file or folder is missing, broken or contradicts another; the message names it.
+        """
+        labels, predictions = _load_json(gt_json), _load_json(pred_json)
+        self.categories = _read_categories(gt_json, labels)
+        self._truth = _read_images(gt_json, labels, gt_dir, self.categories)
+        self._predicted = _read_images(pred_json, predictions, pred_dir, self.categories)
+        self._workers = workers
+        if not self._truth:
+            raise UserError(f"{gt_json}: no annotated image to score")
+        if absent := [image_id for image_id in self._truth if image_id not in self._predicted]:
+            raise UserError(f"{pred_json}: no prediction for {_listed('image', absent)} of {gt_json}")
+        if extra := [image_id for image_id in self._predicted if image_id not in self._truth]:
+            raise UserError(f"{pred_json}: predicts {_listed('image', extra)}, unknown to {gt_json}")
+
+    def score(self) -> PQResult:
+        """PQ over all images.
+
+        Raises:
+          UserError: a PNG is missing, broken or contradicts its JSON.
+        """
+        total = PQCounts.zeros(len(self.categories.ids))
+        for found in self._matches(any_class=False):
+            total = total + count_matches(found, total.num_classes)
+        return pq_result(total, self.categories.is_thing)
+
+    def confused_categories(self, limit: int = 5) -> list[tuple[int, int, int]]:
+        """The most frequent (labeled class, predicted class, count) of segments that match except for their classes."""
+        classes = len(self.categories.ids)
+        confusion = np.zeros((classes + 1, classes + 1), np.int64)  # as `Breakdown.confusion`
+        for found in self._matches(any_class=True):
+            np.add.at(confusion, (found.gt_classes[found.gt_row], found.pred_classes[found.pred_row]), 1)
+        return top_confusions(confusion, limit)
+
+    def _matches(self, *, any_class: bool) -> Iterator[SegmentMatches]:
+        def match(image_id: ImageId) -> SegmentMatches:
+            truth, predicted = self._truth[image_id], self._predicted[image_id]
+            gt_map, pred_map = _read_rows(truth), _read_rows(predicted)
+            if gt_map.shape != pred_map.shape:
+                raise UserError(f"{predicted.png}: size {_size(pred_map)}, but {truth.png} has {_size(gt_map)}")
+            labels, classes = (gt_map, truth.classes, truth.crowd), len(self.categories.ids)
+            return match_segments(*labels, pred_map, predicted.classes, classes, any_class=any_class)
+
+        return _in_threads(match, list(self._truth), self._workers)
 
 
-def _count(truth: PanopticImage, predicted: PanopticImage, num_classes: int) -> PQCounts:
-    gt_map, pred_map = _read_rows(truth), _read_rows(predicted)
-    if gt_map.shape != pred_map.shape:
-        raise UserError(f"{predicted.png}: size {_size(pred_map)}, but {truth.png} has {_size(gt_map)}")
-    return pq_counts(gt_map, truth.classes, truth.crowd, pred_map, predicted.classes, num_classes)
+def confusion_hint(files: PanopticFiles, result: PQResult) -> str:
+    """Why PQ is 0 although masks match: segments found under other categories. "" if that is not so."""
+    if result.all.PQ > 0.0 or not (confused := files.confused_categories()):
+        return ""
+    ids, names = files.categories.ids, files.categories.names
+
+    def category(c: int) -> str:
+        return f"{names[c]!r} (id {ids[c]})"
+
+    pairs = ", ".join(f"{count} of {category(gt)} predicted as {category(pred)}" for gt, pred, count in confused)
+    return f"PQ is 0, but masks match under other categories: {pairs}; are the category ids those of the labels?"
 
 
 def _read_rows(image: PanopticImage) -> np.ndarray:
@@ -105,7 +141,13 @@ def _read_rows(image: PanopticImage) -> np.ndarray:
     unknown = known[place] != flat[start]
     if unknown.any():
         value = int(flat[start][unknown][0])
-        raise UserError(f"{image.png}: id {value} is not in the JSON's segments_info (image {image.image_id})")
+        problem = f"{image.png}: id {value} is not in the JSON's segments_info (image {image.image_id})"
+        if np.isin(exchange_red_blue(flat[start]), known).all():
+            problem += (
+                "; with red and blue exchanged all ids are: the file was written as BGR (as OpenCV does), but an id is "
+                "R + 256 G + 65536 B"
+            )
+        raise UserError(problem)
     rows = np.concatenate([[0], 1 + order])[place]
     _check_areas(image, np.bincount(rows, weights=length, minlength=len(known)).astype(np.int64)[1:])
     return np.repeat(rows, length).reshape(ids.shape)
@@ -127,7 +169,7 @@ def _size(id_map: np.ndarray) -> str:
     return f"{id_map.shape[1]}x{id_map.shape[0]}"
 
 
-def _in_threads(work: Callable[[ImageId], PQCounts], items: list[ImageId], workers: int | None):
+def _in_threads(work: Callable[[ImageId], T], items: list[ImageId], workers: int | None) -> Iterator[T]:
     """Results in the order of `items`, so that the first error is the same in every run."""
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     if workers < 1:

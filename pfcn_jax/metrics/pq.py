@@ -2,7 +2,7 @@
 
     PQ = sum of IoU over true positives / (TP + FP / 2 + FN / 2) = SQ x RQ
 
-A predicted and a labelled segment of one class match if their IoU exceeds 0.5; the union leaves out what the prediction
+A predicted and a labeled segment of one class match if their IoU exceeds 0.5; the union leaves out what the prediction
 covers of void. Crowd segments are no segments to be found. A predicted segment that matches nothing and lies by more
 than half on void and on the crowd of its class is no false positive.
 """
@@ -10,20 +10,27 @@ than half on void and on the crowd of its class is no false positive.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-# An IoU above 1/2 is, as a float64, a whole multiple of 2^-53. Sums of such multiples are kept as two integers, so that
-# counts add up to the same bits in any order and over any number of hosts.
+from pfcn_jax.metrics.protocol import Labels, Metric, PredictedImage, Summary, Task
+from pfcn_jax.metrics.registry import register
+
+# An IoU above 1/2 is, as a float64, a whole multiple of 2^-53. Sums of such multiples are stored as two integers, so
+# that counts add up to the same bits in any order and over any number of hosts.
 _IOU_UNIT_BITS = 53
 _LOW_BITS = 26
 
 
 @dataclasses.dataclass(frozen=True)
 class PQCounts:
-    """What PQ is made of, per class; integers throughout, so that `+` is exact and order does not matter."""
+    """The sums behind PQ, per class; integers throughout, so that `+` is exact and order does not matter."""
 
     tp: Int[np.ndarray, " C"]
     fp: Int[np.ndarray, " C"]
@@ -56,15 +63,15 @@ class PQCounts:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> PQCounts:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PQCounts:
         return cls(**{field.name: np.asarray(arrays[field.name], np.int64) for field in dataclasses.fields(cls)})
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentMatches:
-    """Which segments of a picture match by the evaluator's rules, and what is left over. G labelled, P predicted rows.
+    """Matching segments of an image by the evaluator's rules, and the unmatched ones. G labeled, P predicted rows.
 
-    `overlap[g, p]` counts the pixels with labelled id g and predicted id p; row and column 0 are void.
+    `overlap[g, p]` counts the pixels with labeled id g and predicted id p; row and column 0 are void.
     """
 
     gt_classes: Int[np.ndarray, " G"]
@@ -73,7 +80,7 @@ class SegmentMatches:
     gt_row: Int[np.ndarray, " TP"]  # the matched pairs
     pred_row: Int[np.ndarray, " TP"]
     iou: Float[np.ndarray, " TP"]
-    missed: Bool[np.ndarray, " G"]  # labelled segments that nothing matches: false negatives
+    missed: Bool[np.ndarray, " G"]  # labeled segments that nothing matches: false negatives
     wrong: Bool[np.ndarray, " P"]  # predicted segments that match nothing and are not excused: false positives
 
     @property
@@ -95,7 +102,7 @@ def match_segments(
     *,
     any_class: bool = False,
 ) -> SegmentMatches:
-    """Matches the segments of one picture.
+    """Matches the segments of one image.
 
     In both maps 0 is void and i > 0 is row i - 1 of the arrays beside it. A row without a pixel is no segment: it is
     ignored whatever its class. If a class has several crowd segments, the last one counts, as in the COCO evaluator.
@@ -110,11 +117,11 @@ def match_segments(
     pred_classes = np.asarray(pred_classes, np.int64).reshape(-1)
     gt_crowd = np.asarray(gt_crowd, bool).reshape(-1)
     if gt_classes.shape != gt_crowd.shape:
-        raise ValueError(f"{len(gt_classes)} labelled classes, but {len(gt_crowd)} crowd flags")
+        raise ValueError(f"{len(gt_classes)} labeled classes, but {len(gt_crowd)} crowd flags")
     overlap = _overlap(gt_map, len(gt_classes), pred_map, len(pred_classes))
     gt_area, pred_area = overlap.sum(axis=1)[1:], overlap.sum(axis=0)[1:]
     gt_exists, pred_exists = gt_area > 0, pred_area > 0
-    _check_classes("labelled", gt_classes[gt_exists], num_classes)
+    _check_classes("labeled", gt_classes[gt_exists], num_classes)
     _check_classes("predicted", pred_classes[pred_exists], num_classes)
 
     on_void = overlap[0, 1:]
@@ -151,7 +158,7 @@ def pq_counts(
     pred_classes: Integer[np.ndarray, " P"] | Sequence[int],
     num_classes: int,
 ) -> PQCounts:
-    """The counts of one picture; arguments and errors as those of `match_segments`."""
+    """The counts of one image; arguments and errors as those of `match_segments`."""
     found = match_segments(gt_map, gt_classes, gt_crowd, pred_map, pred_classes, num_classes)
     return count_matches(found, num_classes)
 
@@ -166,7 +173,7 @@ def count_matches(
     """Matches as counts per class.
 
     Args:
-      gt_counted: labelled segments whose matches and misses count (default: all).
+      gt_counted: labeled segments whose matches and misses count (default: all).
       pred_counted: predicted segments that count when they match nothing (default: all).
     """
     of_gt = np.ones(len(found.gt_classes), bool) if gt_counted is None else np.asarray(gt_counted, bool)
@@ -189,11 +196,11 @@ def count_matches(
 
 
 def _overlap(gt_map: np.ndarray, num_gt: int, pred_map: np.ndarray, num_pred: int) -> np.ndarray:
-    """Pixels by (labelled id, predicted id): int64 `[1 + num_gt, 1 + num_pred]`."""
+    """Pixels by (labeled id, predicted id): int64 `[1 + num_gt, 1 + num_pred]`."""
     gt_map, pred_map = np.asarray(gt_map), np.asarray(pred_map)
     if gt_map.ndim != 2 or gt_map.shape != pred_map.shape:
         raise ValueError(f"id maps of shapes {list(gt_map.shape)} and {list(pred_map.shape)} cannot be compared")
-    for name, ids, rows in (("labelled", gt_map, num_gt), ("predicted", pred_map, num_pred)):
+    for name, ids, rows in (("labeled", gt_map, num_gt), ("predicted", pred_map, num_pred)):
         if not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"the {name} id map must hold integers, got {ids.dtype}")
         if ids.size and (int(ids.min()) < 0 or int(ids.max()) > rows):
@@ -210,7 +217,7 @@ def _check_classes(name: str, classes: np.ndarray, num_classes: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PQGroup:
-    """Means over the N classes of a group that have a segment, labelled or predicted; in percent. All 0 if N is 0."""
+    """Means over the N classes of a group that have a segment, labeled or predicted; in percent. All 0 if N is 0."""
 
     PQ: float
     SQ: float
@@ -268,3 +275,74 @@ def pq_result(counts: PQCounts, is_thing: Bool[np.ndarray, " C"] | Sequence[bool
 
     everything = np.ones_like(is_thing)
     return PQResult(group(everything), group(is_thing), group(~is_thing), **values, counts=counts)
+
+
+def format_table(result: PQResult, names: Sequence[str] | None = None) -> str:
+    """PQ, SQ and RQ of all classes, things and stuff, and of each class that has a segment, as a text table.
+
+    A group without a class that has a segment has no score: "-". A class that was only predicted has PQ 0, which counts
+    in the means.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for column in ("PQ", "SQ", "RQ", "N", "TP", "FP", "FN"):
+        table.add_column(column, justify="right")
+    for title, group in (("All", result.all), ("Things", result.things), ("Stuff", result.stuff)):
+        scores = [f"{value:.2f}" if group.N else "-" for value in (group.PQ, group.SQ, group.RQ)]
+        table.add_row(title, *scores, str(group.N))
+    table.add_section()
+    counts = result.counts
+    for c in range(counts.num_classes):
+        tp, fp, fn = (int(part[c]) for part in (counts.tp, counts.fp, counts.fn))
+        if tp + fp + fn:
+            values = (f"{float(part[c]):.2f}" for part in (result.PQ, result.SQ, result.RQ))
+            name = escape(names[c]) if names else f"class {c}"  # brackets in a name are no markup
+            table.add_row(name, *values, "", str(tp), str(fp), str(fn))
+    console = Console(width=100, file=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
+
+
+@register("pq")
+@dataclasses.dataclass
+class PanopticQuality(Metric):
+    """PQ, SQ and RQ over a data set."""
+
+    counts: PQCounts
+
+    @classmethod
+    def zeros(cls, task: Task) -> Self:
+        return cls(task, PQCounts.zeros(task.num_classes))
+
+    def add(self, labels: Labels, prediction: PredictedImage) -> None:
+        self.counts += pq_counts(
+            labels.segment_map,
+            labels.class_id,
+            labels.is_crowd,
+            prediction.segment_map,
+            prediction.class_id,
+            self.task.num_classes,
+        )
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return self.counts.to_arrays()
+
+    @classmethod
+    def from_arrays(cls, task: Task, arrays: Mapping[str, np.ndarray]) -> Self:
+        return cls(task, PQCounts.from_arrays(arrays))
+
+    def result(self) -> PQResult:
+        return pq_result(self.counts, self.task.classes.is_thing)
+
+    def summary(self) -> Summary:
+        result, classes = self.result(), self.task.classes
+        nan = float("nan")  # of a group without a class
+        scores = {"PQ": result.all, "PQ_th": result.things, "PQ_st": result.stuff}
+        figures = {name: group.PQ if group.N else nan for name, group in scores.items()}
+        figures |= {name: getattr(result.all, name) if result.all.N else nan for name in ("SQ", "RQ")}
+        return Summary(
+            values=result.to_dict(classes.category_ids),
+            figures=figures,
+            lines=(format_table(result, classes.names),),
+        )

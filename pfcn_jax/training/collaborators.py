@@ -41,8 +41,9 @@ class EvaluationTask:
 
     Attributes:
       step: training step of the variables.
-      detailed: compute AP and mIoU as well as PQ.
-      on_example: called with every example and its prediction; an exception ends the evaluation.
+      detailed: compute all metrics of the config, not PQ alone.
+      on_example: called with every example and its prediction; an exception ends the evaluation. The examples hold
+        their image only if previews are drawn: of a detailed evaluation.
     """
 
     step: int
@@ -64,7 +65,8 @@ def evaluate(task: EvaluationTask) -> EvaluationResult:
         task.config,
         task.mesh,
         detailed=task.detailed,
-        on_picture=task.on_example,
+        on_image=task.on_example,
+        with_images=task.detailed and task.config.train.preview_pictures > 0,
     )
 
 

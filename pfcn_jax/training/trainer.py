@@ -19,8 +19,7 @@ from pfcn_jax.data.inputs import train_pipeline
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.errors import UserError
-from pfcn_jax.evaluation.evaluate import EvaluationResult
-from pfcn_jax.evaluation.tables import format_table
+from pfcn_jax.evaluation.evaluate import EvaluationResult, configured_metrics
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.rules import learning_rate_schedule
 from pfcn_jax.panoptic.predict import Prediction
@@ -88,6 +87,7 @@ class Trainer:
         config, collaborators = self.config, self.collaborators
         self.source: Source = collaborators.open_training(config.data)
         collaborators.open_evaluation(config.data, 1, classes=self.source.classes)  # fail now, not at the first score
+        configured_metrics(config)  # likewise
         self.pipeline = train_pipeline(config.data, self.source, batch_size=config.train.batch_size, seed=config.seed)
         self.batches: BatchIterator = iter(self.pipeline)
         self._resources.callback(self.batches.close)
@@ -183,7 +183,7 @@ class Trainer:
         """Scores the validation split and records the scores.
 
         Args:
-          everything: the whole split, with AP and mIoU, preview images and evaluation.json; otherwise PQ of
+          everything: the whole split, with all metrics, preview images and evaluation.json; otherwise PQ of
             `train.eval_examples`.
 
         Raises:
@@ -207,12 +207,12 @@ class Trainer:
         try:
             result = self.collaborators.evaluate(task)
             if everything and jax.process_index() == 0:
-                write_json(self.workdir / "evaluation.json", {"step": step} | result.to_dict(source.classes))
+                write_json(self.workdir / "evaluation.json", {"step": step} | result.to_dict())
         except OSError as error:
             self.failures.end_evaluation(step, error)
         self._record(step, result)
         if everything and jax.process_index() == 0:
-            print_lines(format_table(result.pq, source.classes.names), to=sys.stdout)
+            print_lines(*result.lines(), to=sys.stdout)
         return result
 
     def close(self) -> None:
@@ -245,15 +245,10 @@ class Trainer:
 
     def _record(self, step: int, result: EvaluationResult) -> None:
         """Writes the scores to the metrics, then to the checkpoint: a step with a score is not evaluated again."""
-        pq = result.pq
         if self.metrics:
-            scalars = {"eval/PQ": pq.all.PQ, "eval/PQ_th": pq.things.PQ, "eval/PQ_st": pq.stuff.PQ}
-            scalars |= {"eval/SQ": pq.all.SQ, "eval/RQ": pq.all.RQ}
-            if result.ap and result.semantic:
-                scalars |= {"eval/AP": result.ap.AP, "eval/mIoU": result.semantic.mIoU}
-            self.metrics.write(step, scalars)
+            self.metrics.write(step, {f"eval/{name}": value for name, value in result.figures.items()})
             self.metrics.sync()
-        self.checkpoints.score(step, pq.all.PQ)
+        self.checkpoints.score(step, result.pq.all.PQ)
 
     def _evaluation_is_overdue(self, step: int) -> bool:
         """True if the run was stopped at `step` before the evaluation of that step had ended."""

@@ -63,12 +63,12 @@ def text(run, tmp_path_factory) -> str:
 
 def test_what_a_card_says(text):
     assert f"| config hash | `{config_hash(CONFIG)}` |" in text
-    assert "trained by this code, 5 steps" in text and "| 5 of 5, 2 pictures each: 10 seen |" in text
+    assert "trained by this code, 5 steps" in text and "| 5 of 5, 2 images each: 10 seen |" in text
     assert "short side 64, long side at most 64 pixels" in text and "| `fusion_threshold` | 0.9 |" in text
     assert "| all | 223,334 (0.9 MB in float32) |" in text
     assert "Things: ball, crate, tent, star, ring." in text and "drawn scenes" in text
     assert "| Things | 0.0 | 0.0 | 0.0 |" in text and "| Stuff | 100.0 | 100.0 | 100.0 |" in text
-    assert "AP 0.0, mIoU 83.2, 3 pictures." in text
+    assert "AP 0.0, mIoU 83.2, 3 images." in text
     assert "| sky | 100.0 |" in text and "| ring | 0.0 |" in text
 
 
@@ -114,5 +114,5 @@ def test_scored_on_its_own_training_data_is_said():
     )
     config = json.loads(to_json(dataclasses.replace(CONFIG, data=data)))
     text = make_card({**meta_of(5), "config": config})
-    assert "scored on pictures of the split that it was trained on" in text
-    assert "`coco`, folder `nuclei`, split `a`, its first 8 pictures" in text and "somebody" not in text
+    assert "scored on images of the split that it was trained on" in text
+    assert "`coco`, folder `nuclei`, split `a`, its first 8 images" in text and "somebody" not in text

@@ -29,16 +29,16 @@ def test_a_resumed_run_counts_each_step_once_with_its_last_value(tmp_path):
     assert "eval/PQ_th" not in series
 
 
-def test_two_runs_are_drawn_into_one_picture(tmp_path, capsys):
+def test_two_runs_are_drawn_into_one_image(tmp_path, capsys):
     runs = [write_run(tmp_path / name, steps=[10, 20, 30], offset=i) for i, name in enumerate(("first", "second"))]
     output = tmp_path / "out" / "curves.png"
     assert main(["curves", *map(str, runs), "--output", str(output)]) == 0
-    picture = np.asarray(Image.open(output).convert("RGB"))
-    assert picture.shape == (360, 1300, 3)
+    image = np.asarray(Image.open(output).convert("RGB"))
+    assert image.shape == (360, 1300, 3)
     blue, orange = np.array([31, 119, 180]), np.array([255, 127, 14])
-    left = picture[:, : 1300 // 3].astype(int)  # the panel of the total loss: one line a run
-    for colour in (blue, orange):
-        assert (np.abs(left - colour).max(axis=-1) < 12).sum() > 50
+    left = image[:, : 1300 // 3].astype(int)  # the panel of the total loss: one line a run
+    for color in (blue, orange):
+        assert (np.abs(left - color).max(axis=-1) < 12).sum() > 50
     assert "2 run(s)" in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 from pfcn_jax.metrics import ap, transport
 
 
-def random_picture(rng, num_things=3, size=(40, 50)):
+def random_image(rng, num_things=3, size=(40, 50)):
     """Rectangles as labels (the last rows are stuff), shifted rectangles as predictions."""
     gt_map = np.zeros(size, np.int32)
     boxes, gt_classes = [], rng.integers(0, num_things + 1, 6)
@@ -29,16 +29,16 @@ def random_picture(rng, num_things=3, size=(40, 50)):
     return gt_map, gt_classes, masks, classes, rng.permutation(90)[:9] / 90 + rng.random() * 1e-3
 
 
-def slow_ap(pictures, num_things, thresholds):
-    """COCO's AP of pictures without crowds, one class, one threshold, one prediction at a time."""
+def slow_ap(images, num_things, thresholds):
+    """COCO's AP of images without crowds, one class, one threshold, one prediction at a time."""
     per_class = []
     for c in range(num_things):
-        total = sum(int((gt_map == i + 1).any()) for gt_map, g, *_ in pictures for i in np.flatnonzero(g == c))
+        total = sum(int((gt_map == i + 1).any()) for gt_map, g, *_ in images for i in np.flatnonzero(g == c))
         if not total:
             continue
         for threshold in thresholds:
             ranked = []
-            for gt_map, gt_classes, masks, classes, scores in pictures:
+            for gt_map, gt_classes, masks, classes, scores in images:
                 truth = [gt_map == i + 1 for i in np.flatnonzero(gt_classes == c)]
                 truth = [t for t in truth if t.any()]
                 taken = set()
@@ -59,17 +59,17 @@ def slow_ap(pictures, num_things, thresholds):
     return 100 * np.mean(per_class)
 
 
-def filled(pictures, num_things=3, first=0):
+def filled(images, num_things=3, first=0):
     records = ap.InstanceRecords(num_things)
-    for i, (gt_map, gt_classes, masks, classes, scores) in enumerate(pictures):
+    for i, (gt_map, gt_classes, masks, classes, scores) in enumerate(images):
         records.add(first + i, gt_map, gt_classes, np.zeros(len(gt_classes), bool), masks, classes, scores)
     return records
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     rng = np.random.default_rng(3)
-    return [random_picture(rng) for _ in range(6)]
+    return [random_image(rng) for _ in range(6)]
 
 
 def test_encodings_are_the_pixels():
@@ -84,11 +84,11 @@ def test_encodings_are_the_pixels():
     assert ap.encode_masks(np.zeros((0, 3, 4), bool)) == []
 
 
-def test_equals_the_slow_implementation(pictures, capsys):
-    result = ap.ap_result(filled(pictures))
-    np.testing.assert_allclose(result.AP, slow_ap(pictures, 3, np.linspace(0.5, 0.95, 10)), rtol=1e-12)
-    np.testing.assert_allclose(result.AP50, slow_ap(pictures, 3, [0.5]), rtol=1e-12)
-    np.testing.assert_allclose(result.AP75, slow_ap(pictures, 3, [0.75]), rtol=1e-12)
+def test_equals_the_slow_implementation(images, capsys):
+    result = ap.ap_result(filled(images))
+    np.testing.assert_allclose(result.AP, slow_ap(images, 3, np.linspace(0.5, 0.95, 10)), rtol=1e-12)
+    np.testing.assert_allclose(result.AP50, slow_ap(images, 3, [0.5]), rtol=1e-12)
+    np.testing.assert_allclose(result.AP75, slow_ap(images, 3, [0.75]), rtol=1e-12)
     np.testing.assert_allclose(result.AP, result.per_class.mean(), rtol=1e-12)
     assert 5 < result.AP < 95 and result.N == 3
     assert result.AP_small == result.AP and np.isnan(result.AP_medium) and np.isnan(result.AP_large)
@@ -96,7 +96,7 @@ def test_equals_the_slow_implementation(pictures, capsys):
 
 
 class Annotations:
-    """What pycocotools asks of its `COCO`, for a whole set of pictures at once."""
+    """What pycocotools asks of its `COCO`, for a whole set of images at once."""
 
     def __init__(self, rows):
         self.rows = [row | {"id": i + 1} for i, row in enumerate(rows)]
@@ -118,28 +118,28 @@ class Annotations:
 
 
 @pytest.mark.parametrize("limit", [100, 2])
-def test_picture_by_picture_is_the_same_as_pycocotools_at_once(limit, capsys):
+def test_image_by_image_is_the_same_as_pycocotools_at_once(limit, capsys):
     rng = np.random.default_rng(11)
-    records, labelled, predicted = ap.InstanceRecords(3, max_detections=limit), [], []
+    records, labeled, predicted = ap.InstanceRecords(3, max_detections=limit), [], []
     for image in rng.permutation(25).tolist():  # in any order
-        gt_map, gt_classes, masks, classes, scores = random_picture(rng)
+        gt_map, gt_classes, masks, classes, scores = random_image(rng)
         enlarge = 1 + 3 * (image % 2)  # small and medium areas
         gt_map = gt_map.repeat(enlarge, 0).repeat(enlarge, 1)
         masks = masks.repeat(enlarge, 1).repeat(enlarge, 2)
         masks = masks.repeat(1 + 2 * (image % 3 == 0), axis=0)[: len(classes)]
-        scores = np.round(scores, 1)  # many ties, within and between pictures
+        scores = np.round(scores, 1)  # many ties, within and between images
         crowd = rng.random(6) < 0.2
         records.add(image, gt_map, gt_classes, crowd, masks, classes, scores)
         for rle, c, k in zip(ap.encode_segments(gt_map, 6), gt_classes.tolist(), crowd.tolist()):
             if c < 3 and mask_utils.area(rle):
                 area = float(mask_utils.area(rle))
-                labelled.append(
+                labeled.append(
                     {"image_id": image, "category_id": c, "segmentation": rle, "area": area, "iscrowd": int(k)}
                 )
         for rle, c, score in zip(ap.encode_masks(masks), classes.tolist(), scores.tolist()):
             area = float(mask_utils.area(rle))
             predicted.append({"image_id": image, "category_id": c, "segmentation": rle, "area": area, "score": score})
-    judge = COCOeval(Annotations(labelled), Annotations(predicted), "segm")
+    judge = COCOeval(Annotations(labeled), Annotations(predicted), "segm")
     judge.params.imgIds, judge.params.maxDets = list(range(25)), [limit]
     judge.evaluate()
     judge.accumulate()
@@ -158,12 +158,12 @@ def test_picture_by_picture_is_the_same_as_pycocotools_at_once(limit, capsys):
     capsys.readouterr()
 
 
-def test_a_detection_is_32_bytes_however_large_its_mask(pictures):
+def test_a_detection_is_32_bytes_however_large_its_mask(images):
     assert ap.DETECTION.itemsize == 32
-    records = filled(pictures)
-    assert len(records.detections) == sum(len(classes) for _, _, _, classes, _ in pictures)
+    records = filled(images)
+    assert len(records.detections) == sum(len(classes) for _, _, _, classes, _ in images)
     held = sum(array.nbytes for array in records.to_arrays().values())
-    assert held == 32 * len(records.detections) + 8 * (2 + len(pictures) + records.labelled.size)
+    assert held == 32 * len(records.detections) + 8 * (2 + len(images) + records.labeled.size)
 
 
 def test_packed_masks_are_encoded_as_they_are():
@@ -172,9 +172,9 @@ def test_packed_masks_are_encoded_as_they_are():
     assert ap.encode_packed_masks(np.zeros((0, 7, 3), np.uint8), 21) == []
 
 
-def test_perfect_predictions(pictures):
+def test_perfect_predictions(images):
     records = ap.InstanceRecords(4)
-    for i, (gt_map, gt_classes, *_) in enumerate(pictures):
+    for i, (gt_map, gt_classes, *_) in enumerate(images):
         rows = [r for r in range(6) if (gt_map == r + 1).any() and gt_classes[r] < 3]
         masks = np.stack([gt_map == r + 1 for r in rows])
         records.add(i, gt_map, gt_classes + (gt_classes == 3), [False] * 6, masks, gt_classes[rows], np.ones(len(rows)))
@@ -204,7 +204,7 @@ def test_area_ranges():
     np.testing.assert_allclose([result.AP_small, result.AP_medium, result.AP_large], [100, 0, 100], rtol=1e-12)
 
 
-def test_only_so_many_detections_count(pictures):
+def test_only_so_many_detections_count(images):
     gt_map = np.zeros((4, 30), int)
     gt_map[:, ::3] = np.arange(1, 11)
     masks = np.stack([gt_map == i + 1 for i in range(10)])
@@ -215,7 +215,7 @@ def test_only_so_many_detections_count(pictures):
         assert len(records.detections) == min(limit, 10)
 
 
-def test_no_predictions_no_labels_no_pictures():
+def test_no_predictions_no_labels_no_images():
     nothing = ap.ap_result(ap.InstanceRecords(2))
     assert np.isnan(nothing.AP) and nothing.N == 0
     no_masks = np.zeros((0, 4, 4), bool)
@@ -233,9 +233,9 @@ def test_no_predictions_no_labels_no_pictures():
     assert ap.ap_result(records).AP == 0.0
 
 
-def test_records_of_several_hosts_give_the_same_result(pictures):
-    whole = ap.ap_result(filled(pictures))
-    parts = [filled(pictures[4:], first=4), filled(pictures[:1]), filled(pictures[1:4], first=1), ap.InstanceRecords(3)]
+def test_records_of_several_hosts_give_the_same_result(images):
+    whole = ap.ap_result(filled(images))
+    parts = [filled(images[4:], first=4), filled(images[:1]), filled(images[1:4], first=1), ap.InstanceRecords(3)]
     travelled = [ap.InstanceRecords.from_arrays(transport.unpack(transport.pack(part.to_arrays()))) for part in parts]
     together = travelled[0] + travelled[1] + travelled[2] + travelled[3]
     result = ap.ap_result(together)
@@ -255,10 +255,10 @@ def test_records_of_several_hosts_give_the_same_result(pictures):
 
 @pytest.mark.parametrize("change, message", [
     ({"image_id": 0}, "image 0 was added before"),
-    ({"gt_crowd": []}, "1 labelled classes, but 0 crowd flags"),
+    ({"gt_crowd": []}, "1 labeled classes, but 0 crowd flags"),
     ({"pred_classes": []}, "1 masks, 0 classes, 1 scores predicted"),
     ({"gt_map": np.full((4, 4), 2)}, "ids 2..2, but 1 segments"),
-    ({"gt_classes": [-1]}, "labelled segment has class -1"),
+    ({"gt_classes": [-1]}, "labeled segment has class -1"),
     ({"pred_classes": [2]}, "predicted class 2 is not one of 2 things"),
     ({"pred_scores": [np.nan]}, "score is not finite"),
     ({"pred_masks": np.ones((1, 4, 5), bool)}, r"mask of size \[4, 5\], but the labels have \[4, 4\]"),
@@ -266,11 +266,11 @@ def test_records_of_several_hosts_give_the_same_result(pictures):
 ])  # fmt: skip
 def test_what_cannot_be_recorded_is_refused(change, message):
     records = ap.InstanceRecords(2)
-    picture = {"image_id": 1, "gt_map": np.ones((4, 4), int), "gt_classes": [0], "gt_crowd": [False]}
-    picture |= {"pred_masks": np.ones((1, 4, 4), bool), "pred_classes": [0], "pred_scores": [0.5]}
-    records.add(**(picture | {"image_id": 0}))
+    image = {"image_id": 1, "gt_map": np.ones((4, 4), int), "gt_classes": [0], "gt_crowd": [False]}
+    image |= {"pred_masks": np.ones((1, 4, 4), bool), "pred_classes": [0], "pred_scores": [0.5]}
+    records.add(**(image | {"image_id": 0}))
     with pytest.raises(ValueError, match=message):
-        records.add(**(picture | change))
+        records.add(**(image | change))
     assert records.images == {0}
 
 

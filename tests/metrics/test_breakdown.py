@@ -14,7 +14,7 @@ def both_matches(*case):
     return pq.match_segments(*case), pq.match_segments(*case, any_class=True)
 
 
-def picture():
+def image():
     """128 x 128, classes a b c: a large a found as it is, a b taken for c, a b that nothing finds, a made-up a, a void
     corner and a crowd of c."""
     truth, seen = np.zeros((2, 128, 128), np.int32)
@@ -27,7 +27,7 @@ def picture():
 
 
 def test_sizes_and_confusions_by_hand():
-    truth, classes, crowd, seen, seen_classes, count = picture()
+    truth, classes, crowd, seen, seen_classes, count = image()
     found, any_class = both_matches(truth, classes, crowd, seen, seen_classes, count)
     parts = br.breakdown(found, any_class, count)
     small, medium, large = parts.by_size
@@ -41,7 +41,7 @@ def test_sizes_and_confusions_by_hand():
 
 
 def test_error_map_by_hand():
-    truth, _, _, seen, _, _ = case = picture()
+    truth, _, _, seen, _, _ = case = image()
     errors = br.error_map(truth, seen, both_matches(*case)[1])
     at = {
         (64, 64): br.CORRECT, (5, 5): br.IGNORED, (105, 110): br.IGNORED, (40, 40): br.WRONG_CLASS,

@@ -9,7 +9,7 @@ from pfcn_jax.metrics import miou
 
 
 def slow_iou(pairs, num_classes):
-    """IoU per class from (labelled, predicted) pairs; None where a class does not occur."""
+    """IoU per class from (labeled, predicted) pairs; None where a class does not occur."""
     result = []
     for c in range(num_classes):
         both = sum(g == c and p == c for g, p in pairs)
@@ -51,8 +51,8 @@ def test_values_under_ignored_pixels_do_not_matter():
 
 
 @pytest.mark.parametrize("gt, pred, message", [
-    ([[3]], [[0]], "labelled classes 3..3, but there are 3"),
-    ([[-1]], [[0]], "labelled classes -1..-1"),
+    ([[3]], [[0]], "labeled classes 3..3, but there are 3"),
+    ([[-1]], [[0]], "labeled classes -1..-1"),
     ([[0]], [[3]], "predicted classes 3..3"),
     ([[0, 1]], [[0]], r"shapes \[1, 2\] and \[1, 1\]"),
 ])  # fmt: skip

@@ -16,8 +16,9 @@ from pfcn_jax.metrics import panoptic_files
 
 def score_files(*paths, **options) -> dict[str, dict]:
     """Percent by group and by category id."""
-    result, categories = panoptic_files.pq_of_files(*paths, **options)
-    scores = result.to_dict(categories.ids)
+    files = panoptic_files.PanopticFiles(*paths, **options)
+    categories = files.categories
+    scores = files.score().to_dict(categories.ids)
     for category_id, name in zip(categories.ids, categories.names):
         scores["per_class"][category_id]["name"] = name
     return scores
@@ -40,7 +41,7 @@ def test_equals_the_original_evaluator_in_every_class(reference_dir, pictures_di
 
 
 class Files:
-    """Two labelled pictures with good predictions, to be spoilt."""
+    """Two labeled images with good predictions, to be spoilt."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -218,7 +219,7 @@ class TestRefusesOnEitherSide:
         Image.new(mode, (8, 6)).save(files.folder / side / "4.png")
         refused(files, f"{side}/4.png", "must be 8-bit RGB", write=False)
 
-    def test_picture_that_is_no_png(self, files, side):
+    def test_image_that_is_no_png(self, files, side):
         files.write()
         Image.new("RGB", (8, 6)).save(files.folder / side / "4.png", format="JPEG")
         refused(files, f"{side}/4.png: not a PNG", write=False)
@@ -229,6 +230,44 @@ class TestRefusesOnEitherSide:
             del segment["area"]
         wide = {"gt": "size 8x6, but", "pred": "size 16x6, but"}[side]
         refused(files, "pred/3.png", wide, "gt/3.png")
+
+
+def test_red_and_blue_exchanged_is_named_only_if_it_explains_every_id(files):
+    def as_bgr(id_map):
+        return ((id_map & 255) << 16 | id_map & 0xFF00 | id_map >> 16).astype(np.int32)
+
+    right = files.maps["pred"][0]
+    files.maps["pred"][0] = as_bgr(right)
+    refused(files, "pred/3.png", "is not in the JSON's segments_info", "with red and blue exchanged all ids are")
+    one_more = as_bgr(right)
+    one_more[0, 0] = 9
+    write_id_png(files.folder / "pred" / "3.png", one_more)
+    with pytest.raises(UserError) as caught:
+        files.score()
+    assert "BGR" not in str(caught.value)
+
+
+def open_files(files):
+    files.write()
+    return panoptic_files.PanopticFiles(*(files.folder / name for name in ("gt.json", "gt", "pred.json", "pred")))
+
+
+def test_pq_0_with_matching_masks_prints_the_confusion_of_categories(files):
+    for segment in files.annotation("pred")["segments_info"]:  # both images have these segments
+        segment["category_id"] = {1: 7, 7: 1}[segment["category_id"]]
+    opened = open_files(files)
+    result = opened.score()
+    assert result.all.PQ == 0.0
+    assert sorted(opened.confused_categories()) == [(0, 1, 2), (1, 0, 2)]
+    hint = panoptic_files.confusion_hint(opened, result)
+    for pair in ("2 of 'sky' (id 7) predicted as 'cat' (id 1)", "2 of 'cat' (id 1) predicted as 'sky' (id 7)"):
+        assert pair in hint
+
+
+def test_no_confusion_is_printed_where_a_category_is_found(files):
+    files.segment("pred")["category_id"] = 7
+    opened = open_files(files)
+    assert panoptic_files.confusion_hint(opened, opened.score()) == ""
 
 
 def test_missing_and_extra_predictions(files):
@@ -242,7 +281,7 @@ def test_missing_and_extra_predictions(files):
     refused(files, "no prediction for images 3, 4 of", write=False)
 
 
-def test_labels_without_a_picture(files):
+def test_labels_without_a_image(files):
     files.json["gt"]["annotations"] = []
     refused(files, "gt.json: no annotated image")
 

@@ -43,7 +43,7 @@ def slow_counts(gt_map, gt_classes, gt_crowd, pred_map, pred_classes, num_classe
 
 
 def random_case(seed):
-    """A labelled and a predicted map that agree in part: blocks, of which some change id, and some noise."""
+    """A labeled and a predicted map that agree in part: blocks, of which some change id, and some noise."""
     rng = np.random.default_rng(seed)
     height, width, cell = int(rng.integers(1, 24)), int(rng.integers(1, 24)), int(rng.integers(1, 7))
     num_gt, num_pred, num_classes = int(rng.integers(0, 9)), int(rng.integers(0, 9)), int(rng.integers(1, 4))
@@ -123,13 +123,13 @@ def test_nothing_anywhere():
 
 @pytest.mark.parametrize("change, message", [
     ({"gt_map": np.zeros((2, 3), int)}, r"shapes \[2, 3\] and \[2, 2\]"),
-    ({"gt_map": np.full((2, 2), 2)}, "labelled id map holds ids 2..2, but has 1 segments"),
+    ({"gt_map": np.full((2, 2), 2)}, "labeled id map holds ids 2..2, but has 1 segments"),
     ({"pred_map": np.full((2, 2), 3)}, "predicted id map holds ids 3..3, but has 1 segments"),
     ({"pred_map": np.full((2, 2), -1)}, "predicted id map holds ids -1..-1"),
     ({"pred_map": np.ones((2, 2))}, "must hold integers, got float64"),
-    ({"gt_classes": [2]}, "labelled segment has class 2, but there are 2 classes"),
+    ({"gt_classes": [2]}, "labeled segment has class 2, but there are 2 classes"),
     ({"pred_classes": [-1]}, "predicted segment has class -1"),
-    ({"gt_crowd": []}, "1 labelled classes, but 0 crowd flags"),
+    ({"gt_crowd": []}, "1 labeled classes, but 0 crowd flags"),
 ])  # fmt: skip
 def test_what_cannot_be_counted_is_refused(change, message):
     ones = np.ones((2, 2), int)

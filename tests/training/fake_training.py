@@ -16,7 +16,8 @@ from pfcn_jax import main as front_door
 from pfcn_jax.commands import train
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.evaluation.evaluate import EvaluationResult
-from pfcn_jax.metrics.pq import PQCounts, pq_result
+from pfcn_jax.metrics.pq import PanopticQuality
+from pfcn_jax.metrics.protocol import Task
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.parallel.sharding import replicated
 from pfcn_jax.training.collaborators import Collaborators
@@ -77,9 +78,7 @@ class FakeStep:
 
 def zero_scores(task) -> EvaluationResult:
     """In place of the evaluation: no image is predicted."""
-    is_thing = task.source.classes.is_thing
-    pq = pq_result(PQCounts.zeros(len(is_thing)), is_thing)
-    return EvaluationResult(pq=pq, ap=None, semantic=None, pictures=0, seconds=0.0)
+    return EvaluationResult({"pq": PanopticQuality.zeros(Task(task.source.classes))}, images=0, seconds=0.0)
 
 
 def stand_in(step: FakeStep | None = None, **others) -> Collaborators:

@@ -49,7 +49,10 @@ _HOW = {
     ),
 }
 # Keys of the evaluation: the weights do not depend on them.
-_SCORED = {"data": ("eval_split", "eval_examples", "eval_short_side", "eval_max_long_side", "eval_canvases")}
+_SCORED = {
+    "evaluation": ("metrics",),
+    "data": ("eval_split", "eval_examples", "eval_short_side", "eval_max_long_side", "eval_canvases"),
+}
 
 
 def training_key(config: Config) -> str:
@@ -165,7 +168,7 @@ class Runs:
             "training": directory.name,
             "seed": config.seed,
             **figures(result)._asdict(),
-            "pictures": result.pictures,
+            "pictures": result.images,
             "evaluate_seconds": result.seconds,
             "train_seconds": training_seconds(directory),
         }
@@ -174,13 +177,7 @@ class Runs:
 
 def figures(result: EvaluationResult) -> Figures:
     """The five columns of the tables."""
-    return Figures(
-        PQ=result.pq.all.PQ,
-        PQ_th=result.pq.things.PQ,
-        PQ_st=result.pq.stuff.PQ,
-        AP=result.ap.AP if result.ap else None,
-        mIoU=result.semantic.mIoU if result.semantic else None,
-    )
+    return Figures(**{name: result.figures.get(name) for name in Figures._fields})
 
 
 def training_seconds(directory: pathlib.Path) -> float:

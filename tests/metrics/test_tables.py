@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pfcn_jax.evaluation.tables import format_table
-from pfcn_jax.metrics.pq import PQCounts, pq_result
+from pfcn_jax.metrics.pq import PQCounts, format_table, pq_result
 from pfcn_jax.utils.atomic import write_json
 
 
