@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -43,30 +43,32 @@ class Scores:
         return {name: self._sum(name, metric) for name, metric in self._metrics.items()}
 
     def _sum(self, name: str, metric: type[Metric]) -> Metric:
-        total = metric.zeros(self._task)
-        for part in self._parts:
-            total = total + part[name]
+        total = _add_up(metric.zeros(self._task), [part[name] for part in self._parts])
         if jax.process_count() == 1:
             return total
-        parts = [metric.from_arrays(self._task, arrays) for arrays in _all_gather(total.to_arrays())]
-        total = metric.zeros(self._task)
-        for part in parts:
-            total = total + part
-        return total
+        received = [metric.from_arrays(self._task, arrays) for arrays in _all_gather(total.to_arrays())]
+        return _add_up(metric.zeros(self._task), received)
+
+
+def _add_up(total: Metric, parts: Sequence[Metric]) -> Metric:
+    for part in parts:
+        total = total + part
+    return total
 
 
 def predicted_image(prediction: Prediction) -> PredictedImage:
     """An image's prediction as the NumPy arrays that metrics receive, without padding among the detections."""
-    panoptic, things, masks = prediction.panoptic, prediction.things, prediction.thing_masks
+    panoptic, things = prediction.panoptic, prediction.things
+    masks, semantic = prediction.thing_masks, prediction.semantic_map
     valid = np.flatnonzero(things.valid)
     return PredictedImage(
-        segment_map=panoptic.segment_map,
-        class_id=panoptic.class_id,
-        score=panoptic.score,
-        thing_class_id=things.class_id[valid],
-        thing_score=things.score[valid],
-        thing_masks=None if masks is None else masks[valid],
-        semantic_map=prediction.semantic_map,
+        segment_map=np.asarray(panoptic.segment_map),
+        class_id=np.asarray(panoptic.class_id),
+        score=np.asarray(panoptic.score),
+        thing_class_id=np.asarray(things.class_id)[valid],
+        thing_score=np.asarray(things.score)[valid],
+        thing_masks=None if masks is None else np.asarray(masks)[valid],
+        semantic_map=None if semantic is None else np.asarray(semantic),
     )
 
 

@@ -62,7 +62,8 @@ def written(tmp_path):
     void = np.zeros((8, 8), np.int32)
     collector(example("empty.png", void, []), prediction(void, []))  # has no score
     result = pq_result(counts, CLASSES.is_thing)
-    page = collector.write(tmp_path, result, title="a <title>", subtitle="data", others={"AP": float("nan"), "mIoU": 61.25})
+    others = {"AP": float("nan"), "mIoU": 61.25}
+    page = collector.write(tmp_path, result, title="a <title>", subtitle="data", others=others)
     return collector, result, page.read_text(), json.loads((tmp_path / "report.json").read_text())
 
 
