@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 
 import jax
 
@@ -17,7 +18,6 @@ from pfcn_jax.metrics.pq import format_table
 from pfcn_jax.parallel import distributed
 from pfcn_jax.parallel.sharding import data_mesh
 from pfcn_jax.utils.atomic import write_json
-from pfcn_jax.utils.stderr import say
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def _score_files(args: argparse.Namespace) -> int:
     result = files.score()
     print(format_table(result, files.categories.names))
     if hint := confusion_hint(files, result):
-        say(hint)
+        print(hint, file=sys.stderr)
     if args.output:
         write_json(args.output, result.to_dict(files.categories.ids))
     return 0
