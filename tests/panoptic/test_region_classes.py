@@ -14,7 +14,8 @@ from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.pipeline import empty_arrays, to_batch
 from pfcn_jax.errors import ConfigError
-from pfcn_jax.evaluation.evaluate import Scores
+from pfcn_jax.metrics.miou import MeanIoU
+from pfcn_jax.metrics.protocol import Labels, PredictedImage, Task
 from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.panoptic.targets import make_targets
 from pfcn_jax.steps import loss_fn, predict_step
@@ -101,26 +102,21 @@ def test_heads_losses_and_prediction_have_a_channel_for_every_class():
 def test_semantic_counts_follow_the_region_channels(regions):
     source = Scenes("val", size=(64, 64), length=1)
     example, classes = source[0], source.classes
-    scores = Scores.zeros(classes, regions)
+    miou = MeanIoU.zeros(Task(classes, regions))
     class_of_pixel = np.concatenate([[-1], example.class_id])[example.segment_map]
     thing = class_of_pixel < classes.num_things
     channel = np.where(thing, 0 if regions == 1 else class_of_pixel, class_of_pixel - classes.num_things + regions)
 
-    @dataclasses.dataclass
-    class Things:
-        valid = np.zeros(0, bool)
-        class_id = np.zeros(0, np.int32)
-        score = np.zeros(0, np.float32)
-
-    @dataclasses.dataclass
-    class Perfect:
-        panoptic = example
-        things = Things()
-        thing_masks = np.zeros((0, 64, 8), np.uint8)
-        semantic_map = np.where(example.segment_map > 0, channel, 0)
-
-    scores.add(example, Perfect(), 0, classes, True)
-    confusion = scores.semantic.confusion
+    miou.add(
+        Labels(0, example.segment_map, example.class_id, example.is_crowd),
+        PredictedImage(
+            segment_map=example.segment_map,
+            class_id=example.class_id,
+            score=np.ones(len(example.class_id)),
+            semantic_map=np.where(example.segment_map > 0, channel, 0),
+        ),
+    )
+    confusion = miou.counts.confusion
     assert confusion.shape == (regions + classes.num_stuff, regions + classes.num_stuff + 1)
     assert np.trace(confusion) == confusion.sum() == (example.segment_map > 0).sum()
     if regions == classes.num_things:
