@@ -18,8 +18,8 @@ from PIL import Image
 
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.example import Source
 from pfcn_jax.data.inputs import open_split, open_training, train_pipeline
-from pfcn_jax.data.sources import Source
 from pfcn_jax.errors import UserError
 from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.steps import level_shapes, picture_extent

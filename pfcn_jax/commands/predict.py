@@ -15,8 +15,8 @@ import jax
 
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.datasets.coco import read_index
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.panoptic_json import read_index
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.class_counts import ClassCounts
 from pfcn_jax.inference.formats import FORMATS, Writer, make_writer

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from pfcn_jax.data.sources import Example
+from pfcn_jax.data.example import Example
 from pfcn_jax.data.transforms import Sample, Size, flip, random_window, resize, resize_and_crop, resized_size
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from pfcn_jax.codec import MAX_ID, rgb_to_id
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.codec import MAX_ID, describe_png, rgb_to_id
+from pfcn_jax.data.example import DataError
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -58,6 +58,12 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
             return turn(np.array(picture.convert("RGB")), orientation)
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name}: too large, the limit is {max_pixels() / 1e6:.0f} megapixels ({error}); resize it, or raise the "
+            "limit (predict --max-megapixels)",
+            kind="image-too-large",
+        ) from error
     except _BROKEN as error:
         raise DataError(f"{name}: broken picture ({error})", kind="picture-unreadable") from error
 
@@ -82,8 +88,7 @@ class JpegHeader(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Colour or grey of 8 bits, not CMYK, and of a size that Pillow, too, would open."""
-        largest = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return self.bits == 8 and self.channels in (1, 3) and self.height * self.width <= largest
+        return self.bits == 8 and self.channels in (1, 3) and self.height * self.width <= max_pixels()
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
@@ -99,6 +104,27 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
         alone = 1 if marker == 0xFF else 2 if marker == 0x01 or 0xD0 <= marker <= 0xD9 else 0
         position += alone or 2 + int.from_bytes(data[position + 2 : position + 4])
     return None
+
+
+def max_pixels() -> float:
+    """The most pixels that an image may have: Pillow's limit, which `set_max_pixels` changes."""
+    return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else float("inf")
+
+
+def set_max_pixels(pixels: int) -> None:
+    """Sets the limit of `max_pixels` for this process."""
+    Image.MAX_IMAGE_PIXELS = (pixels + 1) // 2
+
+
+def stored_orientation(data: bytes) -> int:
+    """The EXIF orientation 1..8 in the bytes of an image file; 1 if there is none. Reads headers only."""
+    if data.startswith(b"\xff\xd8") and b"Exif\0\0" not in data[: 1 << 16]:
+        return 1
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return read_orientation(image)
+    except (*_BROKEN, struct.error):
+        return 1
 
 
 def read_orientation(picture: Image.Image) -> int:
@@ -134,10 +160,7 @@ def decode_ids(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
     if not data.startswith(_PNG_SIGNATURE) or len(data) < 26:
         raise DataError(f"{name}: not a PNG file", kind="label-unreadable")
     if (data[24], data[25]) != _RGB_8BIT:
-        raise DataError(
-            f"{name}: a panoptic PNG must be 8-bit RGB, this has bit depth {data[24]}, colour type {data[25]}",
-            kind="label-format",
-        )
+        raise DataError(f"{name}: a panoptic PNG must be 8-bit RGB, this is {describe_png(data)}", kind="label-format")
     if _is_complete(data, "PNG"):
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if decoded is not None:
@@ -163,8 +186,8 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
     depth, color = data[24], data[25]
     if color not in (_GREY, _PALETTE):
         raise DataError(
-            f"{name}: expected a PNG of one value a pixel (grey or palette), this has bit depth {depth}, colour type "
-            f"{color}",
+            f"{name}: expected a PNG of one value a pixel (grey or palette), this is {describe_png(data)}; a mask in "
+            "the colors of its classes must be converted to category ids first",
             kind="label-format",
         )
     if color == _GREY and 1 < depth < 8:  # these would come out scaled to 0..255

@@ -10,17 +10,17 @@ from jaxtyping import Int32
 
 from pfcn_jax.data.augment import LargeScaleJitter, Recipe, ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.example import DataError, Source
 from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.pipeline import Pipeline
-from pfcn_jax.data.sources import CachedExamples, DataError, FirstExamples, Source, list_splits, open_source
-from pfcn_jax.utils.stderr import print_lines
+from pfcn_jax.data.registry import find_dataset, list_splits
+from pfcn_jax.data.sources import CachedExamples, FirstExamples
+from pfcn_jax.utils.stderr import say
 
 
 def open_split(config: DataOptions, split: str, examples: int) -> Source:
     """A split of the configured data set; `examples` > 0 takes only its first ones."""
-    options = {"size": config.scene_size} if config.source == "scenes" else {}
-    root = "" if config.source == "scenes" else config.root
-    source = open_source(config.source, root, split, **options)
+    source = find_dataset(config.source).open(config, split)
     if examples:
         source = FirstExamples(source, examples)
     return CachedExamples(source) if config.cache else source

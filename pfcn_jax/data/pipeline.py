@@ -24,9 +24,9 @@ from jaxtyping import Bool
 
 from pfcn_jax.data.augment import Recipe
 from pfcn_jax.data.buffers import BufferPool, Take, keep_freed_memory, shared_arrays
+from pfcn_jax.data.example import DataError, Example, Source
 from pfcn_jax.data.plan import FILLER, BatchPlan, PlannedBatch, Size
 from pfcn_jax.data.segments import map_type
-from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.data.transforms import Sample, copy_padded, limit_segments
 from pfcn_jax.types import Batch, SegmentTable
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
 
 Size = tuple[int, int]
 FILLER = -1  # in place of an index: no picture, only padding

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
 
 _NATIVE = ("file", "s3", "gs", "gcs", "hdfs", "abfs", "abfss")  # schemes that pyarrow opens itself
 _PUT_IS_ATOMIC = ("s3", "gcs", "abfs")  # an object is seen when its upload is complete, never before

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 from PIL import Image
 
+from pfcn_jax.data.example import Example
 from pfcn_jax.data.segments import count_pixels, find_runs, map_type, tight_boxes
-from pfcn_jax.data.sources import Example
 
 Size = tuple[int, int]  # (height, width)
 RESIZE_METHODS = ("pillow", "opencv")

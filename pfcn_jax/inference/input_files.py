@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from pfcn_jax.data.decode import decode_picture
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
 from pfcn_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")

@@ -1,29 +1,22 @@
-"""Retries for reads from network file systems, whose errors often pass."""
+"""Retry a read that a file server could not answer."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-DELAYS = (0.5, 2.0, 8.0)  # seconds before each retry
-_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_DELAYS = (0.5, 2.0, 8.0)  # seconds
 
 
-def retry_read(
-    read: Callable[[], T], *, delays: Sequence[float] = DELAYS, sleep: Callable[[float], None] = time.sleep
-) -> T:
-    """Returns `read()`; retries after transient OSErrors (a stale handle, an I/O error), once for each delay.
-
-    Raises:
-      OSError: a missing file or denied permission at once; any other error when the last retry fails.
-    """
-    for seconds in delays:
+def retry_read(read: Callable[[], T]) -> T:
+    """`read()`, retried after a delay on `OSError`; a file that does not exist or may not be read fails at once."""
+    for seconds in _DELAYS:
         try:
             return read()
-        except _PERMANENT:
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
             raise
         except OSError:
-            sleep(seconds)
+            time.sleep(seconds)
     return read()

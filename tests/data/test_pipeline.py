@@ -18,8 +18,8 @@ import pytest
 
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.datasets.coco import CocoFolder
+from pfcn_jax.data.example import DataError, Example
 from pfcn_jax.data.pipeline import Pipeline
-from pfcn_jax.data.sources import DataError, Example
 from pfcn_jax.data.transforms import resize, resized_size
 from pfcn_jax.types import Batch
 from tests.data.fixtures import write_tiny_coco

@@ -9,8 +9,8 @@ import pickle
 import numpy as np
 import pytest
 
+from pfcn_jax.data.example import DataError
 from pfcn_jax.data.plan import FILLER, BatchPlan, choose_canvases
-from pfcn_jax.data.sources import DataError
 
 CANVASES = ((64, 96), (96, 64), (64, 64))
 

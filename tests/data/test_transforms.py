@@ -10,8 +10,8 @@ from PIL import Image
 
 from pfcn_jax.data import transforms
 from pfcn_jax.data.augment import LargeScaleJitter, ResizeShortSide
+from pfcn_jax.data.example import Example
 from pfcn_jax.data.segments import find_runs, tight_boxes
-from pfcn_jax.data.sources import Example
 from tests.data.fixtures import tiny_examples
 
 

@@ -22,9 +22,19 @@ from jaxtyping import Bool, Int
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import CocoFolder
-from pfcn_jax.data.datasets.layouts import UNKNOWN_CLASS, VOID_CLASS, LabelledFolder, lookup, pair_up, require_folder
+from pfcn_jax.data.datasets.layouts import (
+    UNKNOWN_CLASS,
+    VOID_CLASS,
+    LabelledFolder,
+    list_folders,
+    lookup,
+    pair_up,
+    require_folder,
+)
 from pfcn_jax.data.decode import decode_ids, decode_values
-from pfcn_jax.data.sources import DataError, Source
+from pfcn_jax.data.example import DataError, Source
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.registry import register
 
 _SHORT = {"training": "train", "validation": "val"}  # in the names of the panoptic files
 _FOLDER = "ADEChallengeData2016"
@@ -36,13 +46,18 @@ def class_table() -> ClassTable:
     return ClassTable.from_coco(json.loads(pathlib.Path(__file__).with_name("ade20k_classes.json").read_text()))
 
 
-def open_ade20k(root: str | os.PathLike[str], split: str) -> Source:
+def _splits(root: str) -> list[str]:
+    return list_folders(root, "images/*") + list_folders(root, f"{_FOLDER}/images/*")
+
+
+@register("ade20k", splits=_splits)
+def open_ade20k(options: DataOptions, split: str) -> Source:
     """A split of ADE20K from the panoptic files or, without them, from the challenge's own.
 
     Raises:
       DataError: a part of the layout is missing.
     """
-    base = pathlib.Path(root)
+    base = pathlib.Path(options.root)
     if (base / _FOLDER).is_dir():
         base /= _FOLDER
     require_folder(base / "images" / split, f"ADE20K pictures of split {split!r}")

@@ -20,9 +20,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.datasets.layouts import VOID_CLASS, Entry, LabelledFolder, lookup, require_folder
+from pfcn_jax.data.datasets.layouts import VOID_CLASS, Entry, LabelledFolder, list_folders, lookup, require_folder
 from pfcn_jax.data.decode import decode_values
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.registry import register
 
 INSTANCE_FACTOR = 1000
 _PICTURE, _LABELS = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -125,3 +127,8 @@ class Cityscapes(LabelledFolder):
         label = np.where(group, values, values // INSTANCE_FACTOR)
         class_id = lookup(label, self._class_of_label)
         return class_id, group & lookup(label, self._has_instances.astype(np.int32)).astype(bool) & (class_id >= 0)
+
+
+@register("cityscapes", splits=lambda root: list_folders(root, "gtFine/*"))
+def open_cityscapes(options: DataOptions, split: str) -> Cityscapes:
+    return Cityscapes(options.root, split)

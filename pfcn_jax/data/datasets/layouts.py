@@ -19,8 +19,8 @@ from PIL import Image
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_picture
+from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index, sides
 from pfcn_jax.data.segments import find_runs
-from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
 from pfcn_jax.utils.retry import retry_read
 
 VOID_CLASS = -1  # a value that its owner ignores
@@ -85,8 +85,7 @@ class LabelledFolder:
         values = self.read_values([_read(path, "label") for path in entry.labels], names)
         if image.shape[:2] != values.shape:
             raise DataError(
-                f"{entry.picture}: has size {image.shape[1]} x {image.shape[0]} but its labels {names[0]} have "
-                f"{values.shape[1]} x {values.shape[0]}",
+                f"{entry.picture}: is {sides(image.shape)} but its labels {names[0]} are {sides(values.shape)}",
                 kind="label-size",
             )
         return self._example(image, values, info, names[0])
@@ -133,6 +132,12 @@ def require_folder(path: pathlib.Path, what: str) -> pathlib.Path:
     beside = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     there = f"beside it: {', '.join(beside[:8])}" if beside else f"{path.parent} is no folder or empty"
     raise DataError(f"{path}: no such folder of {what} ({there})")
+
+
+def list_folders(root: str, pattern: str) -> list[str]:
+    """What `*` of the pattern stands for in each matching folder below `root`."""
+    position = pattern.split("/").index("*") - len(pattern.split("/"))
+    return [path.parts[position] for path in pathlib.Path(root).glob(pattern) if path.is_dir()]
 
 
 def pair_up(pictures: Iterable[pathlib.Path], labels: Sequence[tuple[pathlib.Path, str]]) -> list[Entry]:

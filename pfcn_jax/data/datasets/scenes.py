@@ -18,8 +18,10 @@ from jaxtyping import Float32, Int32, UInt8
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets import shapes
 from pfcn_jax.data.datasets.shapes import Thing
+from pfcn_jax.data.example import Example, ExampleInfo, check_index
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.registry import register
 from pfcn_jax.data.segments import find_runs
-from pfcn_jax.data.sources import Example, ExampleInfo, check_index
 
 THINGS = shapes.NAMES
 STUFF = ("sky", "mountain", "grass", "water", "sand")
@@ -122,6 +124,12 @@ class Scenes:
         image = _draw_picture(rng, ground, things, textures)
         segment_map, class_id = _draw_labels(ground.labels, things)
         return Example(image, find_runs(segment_map), class_id, np.zeros(len(class_id), bool), index, info.file_name)
+
+
+@register("scenes", splits=lambda _: ["train", "val"], reads_root=False)
+def open_scenes(options: DataOptions, split: str) -> Scenes:
+    """Scenes of `data.scene_size`."""
+    return Scenes(split, size=options.scene_size)
 
 
 class _Textures:

@@ -24,8 +24,9 @@ from PIL import Image
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import PanopticFiles, make_example
 from pfcn_jax.data.decode import decode_ids, decode_picture
-from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
-from pfcn_jax.utils.atomic import write_text
+from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.registry import register
 
 NAME, CONFIG, VERSION = "coco", "2017_panoptic", "1.1.0"  # of TFDS's own builder
 INDEX_FILE = "panoptic_index.json"  # ours, beside the records: classes, ids, names and sizes
@@ -325,3 +326,8 @@ def coco_class_table(names: list[str]) -> ClassTable:
         )
     is_thing = tuple(i < len(COCO_THING_IDS) for i in range(len(names)))
     return ClassTable(names=tuple(names), category_ids=COCO_CATEGORY_IDS, is_thing=is_thing)
+
+
+@register("tfds", splits=list_splits)
+def open_tfds(options: DataOptions, split: str) -> TfdsSource:
+    return TfdsSource(options.root, split)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pfcn_jax.data.datasets import ade20k, cityscapes, mapillary
 from pfcn_jax.data.decode import decode_values
-from pfcn_jax.data.sources import DataError, Source, open_source
+from pfcn_jax.data.example import DataError, Source
+from pfcn_jax.data.registry import open_source
 from tests.data import layout_fixtures as layouts
 
 
