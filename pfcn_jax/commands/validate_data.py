@@ -25,7 +25,7 @@ from pfcn_jax.data.inputs import evaluation_recipe, find_split, open_split, trai
 from pfcn_jax.data.kinds import KINDS, WARNING
 from pfcn_jax.data.panoptic_json import Declared
 from pfcn_jax.data.registry import list_splits
-from pfcn_jax.data.validate import ExampleReport, Finding, Limits, check_canvases, check_example
+from pfcn_jax.data.validate import ExampleReport, Finding, Limits, check_canvases, check_example, check_instances
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.progress import ProgressDisplay
 
@@ -75,6 +75,8 @@ def validate(config: Config, splits: Sequence[str] | None = None, *, workers: in
             findings.append(Finding("no-thing", f"{len(source.classes)} classes, all stuff", name))
         reports, found = _read_all(source, name, limits, declared, workers)
         findings += found
+        readable = [report for report in reports if report is not None]
+        findings += check_instances(source.classes, readable, name, training=name == training)
         parts[name] = summary(source.classes, reports, len(source))
         findings += [
             Finding("class-empty", str(row["name"]), name) for row in parts[name]["classes"] if not row["segments"]

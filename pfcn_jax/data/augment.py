@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from pfcn_jax.data.canvas import Size
 from pfcn_jax.data.example import Example
-from pfcn_jax.data.transforms import Sample, Size, flip, random_window, resize, resize_and_crop, resized_size
+from pfcn_jax.data.transforms import Sample, flip, random_window, resize, resize_and_crop, resized_size
 
 
 class Recipe(Protocol):

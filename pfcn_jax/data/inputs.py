@@ -10,12 +10,16 @@ from jaxtyping import Int32
 
 from pfcn_jax.data.augment import LargeScaleJitter, Recipe, ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.datasets.coco import PanopticFiles
+from pfcn_jax.data.decode import stored_orientation
 from pfcn_jax.data.example import DataError, Source
 from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.data.registry import find_dataset, list_splits
 from pfcn_jax.data.sources import CachedExamples, FirstExamples
 from pfcn_jax.utils.stderr import say
+
+_ORIENTATIONS = 32  # images whose EXIF data are read when a training starts
 
 
 def open_split(config: DataOptions, split: str, examples: int) -> Source:
@@ -27,8 +31,15 @@ def open_split(config: DataOptions, split: str, examples: int) -> Source:
 
 
 def open_training(config: DataOptions) -> Source:
-    """The split to learn from: the configured one, or the one in the data directory that is named `train...`."""
-    return open_split(config, config.train_split or find_split(config, "train"), config.train_examples)
+    """The split to learn from: the configured one, or the one in the data directory that is named `train...`.
+
+    Raises:
+      DataError: no such split, or none of its things is an instance.
+    """
+    split = config.train_split or find_split(config, "train")
+    source = open_split(config, split, config.train_examples)
+    _check_training(source, f"{config.root}, split {split!r}")
+    return source
 
 
 def open_evaluation(
@@ -68,6 +79,29 @@ def find_split(config: DataOptions, kind: str) -> str:
         return splits[0]
     what = f"{len(found)} splits start with {kind!r}" if found else f"no split starts with {kind!r}"
     raise DataError(f"{config.root}: {what} (there are {', '.join(splits)}); set --config.data.{key}=NAME")
+
+
+def _check_training(source: Source, where: str) -> None:
+    """Refuses a panoptic JSON without an instance; warns of images that EXIF turns, from the first of them."""
+    while isinstance(source, (FirstExamples, CachedExamples)):
+        source = source.source
+    if not isinstance(source, PanopticFiles):
+        return
+    index = source.index
+    is_thing = np.array(index.classes.is_thing, bool)[index.class_id]
+    if is_thing.any() and index.is_crowd[is_thing].all():
+        raise DataError(
+            f"{where}: all {int(is_thing.sum())} things are crowds (iscrowd 1), no instance to learn from; if they are "
+            "instances: prepare instances --crowds-as-instances",
+            kind="no-instances",
+        )
+    seen = min(len(source), _ORIENTATIONS)
+    rotated = sum(stored_orientation(source.read_image(i)) != 1 for i in range(seen))
+    if rotated:
+        _say_once(
+            f"{where}: {rotated} of the first {seen} images have an EXIF orientation; labels must belong to the pixels "
+            "as stored (validate-data counts all; prepare --upright turns them)"
+        )
 
 
 @functools.cache

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from pfcn_jax.data.canvas import Size, smallest_canvas
 from pfcn_jax.data.example import DataError
 
-Size = tuple[int, int]
 FILLER = -1  # in place of an index: no picture, only padding
 
 
@@ -39,18 +39,17 @@ def choose_canvases(
     Raises:
       DataError: a picture fits on none of them.
     """
-    order = sorted(range(len(canvases)), key=lambda c: (canvases[c][0] * canvases[c][1], c))
     distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
     choice = np.empty(len(distinct), np.int64)
     for row, (height, width) in enumerate(distinct.tolist()):
         needed = largest_size((height, width))
-        fitting = [c for c in order if needed[0] <= canvases[c][0] and needed[1] <= canvases[c][1]]
-        if not fitting:
+        found = smallest_canvas(needed, canvases)
+        if found is None:
             raise DataError(
                 f"a picture of size {height} x {width} (height x width) becomes {needed[0]} x {needed[1]} and fits on "
                 f"no canvas of {', '.join(f'{h} x {w}' for h, w in canvases)}; add one that holds it, or resize smaller"
             )
-        choice[row] = fitting[0]
+        choice[row] = found
     return choice[inverse.reshape(-1)]
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 from PIL import Image
 
+from pfcn_jax.data.canvas import Size
 from pfcn_jax.data.example import Example
 from pfcn_jax.data.segments import count_pixels, find_runs, map_type, tight_boxes
 
-Size = tuple[int, int]  # (height, width)
 RESIZE_METHODS = ("pillow", "opencv")
 _WINDOW_COST = 8  # Pillow's time for a pixel of a window in OpenCV's for a pixel of the whole
 
@@ -169,7 +169,7 @@ def _scaled_boxes(example: Example, size: Size) -> Float[np.ndarray, "n 4"]:
 
 
 def flip(sample: Sample) -> Sample:
-    """Left and right exchanged; picture and map are views (`copy_into` copies such views fast)."""
+    """Left and right exchanged; picture and map are views (`canvas.copy_into` copies such views fast)."""
     width = sample.size[1]
     x0, y0, x1, y1 = sample.box.T
     return dataclasses.replace(
@@ -178,28 +178,6 @@ def flip(sample: Sample) -> Sample:
         segment_map=sample.segment_map[:, ::-1],
         box=np.stack([width - x1, y0, width - x0, y1], axis=1),
     )
-
-
-def copy_into(target: np.ndarray, values: np.ndarray) -> None:
-    """`target[...] = values` for `[h, w, ...]`, also if `values` is (a mirrored view of) `target` itself. NumPy is slow
-    where columns run backwards, as after `flip`."""
-    if values.strides[1] < 0 and values.dtype == target.dtype:
-        cv2.flip(values[:, ::-1], 1, dst=target)
-    elif not _is_same_memory(target, values):
-        target[...] = values
-
-
-def _is_same_memory(one: np.ndarray, other: np.ndarray) -> bool:
-    mine, theirs = one.__array_interface__, other.__array_interface__
-    return all(mine[key] == theirs[key] for key in ("data", "shape", "typestr", "strides"))
-
-
-def copy_padded(canvas: np.ndarray, values: np.ndarray) -> None:
-    """Fills a canvas `[H, W, ...]`: `values` `[h, w, ...]` top-left, zeros elsewhere."""
-    height, width = values.shape[:2]
-    copy_into(canvas[:height, :width], values)
-    canvas[:height, width:] = 0
-    canvas[height:] = 0
 
 
 def random_window(

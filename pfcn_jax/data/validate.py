@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
+from pfcn_jax.data.canvas import Size, smallest_canvas
+from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import PanopticFiles
+from pfcn_jax.data.decode import stored_orientation
 from pfcn_jax.data.example import DataError, Example, Source
 from pfcn_jax.data.kinds import KINDS
 from pfcn_jax.data.panoptic_json import Declared
-from pfcn_jax.data.transforms import Size, nearest_index
+from pfcn_jax.data.transforms import nearest_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,7 @@ class ExampleReport:
     vanishing: Bool[np.ndarray, " n"]  # instances without a pixel at 1/4 of the smallest training size
     instances: int
     positives: int  # (instance, level) pairs at the largest training size
+    rotated: bool  # EXIF turns the image for viewers
 
 
 def check_example(
@@ -79,7 +83,10 @@ def check_example(
         vanishing=instance & ~visible_rows(example, limits.smallest(size)),
         instances=int(instance.sum()),
         positives=count_pairs(example.box[instance], size, limits.largest(size), limits.level_ranges),
+        rotated=isinstance(source, PanopticFiles) and stored_orientation(source.read_image(index)) != 1,
     )
+    if report.rotated:
+        findings.append(Finding("image-rotated", name, split))
     if declared is not None and isinstance(source, PanopticFiles):
         findings += _compare(source, index, declared, example.area, example.box, name, split)
     counts = {
@@ -150,7 +157,28 @@ def check_canvases(source: Source, limits: Limits, split: str) -> list[Finding]:
     sizes, counts = np.unique(source.sizes(), axis=0, return_counts=True)
     for (height, width), count in zip(sizes.tolist(), counts.tolist()):
         needed = limits.on_canvas((height, width))
-        if not any(needed[0] <= canvas[0] and needed[1] <= canvas[1] for canvas in limits.canvases):
+        if smallest_canvas(needed, limits.canvases) is None:
             text = f"{count} pictures of {height} x {width} (height x width) become {needed[0]} x {needed[1]}"
             findings.append(Finding("no-canvas", text, split))
+    return findings
+
+
+def check_instances(
+    classes: ClassTable, reports: Sequence[ExampleReport], split: str, *, training: bool
+) -> list[Finding]:
+    """Findings about things without an instance: all of a split's (an error where it is trained on), or of a class."""
+    things = np.zeros(len(classes), np.int64)
+    crowds = np.zeros(len(classes), np.int64)
+    for report in reports:
+        things += np.bincount(report.class_id[~report.is_crowd], minlength=len(classes))
+        crowds += np.bincount(report.class_id[report.is_crowd], minlength=len(classes))
+    is_thing = np.array(classes.is_thing, bool)
+    findings = [
+        Finding("class-crowds-only", f"{classes.names[c]}: {crowds[c]} crowds, no instance", split)
+        for c in np.flatnonzero(is_thing & (crowds > 0) & (things == 0)).tolist()
+    ]
+    if training and reports and is_thing.any() and not things[is_thing].any():
+        what = f"all {crowds.sum()} are crowds (iscrowd 1)" if crowds.any() else "there are only stuff segments"
+        hint = "; from a detection JSON: prepare instances --crowds-as-instances" if crowds.any() else ""
+        findings.append(Finding("no-instances", f"{len(reports)} images: {what}{hint}", split))
     return findings

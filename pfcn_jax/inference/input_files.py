@@ -14,9 +14,10 @@ import numpy as np
 
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.example import DataError
+from pfcn_jax.data.image_files import SUFFIXES, describe_left_out, is_hidden
 from pfcn_jax.errors import UserError
+from pfcn_jax.utils.stderr import say
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 Entry = TypeVar("Entry")
 _READERS, _AHEAD = 2, 8  # threads, and pictures that wait decoded
@@ -41,8 +42,9 @@ class Input:
 def find_inputs(words: Sequence[str], *, exclude: pathlib.Path | None = None) -> list[Input]:
     """Files as given; pictures and videos anywhere below folders, in name order; what globs match (`**`: any depth).
 
-    A file that was found twice is taken once. Equal names get a number. Folders are searched without `exclude`, where
-    the output of an earlier call may lie.
+    A file that was found twice is taken once. Equal names get a number. Folders are searched without hidden files and
+    without `exclude`, where the output of an earlier call may lie; images of formats that are not decoded are counted
+    on stderr.
 
     Raises:
       UserError: a path that does not exist, a folder inside `exclude`, or nothing found at all.
@@ -80,9 +82,16 @@ def _expand(word: str, exclude: pathlib.Path | None) -> Iterator[tuple[pathlib.P
 def _below(folder: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[tuple[pathlib.Path, pathlib.PurePath]]:
     if exclude is not None and exclude in (folder.resolve(), *folder.resolve().parents):
         raise UserError(f"{folder}: lies in the folder of the output, {exclude}; choose another --output")
-    for path in sorted(folder.rglob("*")):
-        if _is_wanted(path, exclude):
+    files = sorted(folder.rglob("*"))
+    for path in files:
+        if not _is_hidden_below(path, folder) and _is_wanted(path, exclude):
             yield path, path.relative_to(folder)
+    if left_out := describe_left_out(path for path in files if not _is_hidden_below(path, folder)):
+        say(f"{folder}: {left_out}")
+
+
+def _is_hidden_below(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    return any(is_hidden(pathlib.Path(part)) for part in path.relative_to(folder).parts)
 
 
 def _is_wanted(path: pathlib.Path, exclude: pathlib.Path | None) -> bool:

@@ -140,6 +140,13 @@ class PanopticFiles:
     def sizes(self) -> Int32[np.ndarray, "examples 2"]:
         return self.index.size
 
+    def read_image(self, index: int) -> bytes:
+        """The bytes of image `index`; empty if it cannot be read."""
+        try:
+            return self.read(self.picture_name(index))
+        except (OSError, KeyError, ValueError):
+            return b""
+
     def read_files(self, index: int) -> tuple[bytes, bytes]:
         """The bytes of the picture and of the panoptic PNG.
 
