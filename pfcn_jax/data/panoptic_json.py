@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -213,7 +212,7 @@ def _segments(
 
 
 def _is_measure(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and abs(value) < 2**53
+    return isinstance(value, (int, float)) and abs(value) < 2**53  # neither NaN nor infinite
 
 
 def _declared_area(segment: Mapping[str, Any]) -> int:

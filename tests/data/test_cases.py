@@ -14,6 +14,7 @@ from pfcn_jax import main as front_door
 from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.example import DataError
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' decoder
 OWN = f"--config={pathlib.Path(__file__).parents[2] / 'configs' / 'own_data.py'}"
 
 
@@ -22,19 +23,8 @@ def prepare(kind: str, *words: object) -> int:
 
 
 def prepare_instances(case: pathlib.Path, output: pathlib.Path, *flags: str) -> int:
-    images = case / "images"
-    return prepare(
-        "instances",
-        "--json",
-        case / "instances.json",
-        "--pictures",
-        images,
-        "--output",
-        output,
-        "--split",
-        "train",
-        *flags,
-    )
+    words = ["--json", case / "instances.json", "--pictures", case / "images", "--output", output]
+    return prepare("instances", *words, "--split", "train", *flags)
 
 
 def validate(root: pathlib.Path, output: pathlib.Path) -> tuple[int, dict]:
@@ -82,21 +72,21 @@ def test_colors_decide_nothing(cases_dir, tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    ("case", "count", "reason"),
+    ("case", "reason"),
     [
-        ("04-two-points/line", 1, "fewer than three points"),
-        ("05-empty-segmentation", 1, "empty segmentation"),
-        ("29-nesting/pairs", 18, "wrongly nested"),
+        ("04-two-points/line", "fewer than three points"),
+        ("05-empty-segmentation", "empty segmentation"),
+        ("29-nesting/pairs", "wrongly nested"),
     ],
 )
-def test_unusable_polygons_are_counted_and_can_be_left_out(cases_dir, tmp_path, capsys, case, count, reason):
+def test_unusable_polygons_are_counted_and_can_be_left_out(cases_dir, tmp_path, capsys, case, reason):
     assert prepare_instances(cases_dir / case, tmp_path / "out") == 2
     message = capsys.readouterr().err
     assert reason in message and "p1.jpg" in message and "--skip-bad" in message
     assert prepare_instances(cases_dir / case, tmp_path / "out", "--skip-bad") == 0
     out = capsys.readouterr().out
     assert reason in out and "lie completely below" not in out
-    assert ("no-instances" in out) == (count == 18)
+    assert ("no-instances" in out) == (case == "29-nesting/pairs")
 
 
 def test_repeated_file_names_are_refused(cases_dir, tmp_path, capsys):
@@ -222,7 +212,9 @@ def test_exif_is_counted_or_baked_in(disks, tmp_path, capsys, orientation):
     assert prepare_masks(disks, tmp_path / "out", "--upright") == 0
     example = CocoFolder(tmp_path / "out", "train")[1]
     np.testing.assert_array_equal(example.segment_map == 1, upright == 1)
-    assert np.abs(example.image.astype(int) - np.asarray(turned)).mean() < 6
+    assert (
+        np.abs(example.image.astype(int) - np.asarray(turned)).mean() < 12
+    )  # noise, two times through JPEG; another turn: 80
 
 
 def test_all_crowds_are_no_instances(cases_dir, tmp_path, capsys):
