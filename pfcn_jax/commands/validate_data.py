@@ -1,4 +1,4 @@
-"""`validate-data`: reads every picture and label of a data set and says whether training would work.
+"""`validate-data`: reads every image and label of a data set and says whether training would work.
 
 Exit status: 0 if it would (warnings are told), 1 if something would stop it or teach wrong things; with --strict 1 for
 warnings, too.

@@ -21,7 +21,7 @@ _madvise = ctypes.CDLL(None, use_errno=True).madvise if sys.platform == "linux" 
 
 
 def keep_freed_memory() -> None:
-    """Makes the C library keep the memory of a picture for the next one.
+    """Makes the C library keep the memory of an image for the next one.
 
     glibc gives large blocks back to the system when they are freed, and takes new ones page by page; how large is what
     it learns from the largest block freed so far, of at most 32 MiB. So one of that size is freed here. Without effect

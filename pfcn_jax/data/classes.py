@@ -1,4 +1,4 @@
-"""The classes of a dataset: contiguous ids with things first, names, the dataset's own ids, and a colour for each."""
+"""The classes of a dataset: contiguous ids with things first, names, the dataset's own ids, and a color for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_CATEGORY = 2**31 - 1
 
 
 def default_color(index: int) -> Color:
-    """An RGB colour for class `index`: golden-ratio hues in alternating saturation and brightness, always the same."""
+    """An RGB color for class `index`: golden-ratio hues in alternating saturation and brightness, always the same."""
     hue = (0.02 + index * 0.6180339887498949) % 1.0
     saturation = (0.65, 0.45, 0.85)[index % 3]
     value = (0.95, 0.75)[(index // 3) % 2]
@@ -38,7 +38,7 @@ class ClassTable:
       supercategories: optional coarser names; empty or one per class.
 
     Raises:
-      ValueError: if lengths differ, ids or names repeat, stuff comes before a thing, or a colour is not three bytes.
+      ValueError: if lengths differ, ids or names repeat, stuff comes before a thing, or a color is not three bytes.
     """
 
     names: tuple[str, ...]
@@ -87,7 +87,7 @@ class ClassTable:
         return {category: index for index, category in enumerate(self.category_ids)}
 
     def difference(self, other: ClassTable) -> str:
-        """What another table calls otherwise, for a message; "" if both mean the same (colours may differ)."""
+        """The first difference to another table, for a message; "" if both mean the same (colors may differ)."""
         ours, theirs = (list(zip(table.names, table.category_ids, table.is_thing)) for table in (self, other))
         for index, (own, found) in enumerate(zip(ours, theirs)):
             if own != found:
@@ -96,7 +96,7 @@ class ClassTable:
 
     @property
     def palette(self) -> Int32[np.ndarray, "classes 3"]:
-        """The colours as an array, RGB."""
+        """The colors as an array, RGB."""
         return np.array(self.colors, np.int32)
 
     @classmethod

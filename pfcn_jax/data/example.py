@@ -29,7 +29,7 @@ class DataError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One picture with its labels, at its original size.
+    """One image with its labels, at its original size.
 
     The segment map holds 0 for void and i > 0 for row i - 1 of `class_id` and `is_crowd`; every row has pixels.
     """
@@ -39,7 +39,7 @@ class Example:
     class_id: Int32[np.ndarray, " n"]  # contiguous, things first
     is_crowd: Bool[np.ndarray, " n"]
     image_id: int | str  # the dataset's own
-    file_name: str  # of the picture, as the dataset names it
+    file_name: str  # of the image, as the dataset names it
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleInfo:
-    """What is known about an example without reading its picture."""
+    """Facts about an example that need no decoding."""
 
     image_id: int | str
     file_name: str
@@ -94,7 +94,7 @@ class Source(Protocol):
         ...
 
     def sizes(self) -> Int32[np.ndarray, "examples 2"]:
-        """(height, width) of every picture, cheaply: batches are planned from it."""
+        """(height, width) of every image, cheaply: batches are planned from it."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterable
 
 from PIL import features
@@ -15,6 +16,12 @@ SUFFIXES = (
 )  # fmt: skip
 # Images that are not decoded: named when a folder is searched, so that nobody misses them in silence.
 UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".dng", ".cr2", ".nef", ".arw", ".psd")
+
+
+def find_normalized(path: pathlib.Path) -> pathlib.Path | None:
+    """The file at `path`, with its accents composed or decomposed, whichever is on disk; None if there is none."""
+    names = [path.name, *(unicodedata.normalize(form, path.name) for form in ("NFC", "NFD"))]
+    return next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
 
 
 def is_hidden(path: pathlib.Path) -> bool:

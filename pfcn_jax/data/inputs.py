@@ -38,7 +38,9 @@ def open_training(config: DataOptions) -> Source:
     """
     split = config.train_split or find_split(config, "train")
     source = open_split(config, split, config.train_examples)
-    _check_training(source, f"{config.root}, split {split!r}")
+    where = f"{config.root}, split {split!r}"
+    _require_instances(source, where)
+    _warn_of_rotation(source, where)
     return source
 
 
@@ -48,7 +50,7 @@ def open_evaluation(
     """The split to score: the given one, the configured one, or the one in the data directory named `val...`.
 
     Args:
-      classes: those that the model has learnt.
+      classes: those that the model has learned.
 
     Raises:
       DataError: the split has other classes than these; they would be scored as one another.
@@ -61,6 +63,7 @@ def open_evaluation(
             f"{config.root or config.source}, split {split!r}: its classes are not those of the model ({difference}); "
             "give every split the same categories"
         )
+    _warn_of_rotation(source, f"{config.root}, split {split!r}")
     return source
 
 
@@ -81,13 +84,19 @@ def find_split(config: DataOptions, kind: str) -> str:
     raise DataError(f"{config.root}: {what} (there are {', '.join(splits)}); set --config.data.{key}=NAME")
 
 
-def _check_training(source: Source, where: str) -> None:
-    """Refuses a panoptic JSON without an instance; warns of images that EXIF turns, from the first of them."""
+def _panoptic_files(source: Source) -> PanopticFiles | None:
+    """The COCO-panoptic files below subsets and caches; None for other data sets."""
     while isinstance(source, (FirstExamples, CachedExamples)):
         source = source.source
-    if not isinstance(source, PanopticFiles):
+    return source if isinstance(source, PanopticFiles) else None
+
+
+def _require_instances(source: Source, where: str) -> None:
+    """Raises DataError if a panoptic JSON lists things, and all of them are crowds."""
+    files = _panoptic_files(source)
+    if files is None:
         return
-    index = source.index
+    index = files.index
     is_thing = np.array(index.classes.is_thing, bool)[index.class_id]
     if is_thing.any() and index.is_crowd[is_thing].all():
         raise DataError(
@@ -95,8 +104,15 @@ def _check_training(source: Source, where: str) -> None:
             "instances: prepare instances --crowds-as-instances",
             kind="no-instances",
         )
-    seen = min(len(source), _ORIENTATIONS)
-    rotated = sum(stored_orientation(source.read_image(i)) != 1 for i in range(seen))
+
+
+def _warn_of_rotation(source: Source, where: str) -> None:
+    """Says on stderr how many of the first images have an EXIF orientation."""
+    files = _panoptic_files(source)
+    if files is None:
+        return
+    seen = min(len(files), _ORIENTATIONS)
+    rotated = sum(stored_orientation(files.read_image(i)) != 1 for i in range(seen))
     if rotated:
         _say_once(
             f"{where}: {rotated} of the first {seen} images have an EXIF orientation; labels must belong to the pixels "
@@ -110,7 +126,7 @@ def _say_once(text: str) -> None:
 
 
 def training_recipe(config: DataOptions, classes: ClassTable) -> Recipe:
-    """What training does to a picture: the original's choice of short sides, or large-scale jitter."""
+    """The recipe of training: the original's choice of short sides, or large-scale jitter."""
     window = config.crop if config.crop != (0, 0) else None
     instances = classes.is_thing if config.crop_with_instance else None
     if config.jitter != (0.0, 0.0) and window is not None:
@@ -132,7 +148,7 @@ def training_recipe(config: DataOptions, classes: ClassTable) -> Recipe:
 
 
 def evaluation_recipe(config: DataOptions) -> Recipe:
-    """What evaluation does to a picture."""
+    """The recipe of evaluation."""
     return ResizeShortSide(short_sides=(config.eval_short_side,), max_long_side=config.eval_max_long_side)
 
 
@@ -176,7 +192,7 @@ def eval_pipeline(data: DataOptions, source: Source, *, batch_size: int, process
 
 
 def output_shape(sizes: Int32[np.ndarray, "n 2"] | Sequence[tuple[int, int]], multiple: int = 32) -> tuple[int, int]:
-    """A static canvas that holds pictures of these original sizes."""
+    """A static canvas that holds images of these original sizes."""
     largest = np.max(np.asarray(sizes).reshape(-1, 2), axis=0, initial=1)
     height, width = (int(-(-side // multiple) * multiple) for side in largest)
     return height, width

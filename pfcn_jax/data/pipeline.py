@@ -1,6 +1,6 @@
 """Example -> Batch: loading, shuffling, canvases, sharding over hosts, worker processes and a resumable position.
 
-`BatchPlan` says which pictures form batch t; `BatchLoader` turns t into arrays, reading only this host's rows; Grain
+`BatchPlan` says which images form batch t; `BatchLoader` turns t into arrays, reading only this host's rows; Grain
 runs the loader in threads or worker processes. Everything random is drawn from (seed, batch, row), so the batches do
 not depend on the number of hosts, workers or threads, and the position is a single number.
 """
@@ -60,7 +60,7 @@ def empty_arrays(rows: int, canvas: Size, max_segments: int, *, take: Take = np.
 
 
 def place(arrays: Arrays, row: int, sample: Sample, image_id: int, is_thing: Bool[np.ndarray, " classes"]) -> None:
-    """Writes a sample into row `row`: picture and map top-left on the canvas, segments into the first slots.
+    """Writes a sample into row `row`: image and map top-left on the canvas, segments into the first slots.
 
     More segments than slots: the largest ones stay and the others are counted in `dropped_segments`.
     """
@@ -160,7 +160,7 @@ class BatchLoader:
 
 
 def _settle_in_worker() -> None:
-    """What a process that loads batches needs, if this is one."""
+    """Sets up a process that loads batches, if this is one."""
     cv2.setNumThreads(1)  # Grain runs several loaders, OpenCV should not multiply them
     parent = multiprocessing.parent_process()
     if parent is None or threading.current_thread() is not threading.main_thread():
@@ -204,7 +204,7 @@ class Pipeline:
 
         Args:
           source: the dataset.
-          recipe: what happens to each picture (`augment`).
+          recipe: what happens to each image (`augment`).
           batch_size: over all hosts; a multiple of `process_count`.
           canvases: the (height, width) that batches may have; each costs one compilation.
           max_segments: slots of the segment table; of more segments the largest stay.
@@ -219,7 +219,7 @@ class Pipeline:
             error. None: the first one is.
 
         Raises:
-          DataError: a picture fits on no canvas.
+          DataError: an image fits on no canvas.
           ValueError: numbers that do not go together.
         """
         if batch_size % process_count or not 0 <= process_index < process_count:

@@ -1,8 +1,8 @@
-"""Resize, crop, flip and pad: picture, segment map and boxes together.
+"""Resize, crop, flip and pad: image, segment map and boxes together.
 
-An `Example` is resized into a `Sample`; the other functions take one and return a new one. The picture path is the
+An `Example` is resized into a `Sample`; the other functions take one and return a new one. The image path is the
 original implementation's to the bit: the size rule with its rounding, Pillow's antialiased bilinear resize of the 8-bit
-picture, Pillow's nearest for labels, and boxes that are scaled (not measured again) when the picture is resized. Only a
+image, Pillow's nearest for labels, and boxes that are scaled (not measured again) when the image is resized. Only a
 crop measures boxes anew.
 """
 
@@ -26,7 +26,7 @@ _WINDOW_COST = 8  # Pillow's time for a pixel of a window in OpenCV's for a pixe
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A rectangle inside a picture, in pixels."""
+    """A rectangle inside an image, in pixels."""
 
     top: int
     left: int
@@ -102,7 +102,7 @@ def resize_image(
     window: Window | None = None,
     out: UInt8[np.ndarray, "H W 3"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The 8-bit picture at `size`, or a window of it.
+    """The 8-bit image at `size`, or a window of it.
 
     Args:
       method: `pillow` is exact. `opencv` is several times faster where nothing shrinks and differs there by at most
@@ -146,7 +146,7 @@ def resize(
 
     Args:
       method: see `resize_image`.
-      canvas: memory whose top left corner the picture may be written to, so that it is where it belongs already.
+      canvas: memory whose top left corner the image may be written to, so that it is where it belongs already.
     """
     out = None
     if canvas is not None and size[0] <= canvas.shape[0] and size[1] <= canvas.shape[1]:
@@ -169,7 +169,7 @@ def _scaled_boxes(example: Example, size: Size) -> Float[np.ndarray, "n 4"]:
 
 
 def flip(sample: Sample) -> Sample:
-    """Left and right exchanged; picture and map are views (`canvas.copy_into` copies such views fast)."""
+    """Left and right exchanged; image and map are views (`canvas.copy_into` copies such views fast)."""
     width = sample.size[1]
     x0, y0, x1, y1 = sample.box.T
     return dataclasses.replace(
@@ -188,7 +188,7 @@ def random_window(
     *,
     is_thing: Bool[np.ndarray, " classes"] | None = None,
 ) -> Window:
-    """A window of `size` (or less, where the picture is smaller) anywhere in the example as it will be once `resized`.
+    """A window of `size` (or less, where the image is smaller) anywhere in the example as it will be once `resized`.
 
     With `is_thing` (by class id), the window contains the box center of an instance drawn at random, if there is one:
     the rule of the paper's Cityscapes and Mapillary Vistas runs.

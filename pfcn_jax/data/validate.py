@@ -32,9 +32,9 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What training will do with the pictures of a split."""
+    """The settings that decide what training does with the images of a split."""
 
-    smallest: Callable[[Size], Size]  # size of a picture -> its smallest training size
+    smallest: Callable[[Size], Size]  # size of an image -> its smallest training size
     largest: Callable[[Size], Size]  # ... and its largest, before a crop
     on_canvas: Callable[[Size], Size]  # ... and what must fit on a canvas
     canvases: tuple[Size, ...]
@@ -46,10 +46,10 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleReport:
-    """What is in one example."""
+    """The contents of one example, measured."""
 
     size: Size
-    digest: bytes  # of the decoded picture
+    digest: bytes  # of the decoded image
     class_id: Int[np.ndarray, " n"]
     is_crowd: Bool[np.ndarray, " n"]
     area: Int[np.ndarray, " n"]
@@ -144,7 +144,7 @@ def quarter_reads(length: int) -> Int[np.ndarray, " n"]:
 
 
 def count_pairs(box: np.ndarray, size: Size, resized: Size, level_ranges: Sequence[tuple[float, float]]) -> int:
-    """(instance, level) pairs of boxes in a picture of `size` that is resized."""
+    """(instance, level) pairs of boxes in an image of `size` that is resized."""
     ratio = (resized[0] / size[0]) * (resized[1] / size[1])
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) * ratio
     bounds = np.array(level_ranges, np.float64) ** 2

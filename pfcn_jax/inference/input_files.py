@@ -1,4 +1,4 @@
-"""What `predict` reads: files, folders, globs and videos become a list; pictures are decoded ahead of their turn."""
+"""The inputs of `predict`: files, folders, globs and videos become a list; images are decoded ahead of their turn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pfcn_jax.utils.stderr import say
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 Entry = TypeVar("Entry")
-_READERS, _AHEAD = 2, 8  # threads, and pictures that wait decoded
+_READERS, _AHEAD = 2, 8  # threads, and images that wait decoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Input:
 
 
 def find_inputs(words: Sequence[str], *, exclude: pathlib.Path | None = None) -> list[Input]:
-    """Files as given; pictures and videos anywhere below folders, in name order; what globs match (`**`: any depth).
+    """Files as given; images and videos anywhere below folders, in name order; what globs match (`**`: any depth).
 
     A file that was found twice is taken once. Equal names get a number. Folders are searched without hidden files and
     without `exclude`, where the output of an earlier call may lie; images of formats that are not decoded are counted
@@ -114,7 +114,7 @@ def output_names(paths: Iterable[str]) -> Iterator[str]:
 
 
 def read_ahead(inputs: Sequence[Input], broken: list[str], *, upright: bool) -> Iterator[tuple[Input, np.ndarray]]:
-    """The pictures in order, decoded by threads before they are asked for; what cannot be read goes to `broken`."""
+    """The images in order, decoded by threads before they are asked for; what cannot be read goes to `broken`."""
 
     def read(entry: Input) -> np.ndarray | str:
         try:
@@ -134,7 +134,7 @@ def read_ahead(inputs: Sequence[Input], broken: list[str], *, upright: bool) -> 
 def decode_ahead(
     entries: Iterable[Entry], read: Callable[[Entry], np.ndarray | str], *, threads: int
 ) -> Iterator[tuple[Entry, np.ndarray | str]]:
-    """`read` of each entry, in order, done by threads before it is asked for: a picture, or what is wrong with it."""
+    """`read` of each entry, in order, done by threads before it is asked for: an image, or what is wrong with it."""
     waiting: collections.deque[tuple[Entry, concurrent.futures.Future[np.ndarray | str]]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for entry in entries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 from pfcn_jax import main as front_door
 from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.example import DataError
+from pfcn_jax.data.inputs import open_evaluation, open_training
+from pfcn_jax.data.options import DataOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' decoder
 OWN = f"--config={pathlib.Path(__file__).parents[2] / 'configs' / 'own_data.py'}"
@@ -63,6 +66,23 @@ def test_damaged_panoptic_folders(cases_dir, tmp_path, case, kind, words):
         with pytest.raises(DataError) as caught:
             CocoFolder(cases_dir / case, "train")[0]
         assert caught.value.kind == kind and all(word in str(caught.value) for word in words)
+
+
+def test_training_and_evaluation_warn_of_exif(cases_dir, capsys):
+    options = DataOptions(root=str(cases_dir / "01-exif/half_turn"))
+    open_training(options)
+    assert "of the first 6 images have an EXIF orientation" in capsys.readouterr().err
+    open_evaluation(options, 1)
+
+
+def test_accents_may_be_composed_or_decomposed(cases_dir, tmp_path):
+    root = shutil.copytree(cases_dir / "00-clean", tmp_path / "data")
+    path = root / "annotations/panoptic_train.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = unicodedata.normalize("NFC", "kuh-\u00e4.jpg")
+    path.write_text(json.dumps(content))
+    (root / "train/train_001.jpg").rename(root / "train" / unicodedata.normalize("NFD", "kuh-\u00e4.jpg"))
+    assert len(CocoFolder(root, "train")[0].class_id)
 
 
 @pytest.mark.parametrize("case", ["17-colours/hex", "32-colours-per-export"])
@@ -228,5 +248,8 @@ def test_all_crowds_are_no_instances(cases_dir, tmp_path, capsys):
     status, findings = validate(tmp_path / "out", tmp_path / "report.json")
     assert status == 1 and "--crowds-as-instances" in first_message(findings, "no-instances")
     assert findings["class-crowds-only"]["severity"] == "warning"
+    with pytest.raises(DataError, match="--crowds-as-instances") as caught:
+        open_training(DataOptions(root=str(tmp_path / "out")))
+    assert caught.value.kind == "no-instances"
     assert prepare_instances(case, tmp_path / "out", "--skip-bad", "--crowds-as-instances") == 0
     assert "no-instances" not in validate(tmp_path / "out", tmp_path / "report.json")[1]

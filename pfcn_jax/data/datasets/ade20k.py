@@ -1,6 +1,6 @@
 """ADE20K panoptic: 150 classes of the scene parsing challenge, 100 of them things (category ids 0..149).
 
-    <root>/images/<split>/*.jpg                               pictures; splits `training` and `validation`
+    <root>/images/<split>/*.jpg                               images; splits `training` and `validation`
     <root>/ade20k_panoptic_{train,val}.json (and a folder)    COCO-panoptic files, read where they are there; else
     <root>/annotations/<split>/*.png                          8-bit grey, category id + 1, 0 = other
     <root>/annotations_instance/<split>/*.png                 8-bit RGB: R = 1..100 (i-th thing), G = instance or 0
@@ -42,7 +42,7 @@ _INSTANCE = 256  # values from here on are instances: 256 * number + thing
 
 
 def class_table() -> ClassTable:
-    """The 150 classes with the challenge's names and colours, things first."""
+    """The 150 classes with the challenge's names and colors, things first."""
     return ClassTable.from_coco(json.loads(pathlib.Path(__file__).with_name("ade20k_classes.json").read_text()))
 
 

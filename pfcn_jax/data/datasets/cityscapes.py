@@ -1,6 +1,6 @@
 """Cityscapes as its owners ship it (leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, unpacked).
 
-    <root>/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png           pictures
+    <root>/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png           images
     <root>/gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png         labels, 16-bit grey
 
 A label value below 1000 is a label id, one from 1000 on is label id * 1000 + the number of the instance. The rules are
@@ -102,7 +102,7 @@ class Cityscapes(LabelledFolder):
         """Lists the files; the id of an example is `<city>_<sequence>_<frame>`.
 
         Raises:
-          DataError: a folder is missing, or no picture is in it.
+          DataError: a folder is missing, or no image is in it.
         """
         base = pathlib.Path(root)
         pictures = require_folder(base / "leftImg8bit" / split, f"Cityscapes pictures of split {split!r}")

@@ -1,6 +1,6 @@
 """A folder in the COCO-panoptic layout, with any categories.
 
-    <root>/<split>/*.jpg                              pictures
+    <root>/<split>/*.jpg                              images
     <root>/annotations/panoptic_<split>.json          categories, images, annotations with segments_info
     <root>/annotations/panoptic_<split>/*.png         segment ids, R + 256 G + 65536 B, 0 = void
 
@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int, Int32, UInt8
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_ids, decode_picture
 from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index, sides
+from pfcn_jax.data.image_files import find_normalized
 from pfcn_jax.data.kinds import Report, raise_errors
 from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.panoptic_json import VOID_ID, Declared, PanopticIndex, read_panoptic
@@ -39,7 +40,7 @@ def make_example(
     picture_name: str,
     label_name: str,
 ) -> Example:
-    """A picture, its ids as painted and its segments as listed -> an Example (row i is the i-th listed segment).
+    """An image, its ids as painted and its segments as listed -> an Example (row i is the i-th listed segment).
 
     Args:
       segments: segment ids, class ids and crowd flags.
@@ -114,7 +115,7 @@ class PanopticFiles:
     index: PanopticIndex
 
     def picture_name(self, index: int) -> str:
-        """The whole name of picture `index`, for `read` and for messages."""
+        """The whole name of image `index`, for `read` and for messages."""
         raise NotImplementedError
 
     def label_name(self, index: int) -> str:
@@ -148,7 +149,7 @@ class PanopticFiles:
             return b""
 
     def read_files(self, index: int) -> tuple[bytes, bytes]:
-        """The bytes of the picture and of the panoptic PNG.
+        """The bytes of the image and of the panoptic PNG.
 
         Raises:
           DataError: one of them cannot be read.
@@ -233,7 +234,14 @@ class CocoFolder(PanopticFiles):
         return os.path.join(self.labels_dir, self.index.label_names[index])
 
     def read(self, name: str) -> bytes:
-        return retry_read(pathlib.Path(name).read_bytes)
+        path = pathlib.Path(name)
+        try:
+            return retry_read(path.read_bytes)
+        except FileNotFoundError:
+            found = find_normalized(path)
+            if found is None:
+                raise
+            return retry_read(found.read_bytes)
 
 
 def _first_existing(base: pathlib.Path, names: Sequence[str | os.PathLike[str]], what: str, kind: str) -> pathlib.Path:

@@ -1,6 +1,6 @@
 """COCO's zip files as they are downloaded, read in place: nothing is unpacked to disk.
 
-<root>/<split>.zip                                pictures, as <split>/*.jpg
+<root>/<split>.zip                                images, as <split>/*.jpg
 <root>/panoptic_annotations_*.zip                 annotations/panoptic_<split>.json and, as a zip inside,
                                                   annotations/panoptic_<split>.zip with panoptic_<split>/*.png
 """

@@ -41,10 +41,10 @@ class LabelledFolder:
     """A `Source` of listed files. Subclasses implement `read_values` and `classify`."""
 
     def __init__(self, classes: ClassTable, entries: Sequence[Entry], *, root: pathlib.Path):
-        """Reads the size of every picture from the header of its first label file.
+        """Reads the size of every image from the header of its first label file.
 
         Raises:
-          DataError: no entry, or an entry of which neither labels nor picture show a size.
+          DataError: no entry, or an entry of which neither labels nor image show a size.
         """
         if not entries:
             raise DataError(f"{root}: no pictures found", kind="picture-missing")
@@ -135,16 +135,16 @@ def require_folder(path: pathlib.Path, what: str) -> pathlib.Path:
 
 
 def list_folders(root: str, pattern: str) -> list[str]:
-    """What `*` of the pattern stands for in each matching folder below `root`."""
+    """The parts that `*` of the pattern stands for, one for each matching folder below `root`."""
     position = pattern.split("/").index("*") - len(pattern.split("/"))
     return [path.parts[position] for path in pathlib.Path(root).glob(pattern) if path.is_dir()]
 
 
 def pair_up(pictures: Iterable[pathlib.Path], labels: Sequence[tuple[pathlib.Path, str]]) -> list[Entry]:
-    """Entries of pictures with the labels of the same stem, in name order; the id is the stem.
+    """Entries of images with the labels of the same stem, in name order; the id is the stem.
 
     Args:
-      labels: for each label file of an example its folder and what replaces the picture's suffix.
+      labels: for each label file of an example its folder and what replaces the image's suffix.
     """
     return [
         Entry(path.stem, path, tuple(folder / f"{path.stem}{suffix}" for folder, suffix in labels))
@@ -166,7 +166,7 @@ def _read(path: pathlib.Path, what: str) -> bytes:
 
 
 def _size_of(entry: Entry) -> tuple[int, int]:
-    """(height, width), from the first label file's PNG header, else from the picture."""
+    """(height, width), from the first label file's PNG header, else from the image."""
     try:
         with open(entry.labels[0], "rb") as file:
             head = file.read(24)

@@ -1,7 +1,7 @@
 """Mapillary Vistas, version 1.2, as its owners ship it (and as the package of version 2.0 contains it).
 
     <root>/config.json  (or config_v1.2.json)               labels: name, readable, color, instances, evaluate
-    <root>/<split>/images/*.jpg                             pictures; splits `training` and `validation`
+    <root>/<split>/images/*.jpg                             images; splits `training` and `validation`
     <root>/<split>/[v1.2/]panoptic/panoptic_2018.json       COCO-panoptic, with the PNGs beside it
     <root>/<split>/[v1.2/]instances/*.png                   16-bit grey, label * 256 + number of the instance
 

@@ -2,7 +2,7 @@
 
 `prepare` writes ArrayRecord files with the features of TFDS's own `coco/2017_panoptic`, from a COCO-panoptic folder or
 from COCO's zip files in place; `TfdsSource` reads them, and also a directory that TFDS's own builder prepared as
-ArrayRecord. Pictures are stored and handed on as the bytes of their files. Directories may be remote: `gs://` goes
+ArrayRecord. Images are stored and handed on as the bytes of their files. Directories may be remote: `gs://` goes
 through ArrayRecord's own reader and, for the small files, fsspec (which needs `gcsfs`).
 """
 

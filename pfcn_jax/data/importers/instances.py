@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import os
 import pathlib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from pfcn_jax.data.coco_json import (
     read_entry,
 )
 from pfcn_jax.data.example import DataError, sides
+from pfcn_jax.data.image_files import find_normalized
 from pfcn_jax.data.importers.common import (
     Labelled,
     Labeller,
@@ -62,7 +62,7 @@ class _Instance:
 
 @dataclasses.dataclass(frozen=True)
 class DetectionOptions:
-    """How a detection file is read.
+    """Options for reading a detection file.
 
     Fields:
       background: name of a stuff class for all other pixels; empty: they are void.
@@ -334,8 +334,7 @@ def _find_files(images: Mapping[Any, Mapping[str, Any]], base: pathlib.Path) -> 
     """
     files, missing = [], []
     for image in images.values():
-        names = [image["file_name"], *(unicodedata.normalize(form, image["file_name"]) for form in ("NFC", "NFD"))]
-        found = next((base / name for name in names if (base / name).is_file()), None)
+        found = find_normalized(base / image["file_name"])
         files.append(found or base / image["file_name"])
         if found is None:
             missing.append(image["file_name"])
