@@ -49,6 +49,7 @@ FEW_POINTS = "have a polygon of fewer than three points"
 NORMALIZED = "have a polygon in 0..1 instead of pixels"
 OUTSIDE = "have a polygon outside of the image"
 NESTED = "have wrongly nested polygons (wanted: [[x, y, x, y, ...], ...])"
+NO_PIXEL = "are too small to cover a pixel"
 BAD_RLE = "have an unusable RLE"
 
 
@@ -129,14 +130,16 @@ def from_detection(
         if listed != size:
             hint = "; height and width are exchanged" if listed == size[::-1] else ""
             raise DataError(f"{file}: is {sides(size)}, but the JSON says {sides(listed)}{hint}", kind="picture-size")
-        own = [(one, _draw(one, size)) for one in instances[image["id"]]]
+        drawn = [(one, _draw(one, size)) for one in instances[image["id"]]]
+        own = [(one, mask) for one, mask in drawn if mask.any()]
         crowds = {id(one): one.is_crowd and not options.crowds_as_instances for one, _ in own}
         own.sort(key=lambda pair: (not crowds[id(pair[0])], -int(pair[1].sum())))
         segment_map = np.zeros(size, np.int32)
         for row, (_, mask) in enumerate(own, start=1):
             segment_map[mask] = row
         class_ids = [classes.class_of_category[one.category_id] for one, _ in own]
-        return finish(segment_map, class_ids, [crowds[id(one)] for one, _ in own], last)
+        left_out = {NO_PIXEL: len(drawn) - len(own)}
+        return finish(segment_map, class_ids, [crowds[id(one)] for one, _ in own], last, left_out)
 
     return classes, sorted(files), label, notes
 

@@ -130,6 +130,7 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
         instance(3, 8, left_half, crowd=1),
         instance(4, 3, small),
         instance(5, 3, small),
+        instance(6, 3, [[50.1, 5.1, 50.2, 5.1, 50.2, 5.2]]),
     ]
     content = {
         "images": [{"id": 50, "file_name": "p1.png", "height": 40, "width": 60},
@@ -141,7 +142,8 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
     path.write_text(json.dumps(content))
     flags = ["--json", path, "--pictures", pictures, "--output", tmp_path / "out", "--split", "train"]
     assert run("instances", *flags, "--background", "water") == 0
-    assert "1 instances lie completely below others" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 instances lie completely below others" in out and "1 instances are too small to cover a pixel" in out
     source = CocoFolder(tmp_path / "out", "train")
     assert source.classes.names == ("fish", "boat", "water") and source.classes.category_ids == (3, 8, 9)
     example = source[0]
