@@ -48,7 +48,7 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
             orientation = read_orientation(picture) if upright else 1
             if mode.startswith(("I", "F")) or _has_deep_channels(picture, data):
                 raise DataError(
-                    f"{name}: a picture of mode {mode} with more than 8 bits a channel; convert it to 8 bits",
+                    f"{name}: an image of mode {mode} with more than 8 bits a channel; convert it to 8 bits",
                     kind="picture-format",
                 )
             if mode in ("RGB", "L") and _is_complete(data, kind):

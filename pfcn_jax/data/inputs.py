@@ -77,7 +77,7 @@ def find_split(config: DataOptions, kind: str) -> str:
     if not found and len(splits) == 1 and not (kind == "train" and splits[0].startswith(("val", "test"))):
         _say_once(
             f"{config.root}: '{splits[0]}' is the only split: it is learnt from and scored; that says nothing about "
-            f"new pictures (set data.{key} otherwise)"
+            f"new images (set data.{key} otherwise)"
         )
         return splits[0]
     what = f"{len(found)} splits start with {kind!r}" if found else f"no split starts with {kind!r}"

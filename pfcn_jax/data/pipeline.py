@@ -156,7 +156,7 @@ class BatchLoader:
                 return self.source[candidate], candidate
             except DataError as error:
                 last = error.with_traceback(None)  # which would hold this batch's memory
-        raise DataError(f"{most} pictures one after the other cannot be read, the last: {last}") from last
+        raise DataError(f"{most} images in a row cannot be read, the last: {last}") from last
 
 
 def _settle_in_worker() -> None:
@@ -301,7 +301,7 @@ class BatchIterator(Iterator[Batch]):
         """
         if state["plan"] != self.pipeline.plan.fingerprint():
             raise ValueError(
-                "the saved position belongs to another plan: the pictures, the canvases, the batch size or the seed "
+                "the saved position belongs to another plan: the images, the canvases, the batch size or the seed "
                 "have changed; start the data anew, or restore the settings"
             )
         self.close()

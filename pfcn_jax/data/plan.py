@@ -46,7 +46,7 @@ def choose_canvases(
         found = smallest_canvas(needed, canvases)
         if found is None:
             raise DataError(
-                f"a picture of size {height} x {width} (height x width) becomes {needed[0]} x {needed[1]} and fits on "
+                f"an image of size {height} x {width} (height x width) becomes {needed[0]} x {needed[1]} and fits on "
                 f"no canvas of {', '.join(f'{h} x {w}' for h, w in canvases)}; add one that holds it, or resize smaller"
             )
         choice[row] = found
@@ -78,7 +78,7 @@ class BatchPlan:
         if seed < 0:
             raise ValueError(f"seed {seed}: at least 0")
         if not len(sizes):
-            raise DataError("no pictures to make batches of")
+            raise DataError("no images to make batches of")
         self.canvases = tuple((int(height), int(width)) for height, width in canvases)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.canvas_of = choose_canvases(sizes, largest_size, self.canvases)

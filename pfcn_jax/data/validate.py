@@ -158,7 +158,7 @@ def check_canvases(source: Source, limits: Limits, split: str) -> list[Finding]:
     for (height, width), count in zip(sizes.tolist(), counts.tolist()):
         needed = limits.on_canvas((height, width))
         if smallest_canvas(needed, limits.canvases) is None:
-            text = f"{count} pictures of {height} x {width} (height x width) become {needed[0]} x {needed[1]}"
+            text = f"{count} images of {height} x {width} (height x width) become {needed[0]} x {needed[1]}"
             findings.append(Finding("no-canvas", text, split))
     return findings
 

@@ -117,5 +117,5 @@ def test_unusable_plans_are_refused():
         make_plan(batch_size=0)
     with pytest.raises(ValueError, match="seed -1"):
         make_plan(seed=-1)
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         make_plan((0, 0, 0))

@@ -60,7 +60,7 @@ def open_ade20k(options: DataOptions, split: str) -> Source:
     base = pathlib.Path(options.root)
     if (base / _FOLDER).is_dir():
         base /= _FOLDER
-    require_folder(base / "images" / split, f"ADE20K pictures of split {split!r}")
+    require_folder(base / "images" / split, f"ADE20K images of split {split!r}")
     panoptic = f"ade20k_panoptic_{_SHORT.get(split, split)}"
     if (base / f"{panoptic}.json").is_file():
         return CocoFolder(base, split, images_dir=f"images/{split}", json_file=f"{panoptic}.json", labels_dir=panoptic)

@@ -105,7 +105,7 @@ class Cityscapes(LabelledFolder):
           DataError: a folder is missing, or no image is in it.
         """
         base = pathlib.Path(root)
-        pictures = require_folder(base / "leftImg8bit" / split, f"Cityscapes pictures of split {split!r}")
+        pictures = require_folder(base / "leftImg8bit" / split, f"Cityscapes images of split {split!r}")
         labels = require_folder(base / "gtFine" / split, f"Cityscapes fine annotations of split {split!r}")
         entries = []
         for picture in sorted(pictures.glob(f"*/*{_PICTURE}")):

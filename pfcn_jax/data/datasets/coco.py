@@ -218,7 +218,7 @@ class CocoFolder(PanopticFiles):
         json_names = [json_file] if json_file else [f"annotations/panoptic_{split}.json", f"panoptic_{split}.json"]
         json_path = _first_existing(base, json_names, f"the panoptic JSON of split {split!r}", "json-missing")
         image_names = [images_dir] if images_dir else [split, f"images/{split}", "images"]
-        self.images_dir = _first_existing(base, image_names, f"the pictures of split {split!r}", "picture-missing")
+        self.images_dir = _first_existing(base, image_names, f"the images of split {split!r}", "picture-missing")
         self.labels_dir = base / labels_dir if labels_dir else json_path.with_suffix("")
         if not self.labels_dir.is_dir():
             raise DataError(

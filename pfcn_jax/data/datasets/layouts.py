@@ -47,7 +47,7 @@ class LabelledFolder:
           DataError: no entry, or an entry of which neither labels nor image show a size.
         """
         if not entries:
-            raise DataError(f"{root}: no pictures found", kind="picture-missing")
+            raise DataError(f"{root}: no images found", kind="picture-missing")
         self._classes, self._entries, self._root = classes, tuple(entries), root
         self._is_thing = np.array(classes.is_thing, bool)
         with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:

@@ -75,7 +75,7 @@ def open_mapillary(options: DataOptions, split: str) -> Source:
       DataError: neither panoptic nor instance files are there, or a part of the layout is missing.
     """
     base = pathlib.Path(options.root)
-    require_folder(base / split / "images", f"Mapillary Vistas pictures of split {split!r}")
+    require_folder(base / split / "images", f"Mapillary Vistas images of split {split!r}")
     for folder in (f"{split}/v1.2", split):
         if (base / folder / "panoptic" / _PANOPTIC).is_file():
             return CocoFolder(

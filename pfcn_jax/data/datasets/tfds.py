@@ -168,7 +168,7 @@ def _check_prepared(root: epath.Path, parts: Mapping[str, PanopticFiles]) -> Non
         found = there[split].num_examples if split in there else 0
         if found != len(files) or tuple(label.names) != files.classes.names:
             raise DataError(
-                f"{root}: holds other data already ({found} pictures in {split}, expected "
+                f"{root}: holds other data already ({found} images in {split}, expected "
                 f"{len(files)}, or other classes); delete it, or choose another --output"
             )
 

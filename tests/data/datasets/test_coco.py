@@ -100,7 +100,7 @@ def test_missing_parts_say_where_they_were_looked_for(root):
     with pytest.raises(DataError, match=r"panoptic JSON of split 'test'.*annotations/panoptic_test\.json"):
         CocoFolder(root, "test")
     (root / "train").rename(root / "elsewhere")
-    with pytest.raises(DataError, match=r"pictures of split 'train'; looked for train, images/train, images"):
+    with pytest.raises(DataError, match=r"images of split 'train'; looked for train, images/train, images"):
         CocoFolder(root, "train")
     (root / "elsewhere").rename(root / "train")
     (root / "annotations/panoptic_train").rename(root / "annotations/png")
@@ -278,10 +278,10 @@ def test_a_jpeg_cut_short_is_refused_and_trailing_bytes_are_not():
 
 def test_more_than_8_bits_are_refused():
     deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900)
-    with pytest.raises(DataError, match="x: a picture of mode I;16"):
+    with pytest.raises(DataError, match="x: an image of mode I;16"):
         decode_picture(encoded(deep, "PNG"), "x")
     colour = cv2.imencode(".png", np.full((8, 8, 3), 900, np.uint16))[1].tobytes()
-    with pytest.raises(DataError, match="x: a picture of mode RGB with more than 8 bits a channel"):
+    with pytest.raises(DataError, match="x: an image of mode RGB with more than 8 bits a channel"):
         decode_picture(colour, "x")
 
 

@@ -169,7 +169,7 @@ def test_records_of_other_data_are_not_taken_for_these(root, tmp_path):
     tfds_source.prepare(tmp_path, {"train": CocoFolder(root, "train")})
     assert tfds_source.prepare(tmp_path, {"train": CocoFolder(root, "train")}).exists()
     more = write_tiny_coco(tmp_path / "more", splits={"train": 6})
-    with pytest.raises(DataError, match=r"holds other data already \(5 pictures in train, expected 6"):
+    with pytest.raises(DataError, match=r"holds other data already \(5 images in train, expected 6"):
         tfds_source.prepare(tmp_path, {"train": CocoFolder(more, "train")})
     content = (root / "annotations/panoptic_train.json").read_text()
     first = CocoFolder(root, "train").classes.names[0]
