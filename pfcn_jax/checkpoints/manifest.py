@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from pfcn_jax.utils.atomic import write_text
 from pfcn_jax.utils.retry import retry_read
 
 MANIFEST = "manifest.json"

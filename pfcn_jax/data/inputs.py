@@ -17,7 +17,7 @@ from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.data.registry import find_dataset, list_splits
 from pfcn_jax.data.sources import CachedExamples, FirstExamples
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 _ORIENTATIONS = 32  # images whose EXIF data are read when a training starts
 

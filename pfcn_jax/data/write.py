@@ -14,6 +14,7 @@ from PIL import Image
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.example import Example
+from pfcn_jax.utils.atomic import write_text
 
 PICTURE_FORMATS: dict[str, dict[str, Any]] = {"jpg": {"quality": 95, "subsampling": 0}, "png": {}}
 

@@ -16,7 +16,7 @@ from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import SUFFIXES, describe_left_out, is_hidden
 from pfcn_jax.errors import UserError
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 Entry = TypeVar("Entry")
@@ -87,7 +87,7 @@ def _below(folder: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[tuple
         if not _is_hidden_below(path, folder) and _is_wanted(path, exclude):
             yield path, path.relative_to(folder)
     if left_out := describe_left_out(path for path in files if not _is_hidden_below(path, folder)):
-        say(f"{folder}: {left_out}")
+        print_lines(f"{folder}: {left_out}")
 
 
 def _is_hidden_below(path: pathlib.Path, folder: pathlib.Path) -> bool:

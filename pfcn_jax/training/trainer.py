@@ -16,10 +16,10 @@ from pfcn_jax.checkpoints.format import score_of
 from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config, to_json
 from pfcn_jax.data.example import DataError, Example, Source
-from pfcn_jax.data.inputs import open_evaluation, open_training, train_pipeline
+from pfcn_jax.data.inputs import train_pipeline
 from pfcn_jax.data.pipeline import BatchIterator
-from pfcn_jax.errors import Stopped, UserError
-from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
+from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.evaluate import EvaluationResult
 from pfcn_jax.evaluation.tables import format_table
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.rules import learning_rate_schedule

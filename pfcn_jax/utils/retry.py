@@ -1,22 +1,29 @@
-"""Retry a read that a file server could not answer."""
+"""Retries for reads from network file systems, whose errors often pass."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
-_DELAYS = (0.5, 2.0, 8.0)  # seconds
+DELAYS = (0.5, 2.0, 8.0)  # seconds before each retry
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-def retry_read(read: Callable[[], T]) -> T:
-    """`read()`, retried after a delay on `OSError`; a file that does not exist or may not be read fails at once."""
-    for seconds in _DELAYS:
+def retry_read(
+    read: Callable[[], T], *, delays: Sequence[float] = DELAYS, sleep: Callable[[float], None] = time.sleep
+) -> T:
+    """Returns `read()`; retries after transient OSErrors (a stale handle, an I/O error), once for each delay.
+
+    Raises:
+      OSError: a missing file or denied permission at once; any other error when the last retry fails.
+    """
+    for seconds in delays:
         try:
             return read()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+        except _PERMANENT:
             raise
         except OSError:
-            time.sleep(seconds)
+            sleep(seconds)
     return read()

@@ -26,7 +26,8 @@ from pfcn_jax import steps as steps_room
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.example import DataError
-from pfcn_jax.errors import STOPPED, UserError
+from pfcn_jax.data.sources import FirstExamples
+from pfcn_jax.errors import STOPPED, Stopped, UserError
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.training.monitor import NonFiniteError
 from pfcn_jax.training.workdir import RunLock, check_free_space

@@ -27,6 +27,7 @@ from pfcn_jax.data.decode import decode_ids, decode_picture
 from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index
 from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.registry import register
+from pfcn_jax.utils.atomic import write_text
 
 NAME, CONFIG, VERSION = "coco", "2017_panoptic", "1.1.0"  # of TFDS's own builder
 INDEX_FILE = "panoptic_index.json"  # ours, beside the records: classes, ids, names and sizes

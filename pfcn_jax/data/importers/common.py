@@ -29,8 +29,9 @@ from pfcn_jax.data.decode import decode_picture, stored_orientation
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import SUFFIXES, describe_left_out, is_image
 from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
+from pfcn_jax.utils.atomic import write_text
 from pfcn_jax.utils.progress import ProgressDisplay
-from pfcn_jax.utils.stderr import say
+from pfcn_jax.utils.stderr import print_lines
 
 HIDDEN = "lie completely below others"
 _EXIF = "EXIF turns this image for viewers; if the labels were drawn on the upright image: --upright"
@@ -121,7 +122,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     if not found:
         raise DataError(f"{base}: no images (looked for {', '.join(SUFFIXES)}){'; ' + left_out if left_out else ''}")
     if left_out:
-        say(f"{base}: {left_out}")
+        print_lines(f"{base}: {left_out}")
     require_unique_stems(found)
     return found
 
@@ -186,7 +187,7 @@ def write_splits(
                 if on_image is not None:
                     on_image(counts.images)
         content = {"categories": classes.to_coco(), "images": entries, "annotations": annotations}
-        (base / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
+        write_text(base / "annotations" / f"panoptic_{split}.json", json.dumps(content))
     return counts
 
 
