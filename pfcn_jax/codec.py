@@ -50,6 +50,12 @@ def exchange_red_blue(ids: Integer[np.ndarray, "*size"]) -> Integer[np.ndarray, 
     return (ids & 255) << 16 | ids & 0xFF00 | ids >> 16
 
 
+def describe_png(data: bytes) -> str:
+    """Bit depth and color type of a PNG's header in words, as `16-bit grey`."""
+    names = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGB + alpha (RGBA)"}
+    return f"{data[24]}-bit {names.get(data[25], f'color type {data[25]}')}"
+
+
 def read_id_png(path: str | os.PathLike[str]) -> Int[np.ndarray, "H W"]:
     """The id map int32 `[H, W]` in a PNG.
 
@@ -63,10 +69,7 @@ def read_id_png(path: str | os.PathLike[str]) -> Int[np.ndarray, "H W"]:
         raise UserError(f"{path}: not a PNG file")
     depth, color = data[24], data[25]
     if (depth, color) != (8, 2):
-        kind = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGB + alpha"}.get(
-            color, f"colour type {color}"
-        )
-        raise UserError(f"{path}: a PNG of ids must be 8-bit RGB, this is {depth}-bit {kind}")
+        raise UserError(f"{path}: a PNG of ids must be 8-bit RGB, this is {describe_png(data)}")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             rgb = np.asarray(image)

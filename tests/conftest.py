@@ -51,3 +51,12 @@ def reference_dir() -> pathlib.Path:
 def pictures_dir() -> pathlib.Path:
     """The directory with the picture sets `coco_sample`, `nuclei` and `two_photos`."""
     return _data_directory("PFCN_DATA_DIR", "picture data directory")
+
+
+@pytest.fixture(scope="session")
+def cases_dir() -> pathlib.Path:
+    """The directory of damaged data sets as annotation tools write them: PFCN_CASES_DIR, or `cases` beside the data."""
+    sibling = pathlib.Path(os.environ.get("PFCN_DATA_DIR", "")).resolve().parent / "cases"
+    if "PFCN_CASES_DIR" not in os.environ and os.environ.get("PFCN_DATA_DIR") and sibling.is_dir():
+        return sibling
+    return _data_directory("PFCN_CASES_DIR", "directory of damaged data sets")

@@ -17,8 +17,8 @@ from PIL import Image
 from pfcn_jax import main as front_door
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.datasets.scenes import Scenes
+from pfcn_jax.data.example import DataError
 from pfcn_jax.data.pipeline import Pipeline
-from pfcn_jax.data.sources import DataError
 from pfcn_jax.metrics import registry
 from pfcn_jax.models.fpn import FPN
 from tests.documents import ROOT, fences

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pfcn_jax.data.datasets.coco import CocoFolder
-from pfcn_jax.data.sources import open_source
+from pfcn_jax.data.registry import open_source
 from tests.data.datasets.test_tfds import write_zips
 from tests.data.fixtures import write_tiny_coco
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.data.sources import SOURCES
+from pfcn_jax.data.registry import BUILT_IN
 from tests.support.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def walk_through() -> str:
 
 def test_the_table_names_every_source_and_every_config_is_there():
     table = [line for line in PAGE.splitlines() if line.startswith("| ")]
-    assert {name for name in SOURCES if any(f"| `{name}` |" in line for line in table)} == set(SOURCES)
+    assert {name for name in BUILT_IN if any(f"| `{name}` |" in line for line in table)} == set(BUILT_IN)
     for config in set(re.findall(r"`(\w+\.py)`", "\n".join(table))):
         assert (ROOT / "configs" / config).is_file(), config
     for script in set(re.findall(r"launch/\w+\.sh", PAGE)):

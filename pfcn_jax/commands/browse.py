@@ -1,6 +1,6 @@
-"""`browse`: one PNG of many pictures: examples with their labels drawn, then the targets as the network sees them.
+"""`browse`: one PNG of many images: examples with their labels drawn, then the targets as the network sees them.
 
-The upper part shows examples of a split. The lower part shows pictures as training gets them (resized, flipped,
+The upper part shows examples of a split. The lower part shows images as training gets them (resized, flipped,
 cropped): the object centers and the stuff regions of every level. A wrong label map shows in seconds.
 """
 
@@ -18,8 +18,8 @@ from PIL import Image
 
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.example import Source
 from pfcn_jax.data.inputs import open_split, open_training, train_pipeline
-from pfcn_jax.data.sources import Source
 from pfcn_jax.errors import UserError
 from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.steps import level_shapes, picture_extent
@@ -70,7 +70,7 @@ def label_sheet(source: Source, first: int, count: int) -> UInt8[np.ndarray, "H 
 
 
 def target_sheet(config: Config, source: Source, count: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Training pictures with their targets: for each a row of centers (p3..p7) and a row of regions."""
+    """Training images with their targets: for each a row of centers (p3..p7) and a row of regions."""
     pictures: list[np.ndarray] = []
     titles: list[str] = []
     here = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))  # a few batches: no processes
@@ -102,7 +102,7 @@ def _target_panels(batch: Batch, row: int, config: Config, classes: ClassTable) 
 
 
 def picture_targets(batch: Batch, row: int, config: Config, classes: ClassTable) -> Targets:
-    """The targets of one picture of a batch, exactly as the training step makes them."""
+    """The targets of one image of a batch, exactly as the training step makes them."""
     canvas = batch.image.shape[1:3]
     extent = picture_extent(batch.size, canvas, config.targets.padding)
     thing_regions = classes.num_things if config.model.region_classes == "all" else 1

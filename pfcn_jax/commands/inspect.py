@@ -61,7 +61,7 @@ def parameter_table(params: Any, depth: int = _DEPTH) -> str:
 
 
 def describe_batch(batch: Batch, classes: ClassTable) -> str:
-    """Shapes, sizes and segments of a batch, one line a picture."""
+    """Shapes, sizes and segments of a batch, one line per image."""
     lines = [
         f"batch: image {batch.image.dtype} {list(batch.image.shape)}, segment slots {batch.segments.valid.shape[1]}"
     ]

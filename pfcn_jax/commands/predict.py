@@ -15,14 +15,15 @@ import jax
 
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.datasets.coco import read_index
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.decode import max_pixels, set_max_pixels
+from pfcn_jax.data.example import DataError
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.class_counts import ClassCounts
 from pfcn_jax.inference.formats import FORMATS, Writer, make_writer
 from pfcn_jax.inference.formats.coco import CocoPanoptic
 from pfcn_jax.inference.formats.registry import ImageEntry
 from pfcn_jax.inference.input_files import Input, find_inputs, read_ahead
+from pfcn_jax.inference.listed_ids import listed_ids
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result
 from pfcn_jax.inference.video import FrameOutputs, Frames, segment_video
@@ -52,6 +53,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frame-maps", action="store_true", help="write a PNG of ids for every frame of a video")
     parser.add_argument(
         "--as-stored", action="store_true", help="ignore EXIF orientation, as the labels of COCO and others do"
+    )
+    parser.add_argument(
+        "--max-megapixels", type=float, default=0.0, help=f"limit of an image (default: {max_pixels() / 1e6:.0f})"
     )
     parser.add_argument(
         "--ids-of",
@@ -116,7 +120,7 @@ class Outputs:
 
 def main(args: argparse.Namespace) -> int:
     inputs = _checked_inputs(args)
-    ids = ids_of(args.ids_of, inputs) if args.ids_of else {}
+    ids = listed_ids(args.ids_of, inputs) if args.ids_of else {}
     loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
     devices = jax.device_count()
     batch_size = args.batch_size or (1 if jax.default_backend() == "cpu" else _ACCELERATOR_BATCH * devices)
@@ -157,26 +161,15 @@ def _writers(args: argparse.Namespace, folder: pathlib.Path, classes: ClassTable
 
 
 def _checked_inputs(args: argparse.Namespace) -> list[Input]:
+    if args.max_megapixels < 0:
+        raise UserError(f"--max-megapixels {args.max_megapixels}: must be above 0")
+    if args.max_megapixels:
+        set_max_pixels(int(args.max_megapixels * 1e6))
     if args.frames < 0 or args.batch_size < 0:
         raise UserError("--frames and --batch-size must not be negative")
     if not args.pictures and args.camera is None:
         raise UserError("nothing to segment: name files, folders or globs, or a --camera")
     return find_inputs(args.pictures, exclude=pathlib.Path(args.output)) if args.pictures else []
-
-
-def ids_of(labels: str, inputs: Sequence[Input]) -> dict[str, int | str]:
-    """The ids that a panoptic JSON gives to pictures, by their `image_id`.
-
-    Raises:
-      UserError: no such JSON, or a picture that it does not list.
-    """
-    index = read_index(labels)
-    known = {pathlib.PurePath(name).name: image_id for name, image_id in zip(index.file_names, index.image_ids)}
-    pictures = [entry for entry in inputs if not entry.is_video]
-    strangers = [entry.path for entry in pictures if entry.path.name not in known]
-    if strangers:
-        raise UserError(f"{strangers[0]}: not in {labels} ({len(strangers)} of {len(pictures)} pictures are not)")
-    return {entry.image_id: known[entry.path.name] for entry in pictures}
 
 
 def _segment_pictures(

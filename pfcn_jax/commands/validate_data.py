@@ -1,4 +1,4 @@
-"""`validate-data`: reads every picture and label of a data set and says whether training would work.
+"""`validate-data`: reads every image and label of a data set and says whether training would work.
 
 Exit status: 0 if it would (warnings are told), 1 if something would stop it or teach wrong things; with --strict 1 for
 warnings, too.
@@ -19,11 +19,13 @@ import numpy as np
 
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.datasets.coco import CocoFolder, PanopticIndex
+from pfcn_jax.data.datasets.coco import CocoFolder
+from pfcn_jax.data.example import DataError, Source
 from pfcn_jax.data.inputs import evaluation_recipe, find_split, open_split, training_recipe
-from pfcn_jax.data.lint import Declared, lint
-from pfcn_jax.data.sources import DataError, Source, list_splits
-from pfcn_jax.data.validate import KINDS, WARNING, ExampleReport, Finding, Limits, check_canvases, check_example
+from pfcn_jax.data.kinds import KINDS, WARNING
+from pfcn_jax.data.panoptic_json import Declared
+from pfcn_jax.data.registry import list_splits
+from pfcn_jax.data.validate import ExampleReport, Finding, Limits, check_canvases, check_example, check_instances
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.progress import ProgressDisplay
 
@@ -73,6 +75,8 @@ def validate(config: Config, splits: Sequence[str] | None = None, *, workers: in
             findings.append(Finding("no-thing", f"{len(source.classes)} classes, all stuff", name))
         reports, found = _read_all(source, name, limits, declared, workers)
         findings += found
+        readable = [report for report in reports if report is not None]
+        findings += check_instances(source.classes, readable, name, training=name == training)
         parts[name] = summary(source.classes, reports, len(source))
         findings += [
             Finding("class-empty", str(row["name"]), name) for row in parts[name]["classes"] if not row["segments"]
@@ -108,15 +112,10 @@ def _open(config: Config, split: str, findings: list[Finding]) -> tuple[Source, 
     """The source; a COCO-panoptic folder is opened past the errors in its JSON, which are reported."""
     if config.data.source != "coco":
         return open_split(config.data, split, 0), None
-    declared: list[Declared] = []
-
-    def read(path: pathlib.Path) -> PanopticIndex:
-        index, said = lint(path, lambda kind, message: findings.append(Finding(kind, message, split)))
-        declared.append(said)
-        return index
-
-    source = CocoFolder(config.data.root, split, read=read)
-    return source, declared[0]
+    source = CocoFolder(
+        config.data.root, split, report=lambda kind, message: findings.append(Finding(kind, message, split))
+    )
+    return source, source.declared
 
 
 def _limits(config: Config, classes: ClassTable, *, training: bool) -> Limits:
@@ -210,8 +209,9 @@ def _compare_splits(
     names = list(readers)
     for position, first in enumerate(names):
         for second in names[position + 1 :]:
-            if readers[first][0].classes != readers[second][0].classes:
-                findings.append(Finding("splits-differ", f"{first} and {second} declare different classes", second))
+            if difference := readers[first][0].classes.difference(readers[second][0].classes):
+                message = f"{first} and {second} declare different classes: {difference}"
+                findings.append(Finding("splits-differ", message, second))
             for digest in digests[first].keys() & digests[second].keys():
                 text = f"{digests[first][digest]} of {first} = {digests[second][digest]} of {second}"
                 findings.append(Finding("picture-in-both-splits", text, second))

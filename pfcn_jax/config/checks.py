@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from pfcn_jax.data.registry import check_source
 from pfcn_jax.errors import ConfigError
 from pfcn_jax.models.backbones.resnet import BACKBONES, BASIC_DEPTHS
 
@@ -96,6 +97,7 @@ def _check_model(model: ModelOptions) -> None:
 
 
 def _check_data(data: DataOptions) -> None:
+    check_source(data.source)
     for section, name in ((data.canvases, "canvases"), (data.eval_canvases, "eval_canvases")):
         if not section:
             raise ConfigError(f"config.data.{name}: needs at least one canvas")

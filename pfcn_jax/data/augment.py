@@ -8,25 +8,26 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from pfcn_jax.data.sources import Example
-from pfcn_jax.data.transforms import Sample, Size, flip, random_window, resize, resize_and_crop, resized_size
+from pfcn_jax.data.canvas import Size
+from pfcn_jax.data.example import Example
+from pfcn_jax.data.transforms import Sample, flip, random_window, resize, resize_and_crop, resized_size
 
 
 class Recipe(Protocol):
-    """What happens to a picture. `largest_size` bounds the result, so that a canvas can be chosen beforehand."""
+    """Makes a sample of an example. `largest_size` bounds the result, so that a canvas can be chosen beforehand."""
 
     def largest_size(self, size: Size) -> Size:
-        """The largest (height, width) that a picture of `size` can get."""
+        """The largest (height, width) that an image of `size` can get."""
         ...
 
     def resized_range(self, size: Size) -> tuple[Size, Size]:
-        """The smallest and the largest (height, width) of a picture of `size` before a window is cut out."""
+        """The smallest and the largest (height, width) of an image of `size` before a window is cut out."""
         ...
 
     def __call__(
         self, example: Example, rng: np.random.Generator, canvas: UInt8[np.ndarray, "H W 3"] | None = None
     ) -> Sample:
-        """`canvas`: memory that the result's picture may lie in, top left."""
+        """`canvas`: memory that the result's image may lie in, top left."""
         ...
 
 
@@ -35,10 +36,10 @@ class ResizeShortSide:
     """The original's recipe: short side drawn from a list, long side limited, flip, and optionally a crop.
 
     Fields:
-      short_sides: one is drawn for each picture; a single one makes the recipe deterministic (with flip 0).
+      short_sides: one is drawn for each image; a single one makes the recipe deterministic (with flip 0).
       max_long_side: limit of the long side.
       flip: probability of exchanging left and right.
-      crop_size: a window of at most (height, width) is cut out after resizing; None: the whole picture.
+      crop_size: a window of at most (height, width) is cut out after resizing; None: the whole image.
       crop_classes: is_thing by class id: the window then holds an instance (paper: Cityscapes, Mapillary Vistas).
       resize_method: see `transforms.resize_image`.
     """
@@ -84,13 +85,13 @@ class ResizeShortSide:
 
 @dataclasses.dataclass(frozen=True)
 class LargeScaleJitter:
-    """The picture fitted into `canvas`, scaled again by a factor drawn from `scale_range`, and a random window of it.
+    """The image fitted into `canvas`, scaled again by a factor drawn from `scale_range`, and a random window of it.
 
     The augmentation of Ghiasi et al. ("Simple Copy-Paste", CVPR 2021, section 3) for training from scratch or for long;
     they draw from 0.1..2.0 on 1024 x 1024.
 
     Fields:
-      canvas: (height, width) that a picture is fitted into and that a window has at most.
+      canvas: (height, width) that an image is fitted into and that a window has at most.
       scale_range: lowest and highest factor; drawn uniformly.
       flip: probability of exchanging left and right.
       crop_classes: is_thing by class id: a window then holds an instance.
@@ -117,7 +118,7 @@ class LargeScaleJitter:
         return self.resized_size(size, self.scale_range[0]), self.resized_size(size, self.scale_range[1])
 
     def resized_size(self, size: Size, factor: float) -> Size:
-        """(height, width) of a picture of `size` before the window is cut out."""
+        """(height, width) of an image of `size` before the window is cut out."""
         scale = min(self.canvas[0] / size[0], self.canvas[1] / size[1]) * factor
         return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 

@@ -1,4 +1,4 @@
-"""The classes of a dataset: contiguous ids with things first, names, the dataset's own ids, and a colour for each."""
+"""The classes of a dataset: contiguous ids with things first, names, the dataset's own ids, and a color for each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import colorsys
 import dataclasses
 import importlib.resources
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from jaxtyping import Int32
 
 Color = tuple[int, int, int]
+_MAX_CATEGORY = 2**31 - 1
 
 
 def default_color(index: int) -> Color:
-    """An RGB colour for class `index`: golden-ratio hues in alternating saturation and brightness, always the same."""
+    """An RGB color for class `index`: golden-ratio hues in alternating saturation and brightness, always the same."""
     hue = (0.02 + index * 0.6180339887498949) % 1.0
     saturation = (0.65, 0.45, 0.85)[index % 3]
     value = (0.95, 0.75)[(index // 3) % 2]
@@ -36,7 +38,7 @@ class ClassTable:
       supercategories: optional coarser names; empty or one per class.
 
     Raises:
-      ValueError: if lengths differ, ids or names repeat, stuff comes before a thing, or a colour is not three bytes.
+      ValueError: if lengths differ, ids or names repeat, stuff comes before a thing, or a color is not three bytes.
     """
 
     names: tuple[str, ...]
@@ -85,7 +87,7 @@ class ClassTable:
         return {category: index for index, category in enumerate(self.category_ids)}
 
     def difference(self, other: ClassTable) -> str:
-        """What another table calls otherwise, for a message; "" if both mean the same (colours may differ)."""
+        """The first difference to another table, for a message; "" if both mean the same (colors may differ)."""
         ours, theirs = (list(zip(table.names, table.category_ids, table.is_thing)) for table in (self, other))
         for index, (own, found) in enumerate(zip(ours, theirs)):
             if own != found:
@@ -94,37 +96,33 @@ class ClassTable:
 
     @property
     def palette(self) -> Int32[np.ndarray, "classes 3"]:
-        """The colours as an array, RGB."""
+        """The colors as an array, RGB."""
         return np.array(self.colors, np.int32)
 
     @classmethod
     def from_coco(cls, categories: Iterable[Mapping[str, Any]]) -> ClassTable:
         """The table of a COCO-panoptic file's `categories`: things by ascending id, then stuff by ascending id.
 
-        Each entry needs `id`, `name` and `isthing` (0 or 1); `color` and `supercategory` are used when every entry
-        has them (a partly coloured list keeps the colours it has).
+        Each entry needs `id`, `name` and `isthing` (0 or 1). A `color` is [R, G, B] or "#rrggbb"; any other, or none,
+        is replaced by a default: colors decide nothing. Supercategories are used when every entry has one.
 
         Raises:
-          ValueError: an entry without one of the three, an `isthing` that is not 0 or 1, repeated ids or names.
+          ValueError: no list, an entry without one of the three or with another type, repeated ids or names.
         """
+        if not isinstance(categories, Iterable) or isinstance(categories, (str, Mapping)):
+            raise ValueError(f"categories must be a list, got {categories!r:.60}")
         entries = list(categories)
         for position, entry in enumerate(entries):
-            missing = [key for key in ("id", "name", "isthing") if key not in entry]
-            if missing:
-                raise ValueError(
-                    f"category {entry.get('name', position)!r}: no {', '.join(missing)} (has {sorted(entry)})"
-                )
-            if entry["isthing"] not in (0, 1):
-                raise ValueError(f"category {entry['name']!r}: isthing is {entry['isthing']!r}, not 0 or 1")
+            _check_category(position, entry)
         _require_unique("category id", [entry["id"] for entry in entries])
         entries.sort(key=lambda entry: (not entry["isthing"], entry["id"]))
-        colors = (entry.get("color") or default_color(i) for i, entry in enumerate(entries))
+        colors = (_read_color(entry.get("color")) or default_color(i) for i, entry in enumerate(entries))
         supercategories = [str(entry.get("supercategory", "")) for entry in entries]
         return cls(
             names=tuple(str(entry["name"]) for entry in entries),
             category_ids=tuple(int(entry["id"]) for entry in entries),
             is_thing=tuple(bool(entry["isthing"]) for entry in entries),
-            colors=tuple((int(color[0]), int(color[1]), int(color[2])) for color in colors),
+            colors=tuple(colors),
             supercategories=tuple(supercategories) if all(supercategories) else (),
         )
 
@@ -166,6 +164,32 @@ class ClassTable:
             colors=tuple((int(c[0]), int(c[1]), int(c[2])) for c in value.get("colors", ())),
             supercategories=tuple(str(name) for name in value.get("supercategories", ())),
         )
+
+
+def _check_category(position: int, entry: Any) -> None:
+    """Raises ValueError unless an entry of `categories` has a usable id, name and isthing."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"categories[{position}] is {entry!r:.60}, must be an object")
+    missing = [key for key in ("id", "name", "isthing") if key not in entry]
+    if missing:
+        raise ValueError(f"category {entry.get('name', position)!r}: no {', '.join(missing)} (has {sorted(entry)})")
+    if not isinstance(entry["name"], str) or not entry["name"]:
+        raise ValueError(f"categories[{position}]: name is {entry['name']!r:.60}, must be text")
+    if type(entry["id"]) is not int or not 0 <= entry["id"] <= _MAX_CATEGORY:
+        wanted = f"must be a whole number from 0 to {_MAX_CATEGORY}"
+        raise ValueError(f"category {entry['name']!r}: id is {entry['id']!r:.60}, {wanted}")
+    if type(entry["isthing"]) not in (int, bool) or entry["isthing"] not in (0, 1):
+        raise ValueError(f"category {entry['name']!r}: isthing is {entry['isthing']!r:.60}, must be 0 or 1")
+
+
+def _read_color(value: Any) -> Color | None:
+    """RGB of [R, G, B] or "#rrggbb"; None for anything else."""
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+        return int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)
+    is_triple = isinstance(value, (list, tuple)) and len(value) == 3
+    if not is_triple or not all(type(part) in (int, float) and 0 <= part <= 255 for part in value):
+        return None
+    return int(value[0]), int(value[1]), int(value[2])
 
 
 def _require_unique(what: str, values: Sequence[Any]) -> None:

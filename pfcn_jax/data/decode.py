@@ -1,6 +1,6 @@
 """Bytes of a JPEG or PNG -> arrays, and the checks that a decoder leaves out.
 
-OpenCV decodes 8-bit colour and grey pictures, bit-equal to Pillow and faster; anything else (CMYK, palettes, alpha)
+OpenCV decodes 8-bit color and grey images, bit-equal to Pillow and faster; anything else (CMYK, palettes, alpha)
 and anything suspicious goes through Pillow, which is stricter: OpenCV returns the upper half of a truncated JPEG
 without a word. Data sets are read with EXIF orientation ignored on purpose: COCO's labels belong to the pixels as they
 are stored. People's own photos are turned upright (`upright=True`).
@@ -18,25 +18,25 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from pfcn_jax.codec import MAX_ID, rgb_to_id
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.codec import MAX_ID, describe_png, rgb_to_id
+from pfcn_jax.data.example import DataError
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_RGB_8BIT = (8, 2)  # bit depth and colour type in a PNG's header
+_RGB_8BIT = (8, 2)  # bit depth and color type in a PNG's header
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers; three of the row mean others
-_GREY, _PALETTE = 0, 3  # colour types
+_GREY, _PALETTE = 0, 3  # color types
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # EXIF and TIFF tags
 
 
 def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture file as RGB; grey, CMYK and palette pictures are converted, alpha is dropped.
+    """An image file as RGB; grey, CMYK and palette images are converted, alpha is dropped.
 
     Args:
-      upright: turn the picture as its EXIF orientation says.
+      upright: turn the image as its EXIF orientation says.
 
     Raises:
-      DataError: not a picture, truncated or damaged, or of more than 8 bits a channel; names `name`.
+      DataError: not an image, truncated or damaged, or of more than 8 bits a channel; names `name`.
     """
     if not upright and (found := jpeg_header(data)) and found.is_plain and _is_complete(data, "JPEG"):
         decoded = _decode_color(data, found.height, found.width)
@@ -48,7 +48,7 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
             orientation = read_orientation(picture) if upright else 1
             if mode.startswith(("I", "F")) or _has_deep_channels(picture, data):
                 raise DataError(
-                    f"{name}: a picture of mode {mode} with more than 8 bits a channel; convert it to 8 bits",
+                    f"{name}: an image of mode {mode} with more than 8 bits a channel; convert it to 8 bits",
                     kind="picture-format",
                 )
             if mode in ("RGB", "L") and _is_complete(data, kind):
@@ -58,6 +58,12 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
             return turn(np.array(picture.convert("RGB")), orientation)
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name}: too large, the limit is {max_pixels() / 1e6:.0f} megapixels ({error}); resize it, or raise the "
+            "limit (predict --max-megapixels)",
+            kind="image-too-large",
+        ) from error
     except _BROKEN as error:
         raise DataError(f"{name}: broken picture ({error})", kind="picture-unreadable") from error
 
@@ -72,7 +78,7 @@ def _decode_color(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "h 
 
 
 class JpegHeader(NamedTuple):
-    """What the frame header of a JPEG says (ITU T.81, B.2.2)."""
+    """The frame header of a JPEG (ITU T.81, B.2.2)."""
 
     bits: int
     height: int
@@ -81,9 +87,8 @@ class JpegHeader(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Colour or grey of 8 bits, not CMYK, and of a size that Pillow, too, would open."""
-        largest = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return self.bits == 8 and self.channels in (1, 3) and self.height * self.width <= largest
+        """Color or grey of 8 bits, not CMYK, and of a size that Pillow, too, would open."""
+        return self.bits == 8 and self.channels in (1, 3) and self.height * self.width <= max_pixels()
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
@@ -101,11 +106,32 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
     return None
 
 
+def max_pixels() -> float:
+    """The most pixels that an image may have: Pillow's limit, which `set_max_pixels` changes."""
+    return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else float("inf")
+
+
+def set_max_pixels(pixels: int) -> None:
+    """Sets the limit of `max_pixels` for this process."""
+    Image.MAX_IMAGE_PIXELS = (pixels + 1) // 2
+
+
+def stored_orientation(data: bytes) -> int:
+    """The EXIF orientation 1..8 in the bytes of an image file; 1 if there is none. Reads headers only."""
+    if data.startswith(b"\xff\xd8") and b"Exif\0\0" not in data[: 1 << 16]:
+        return 1
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return read_orientation(image)
+    except (*_BROKEN, struct.error):
+        return 1
+
+
 def read_orientation(picture: Image.Image) -> int:
     """The EXIF orientation 1..8; 1, as it is stored, if there is none or it cannot be read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged EXIF data say nothing about the picture
+            warnings.simplefilter("ignore")  # damaged EXIF data say nothing about the image
             value = picture.getexif().get(_ORIENTATION, 1)
     except (*_BROKEN, struct.error, KeyError, TypeError):
         return 1
@@ -113,7 +139,7 @@ def read_orientation(picture: Image.Image) -> int:
 
 
 def turn(image: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The picture upright; `orientation` as in EXIF: 2, 4 mirrored, 3 upside down, 5..8 on their side."""
+    """The image upright; `orientation` as in EXIF: 2, 4 mirrored, 3 upside down, 5..8 on their side."""
     if orientation == 1:
         return image
     if orientation >= 5:
@@ -134,10 +160,7 @@ def decode_ids(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
     if not data.startswith(_PNG_SIGNATURE) or len(data) < 26:
         raise DataError(f"{name}: not a PNG file", kind="label-unreadable")
     if (data[24], data[25]) != _RGB_8BIT:
-        raise DataError(
-            f"{name}: a panoptic PNG must be 8-bit RGB, this has bit depth {data[24]}, colour type {data[25]}",
-            kind="label-format",
-        )
+        raise DataError(f"{name}: a panoptic PNG must be 8-bit RGB, this is {describe_png(data)}", kind="label-format")
     if _is_complete(data, "PNG"):
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if decoded is not None:
@@ -163,8 +186,8 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
     depth, color = data[24], data[25]
     if color not in (_GREY, _PALETTE):
         raise DataError(
-            f"{name}: expected a PNG of one value a pixel (grey or palette), this has bit depth {depth}, colour type "
-            f"{color}",
+            f"{name}: expected a PNG of one value a pixel (grey or palette), this is {describe_png(data)}; a mask in "
+            "the colors of its classes must be converted to category ids first",
             kind="label-format",
         )
     if color == _GREY and 1 < depth < 8:  # these would come out scaled to 0..255
@@ -183,7 +206,7 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
 
 
 def _has_deep_channels(picture: Image.Image, data: bytes) -> bool:
-    """Whether the file has 16 bits a channel where Pillow's mode hides it: PNGs with colour or alpha, TIFFs."""
+    """True if the file has 16 bits a channel where Pillow's mode hides it: PNGs with color or alpha, TIFFs."""
     if picture.format == "PNG":
         return len(data) > 24 and data[24] > 8
     if picture.format == "TIFF":
@@ -192,7 +215,7 @@ def _has_deep_channels(picture: Image.Image, data: bytes) -> bool:
 
 
 def _is_complete(data: bytes, kind: str | None) -> bool:
-    """Whether the file has its end marker; a few bytes of padding may follow it."""
+    """True if the file has its end marker; a few bytes of padding may follow it."""
     if kind == "JPEG":
         return data.rfind(b"\xff\xd9", max(0, len(data) - 64)) >= 0
     if kind == "PNG":

@@ -10,27 +10,40 @@ from jaxtyping import Int32
 
 from pfcn_jax.data.augment import LargeScaleJitter, Recipe, ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.datasets.coco import PanopticFiles
+from pfcn_jax.data.decode import stored_orientation
+from pfcn_jax.data.example import DataError, Source
 from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.data.plan import BatchPlan
+from pfcn_jax.data.registry import find_dataset, list_splits
 from pfcn_jax.data.scoring import ScoringPipeline
-from pfcn_jax.data.sources import CachedExamples, DataError, FirstExamples, Source, list_splits, open_source
+from pfcn_jax.data.sources import CachedExamples, FirstExamples
 from pfcn_jax.utils.stderr import print_lines
+
+_ORIENTATIONS = 32  # images whose EXIF data are read when a training starts
 
 
 def open_split(config: DataOptions, split: str, examples: int) -> Source:
     """A split of the configured data set; `examples` > 0 takes only its first ones."""
-    options = {"size": config.scene_size} if config.source == "scenes" else {}
-    root = "" if config.source == "scenes" else config.root
-    source = open_source(config.source, root, split, **options)
+    source = find_dataset(config.source).open(config, split)
     if examples:
         source = FirstExamples(source, examples)
     return CachedExamples(source) if config.cache else source
 
 
 def open_training(config: DataOptions) -> Source:
-    """The split to learn from: the configured one, or the one in the data directory that is named `train...`."""
-    return open_split(config, config.train_split or find_split(config, "train"), config.train_examples)
+    """The split to learn from: the configured one, or the one in the data directory that is named `train...`.
+
+    Raises:
+      DataError: no such split, or none of its things is an instance.
+    """
+    split = config.train_split or find_split(config, "train")
+    source = open_split(config, split, config.train_examples)
+    where = f"{config.root}, split {split!r}"
+    _require_instances(source, where)
+    _warn_of_rotation(source, where)
+    return source
 
 
 def open_evaluation(
@@ -39,7 +52,7 @@ def open_evaluation(
     """The split to score: the given one, the configured one, or the one in the data directory named `val...`.
 
     Args:
-      classes: those that the model has learnt.
+      classes: those that the model has learned.
 
     Raises:
       DataError: the split has other classes than these; they would be scored as one another.
@@ -52,6 +65,7 @@ def open_evaluation(
             f"{config.root or config.source}, split {split!r}: its classes are not those of the model ({difference}); "
             "give every split the same categories"
         )
+    _warn_of_rotation(source, f"{config.root}, split {split!r}")
     return source
 
 
@@ -65,11 +79,47 @@ def find_split(config: DataOptions, kind: str) -> str:
     if not found and len(splits) == 1 and not (kind == "train" and splits[0].startswith(("val", "test"))):
         _say_once(
             f"{config.root}: '{splits[0]}' is the only split: it is learnt from and scored; that says nothing about "
-            f"new pictures (set data.{key} otherwise)"
+            f"new images (set data.{key} otherwise)"
         )
         return splits[0]
     what = f"{len(found)} splits start with {kind!r}" if found else f"no split starts with {kind!r}"
     raise DataError(f"{config.root}: {what} (there are {', '.join(splits)}); set --config.data.{key}=NAME")
+
+
+def _panoptic_files(source: Source) -> PanopticFiles | None:
+    """The COCO-panoptic files below subsets and caches; None for other data sets."""
+    while isinstance(source, (FirstExamples, CachedExamples)):
+        source = source.source
+    return source if isinstance(source, PanopticFiles) else None
+
+
+def _require_instances(source: Source, where: str) -> None:
+    """Raises DataError if a panoptic JSON lists things, and all of them are crowds."""
+    files = _panoptic_files(source)
+    if files is None:
+        return
+    index = files.index
+    is_thing = np.array(index.classes.is_thing, bool)[index.class_id]
+    if is_thing.any() and index.is_crowd[is_thing].all():
+        raise DataError(
+            f"{where}: all {int(is_thing.sum())} things are crowds (iscrowd 1), no instance to learn from; if they are "
+            "instances: prepare instances --crowds-as-instances",
+            kind="no-instances",
+        )
+
+
+def _warn_of_rotation(source: Source, where: str) -> None:
+    """Says on stderr how many of the first images have an EXIF orientation."""
+    files = _panoptic_files(source)
+    if files is None:
+        return
+    seen = min(len(files), _ORIENTATIONS)
+    rotated = sum(stored_orientation(files.read_image(i)) != 1 for i in range(seen))
+    if rotated:
+        _say_once(
+            f"{where}: {rotated} of the first {seen} images have an EXIF orientation; labels must belong to the pixels "
+            "as stored (validate-data counts all; prepare --upright turns them)"
+        )
 
 
 @functools.cache
@@ -78,7 +128,7 @@ def _say_once(text: str) -> None:
 
 
 def training_recipe(config: DataOptions, classes: ClassTable) -> Recipe:
-    """What training does to a picture: the original's choice of short sides, or large-scale jitter."""
+    """The recipe of training: the original's choice of short sides, or large-scale jitter."""
     window = config.crop if config.crop != (0, 0) else None
     instances = classes.is_thing if config.crop_with_instance else None
     if config.jitter != (0.0, 0.0) and window is not None:
@@ -100,7 +150,7 @@ def training_recipe(config: DataOptions, classes: ClassTable) -> Recipe:
 
 
 def evaluation_recipe(config: DataOptions) -> ResizeShortSide:
-    """What evaluation does to a picture."""
+    """The recipe of evaluation."""
     return ResizeShortSide(short_sides=(config.eval_short_side,), max_long_side=config.eval_max_long_side)
 
 
@@ -160,7 +210,7 @@ def scoring_pipeline(
 
 
 def output_shape(sizes: Int32[np.ndarray, "n 2"] | Sequence[tuple[int, int]], multiple: int = 32) -> tuple[int, int]:
-    """A static canvas that holds pictures of these original sizes."""
+    """A static canvas that holds images of these original sizes."""
     largest = np.max(np.asarray(sizes).reshape(-1, 2), axis=0, initial=1)
     height, width = (int(-(-side // multiple) * multiple) for side in largest)
     return height, width

@@ -11,8 +11,8 @@ class DataOptions:
     """Where the pictures come from and how they reach the canvas."""
 
     # "coco" (any COCO-panoptic folder), "tfds", "cityscapes", "mapillary", "ade20k" (as their owners ship them),
-    # "scenes" (drawn by the package); docs/datasets.md
-    source: Literal["coco", "tfds", "cityscapes", "mapillary", "ade20k", "scenes"] = "coco"
+    # "scenes" (drawn by the package), or your own as "module:name"; docs/datasets.md, docs/extending.md
+    source: str = "coco"
     root: str = "data/coco"  # folder of the data set; not read by "scenes"
     train_split: str = ""  # "": the split in `root` that is named train...
     eval_split: str = ""  # "": the split in `root` that is named val...

@@ -1,6 +1,6 @@
 """Example -> Batch: loading, shuffling, canvases, sharding over hosts, worker processes and a resumable position.
 
-`BatchPlan` says which pictures form batch t; `BatchLoader` turns t into arrays, reading only this host's rows; Grain
+`BatchPlan` says which images form batch t; `BatchLoader` turns t into arrays, reading only this host's rows; Grain
 runs the loader in threads or worker processes. Everything random is drawn from (seed, batch, row), so the batches do
 not depend on the number of hosts, workers or threads, and the position is a single number.
 """
@@ -23,11 +23,12 @@ from absl import flags
 from jaxtyping import Bool
 
 from pfcn_jax.data.augment import Recipe
-from pfcn_jax.data.buffers import BufferPool, Take, keep_freed_memory, shared_arrays
-from pfcn_jax.data.plan import FILLER, BatchPlan, PlannedBatch, Size
+from pfcn_jax.data.buffers import Take, keep_freed_memory, shared_arrays
+from pfcn_jax.data.canvas import Size, pad_into
+from pfcn_jax.data.example import DataError, Example, Source
+from pfcn_jax.data.plan import FILLER, BatchPlan, PlannedBatch
 from pfcn_jax.data.segments import map_type
-from pfcn_jax.data.sources import DataError, Example, Source
-from pfcn_jax.data.transforms import Sample, copy_padded, limit_segments
+from pfcn_jax.data.transforms import Sample, limit_segments
 from pfcn_jax.types import Batch, SegmentTable
 
 Arrays = dict[str, np.ndarray]
@@ -36,24 +37,15 @@ Arrays = dict[str, np.ndarray]
 _SHARED_BYTES = 1 << 10
 
 
-def empty_arrays(
-    rows: int,
-    canvas: Size,
-    max_segments: int,
-    *,
-    take_image: Take = np.zeros,
-    take_map: Take = np.zeros,
-) -> Arrays:
-    """A batch of filler pictures: black, void, size 1 x 1, image id -1, not valid.
+def empty_arrays(rows: int, canvas: Size, max_segments: int, *, take: Take = np.zeros) -> Arrays:
+    """A batch of filler images: black, void, size 1 x 1, image id -1, not valid.
 
     Args:
-      take_image: memory for the pictures, from shape and type. If it is not cleared, every row must then be filled by
-        `place` or by `place_filler`.
-      take_map: likewise for the segment maps.
+      take: cleared memory for the images and the segment maps, from shape and type.
     """
     return {
-        "image": take_image((rows, *canvas, 3), np.uint8),
-        "segment_map": take_map((rows, *canvas), map_type(max_segments)),
+        "image": take((rows, *canvas, 3), np.uint8),
+        "segment_map": take((rows, *canvas), map_type(max_segments)),
         "class_id": np.zeros((rows, max_segments), np.int32),
         "is_thing": np.zeros((rows, max_segments), bool),
         "is_crowd": np.zeros((rows, max_segments), bool),
@@ -68,14 +60,14 @@ def empty_arrays(
 
 
 def place(arrays: Arrays, row: int, sample: Sample, image_id: int, is_thing: Bool[np.ndarray, " classes"]) -> None:
-    """Writes a sample into row `row`: picture and map top-left on the canvas, segments into the first slots.
+    """Writes a sample into row `row`: image and map top-left on the canvas, segments into the first slots.
 
     More segments than slots: the largest ones stay and the others are counted in `dropped_segments`.
     """
     sample, dropped = limit_segments(sample, arrays["class_id"].shape[1])
     count = len(sample.class_id)
-    copy_padded(arrays["image"][row], sample.image)
-    copy_padded(arrays["segment_map"][row], sample.segment_map)
+    pad_into(arrays["image"][row], sample.image)
+    pad_into(arrays["segment_map"][row], sample.segment_map)
     arrays["class_id"][row, :count] = sample.class_id
     arrays["is_thing"][row, :count] = is_thing[sample.class_id]
     arrays["is_crowd"][row, :count] = sample.is_crowd
@@ -86,12 +78,6 @@ def place(arrays: Arrays, row: int, sample: Sample, image_id: int, is_thing: Boo
     arrays["image_id"][row] = image_id
     arrays["valid"][row] = True
     arrays["dropped_segments"][row] = dropped
-
-
-def place_filler(arrays: Arrays, row: int) -> None:
-    """Makes row `row` black and void."""
-    arrays["image"][row] = 0
-    arrays["segment_map"][row] = 0
 
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:
@@ -126,8 +112,6 @@ class BatchLoader:
         self.source, self.recipe, self.plan = source, recipe, plan
         self.max_segments, self.rows, self.max_broken, self.shared = max_segments, rows, max_broken, shared
         self._is_thing = np.array(source.classes.is_thing, bool)
-        pixels = (rows.stop - rows.start) * max(height * width for height, width in plan.canvases)
-        self._images, self._maps = BufferPool(3 * pixels), BufferPool(map_type(max_segments).itemsize * pixels)
         keep_freed_memory()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -138,17 +122,16 @@ class BatchLoader:
     def __call__(self, number: int) -> Arrays:
         planned = self.plan[int(number)]
         if not self.shared:
-            return self._load(planned, self._images.take, self._maps.take)
+            return self._load(planned, np.zeros)
         with shared_arrays() as take:
-            return self._load(planned, take, take)
+            return self._load(planned, take)
 
-    def _load(self, planned: PlannedBatch, take_image: Take, take_map: Take) -> Arrays:
+    def _load(self, planned: PlannedBatch, take: Take) -> Arrays:
         rows = self.rows.stop - self.rows.start
-        taken = empty_arrays(rows, planned.canvas, self.max_segments, take_image=take_image, take_map=take_map)
+        taken = empty_arrays(rows, planned.canvas, self.max_segments, take=take)
         arrays = {name: np.asarray(array) for name, array in taken.items()}  # views of NumPy's own type, to write to
         for row, index in enumerate(planned.examples[self.rows].tolist()):
             if index == FILLER:
-                place_filler(arrays, row)
                 continue
             example, index = self._read(index)
             key = [self.plan.seed, 3, planned.number, self.rows.start + row]
@@ -173,7 +156,7 @@ class BatchLoader:
                 return self.source[candidate], candidate
             except DataError as error:
                 last = error.with_traceback(None)  # which would hold this batch's memory
-        raise DataError(f"{most} pictures one after the other cannot be read, the last: {last}") from last
+        raise DataError(f"{most} images in a row cannot be read, the last: {last}") from last
 
 
 def settle_in_worker() -> None:
@@ -221,7 +204,7 @@ class Pipeline:
 
         Args:
           source: the dataset.
-          recipe: what happens to each picture (`augment`).
+          recipe: what happens to each image (`augment`).
           batch_size: over all hosts; a multiple of `process_count`.
           canvases: the (height, width) that batches may have; each costs one compilation.
           max_segments: slots of the segment table; of more segments the largest stay.
@@ -236,7 +219,7 @@ class Pipeline:
             error. None: the first one is.
 
         Raises:
-          DataError: a picture fits on no canvas.
+          DataError: an image fits on no canvas.
           ValueError: numbers that do not go together.
         """
         if batch_size % process_count or not 0 <= process_index < process_count:
@@ -339,7 +322,7 @@ class BatchIterator(Iterator[Batch]):
         """
         if state["plan"] != self.pipeline.plan.fingerprint():
             raise ValueError(
-                "the saved position belongs to another plan: the pictures, the canvases, the batch size or the seed "
+                "the saved position belongs to another plan: the images, the canvases, the batch size or the seed "
                 "have changed; start the data anew, or restore the settings"
             )
         self.close()

@@ -1,6 +1,6 @@
-"""Which pictures form which batch, known beforehand for any batch number.
+"""Which images form which batch, known beforehand for any batch number.
 
-All pictures of a batch share one canvas, so batches are formed per canvas. A plan needs only the pictures' sizes and a
+All images of a batch share one canvas, so batches are formed per canvas. A plan needs only the pictures' sizes and a
 seed; batch t follows from t alone. So a position in the data is one number, workers and hosts cannot change the
 order, and continuing after an interruption is exact.
 """
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.canvas import Size, smallest_canvas
+from pfcn_jax.data.example import DataError
 
-Size = tuple[int, int]
-FILLER = -1  # in place of an index: no picture, only padding
+FILLER = -1  # in place of an index: no image, only padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,33 +34,32 @@ class PlannedBatch:
 def choose_canvases(
     sizes: Int[np.ndarray, "examples 2"], largest_size: Callable[[Size], Size], canvases: Sequence[Size]
 ) -> Int[np.ndarray, " examples"]:
-    """For each picture the smallest canvas (by area, then by position in the list) that holds its largest result.
+    """For each image the smallest canvas (by area, then by position in the list) that holds its largest result.
 
     Raises:
-      DataError: a picture fits on none of them.
+      DataError: an image fits on none of them.
     """
-    order = sorted(range(len(canvases)), key=lambda c: (canvases[c][0] * canvases[c][1], c))
     distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
     choice = np.empty(len(distinct), np.int64)
     for row, (height, width) in enumerate(distinct.tolist()):
         needed = largest_size((height, width))
-        fitting = [c for c in order if needed[0] <= canvases[c][0] and needed[1] <= canvases[c][1]]
-        if not fitting:
+        found = smallest_canvas(needed, canvases)
+        if found is None:
             raise DataError(
-                f"a picture of size {height} x {width} (height x width) becomes {needed[0]} x {needed[1]} and fits on "
+                f"an image of size {height} x {width} (height x width) becomes {needed[0]} x {needed[1]} and fits on "
                 f"no canvas of {', '.join(f'{h} x {w}' for h, w in canvases)}; add one that holds it, or resize smaller"
             )
-        choice[row] = fitting[0]
+        choice[row] = found
     return choice[inverse.reshape(-1)]
 
 
 class BatchPlan:
     """The plan. `plan[t]` is batch t over all hosts.
 
-    Training (`shuffle=True`): infinite. The pictures of a canvas form an endless row of permutations, cut into batches;
-    an epoch holds the batches that end in it, in random order. So every picture is seen equally often, whatever the
+    Training (`shuffle=True`): infinite. The images of a canvas form an endless row of permutations, cut into batches;
+    an epoch holds the batches that end in it, in random order. So every image is seen equally often, whatever the
     batch size, and each canvas gets its share of the batches.
-    Evaluation (`shuffle=False`): every picture once, grouped by canvas in the order of the list, ascending; the last
+    Evaluation (`shuffle=False`): every image once, grouped by canvas in the order of the list, ascending; the last
     batch of a canvas is filled up with `FILLER`.
     """
 
@@ -79,7 +78,7 @@ class BatchPlan:
         if seed < 0:
             raise ValueError(f"seed {seed}: at least 0")
         if not len(sizes):
-            raise DataError("no pictures to make batches of")
+            raise DataError("no images to make batches of")
         self.canvases = tuple((int(height), int(width)) for height, width in canvases)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.canvas_of = choose_canvases(sizes, largest_size, self.canvases)
@@ -108,7 +107,7 @@ class BatchPlan:
         return sum(-(-len(group) // self.batch_size) for group in self.groups)
 
     def fingerprint(self) -> str:
-        """Changes whenever batch t could be another one: pictures (by their sizes), canvases, batch size or seed."""
+        """Changes whenever batch t could be another one: images (by their sizes), canvases, batch size or seed."""
         state = repr((self.canvases, self.batch_size, self.shuffle, self.seed, self.num_examples, self._sizes_digest))
         digest = hashlib.sha256(state.encode())
         digest.update(np.ascontiguousarray(self.canvas_of, np.int64).tobytes())

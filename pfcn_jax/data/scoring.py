@@ -17,10 +17,11 @@ from jaxtyping import Bool, Int32, UInt8
 
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.buffers import Take, shared_arrays
+from pfcn_jax.data.canvas import pad_into
+from pfcn_jax.data.example import Example, Source
 from pfcn_jax.data.pipeline import load_ahead, settle_in_worker
 from pfcn_jax.data.plan import FILLER, BatchPlan, PlannedBatch
-from pfcn_jax.data.sources import Example, Source
-from pfcn_jax.data.transforms import copy_padded, resize_image
+from pfcn_jax.data.transforms import resize_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ScoringLoader:
                 continue
             example = self.source[index]
             size = self.recipe.largest_size(example.size)  # the only one: a single short side, no window
-            copy_padded(pixels[row], resize_image(example.image, size, method=self.recipe.resize_method))
+            pad_into(pixels[row], resize_image(example.image, size, method=self.recipe.resize_method))
             sizes[:, row] = size, example.size
             examples.append(example if self.with_images else dataclasses.replace(example, image=_NO_PIXELS))
         return {

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
 
 _NATIVE = ("file", "s3", "gs", "gcs", "hdfs", "abfs", "abfss")  # schemes that pyarrow opens itself
 _PUT_IS_ATOMIC = ("s3", "gcs", "abfs")  # an object is seen when its upload is complete, never before
@@ -51,11 +51,11 @@ class Store:
                     yield info.path[len(self._base) :].lstrip("/"), info.size
 
     def path(self, name: str = "") -> str:
-        """What the file system calls it."""
+        """The path in the file system."""
         return f"{self._base}/{name}".rstrip("/")
 
     def same_files(self, other: Store) -> bool:
-        """Whether both lie on one file system, so that their paths can be compared."""
+        """True if both lie on one file system, so that their paths can be compared."""
         return bool(self._files.equals(other._files))
 
     def exists(self, name: str = "") -> bool:

@@ -1,8 +1,8 @@
-"""Resize, crop, flip and pad: picture, segment map and boxes together.
+"""Resize, crop, flip and pad: image, segment map and boxes together.
 
-An `Example` is resized into a `Sample`; the other functions take one and return a new one. The picture path is the
+An `Example` is resized into a `Sample`; the other functions take one and return a new one. The image path is the
 original implementation's to the bit: the size rule with its rounding, Pillow's antialiased bilinear resize of the 8-bit
-picture, Pillow's nearest for labels, and boxes that are scaled (not measured again) when the picture is resized. Only a
+image, Pillow's nearest for labels, and boxes that are scaled (not measured again) when the image is resized. Only a
 crop measures boxes anew.
 """
 
@@ -16,17 +16,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 from PIL import Image
 
+from pfcn_jax.data.canvas import Size
+from pfcn_jax.data.example import Example
 from pfcn_jax.data.segments import count_pixels, find_runs, map_type, tight_boxes
-from pfcn_jax.data.sources import Example
 
-Size = tuple[int, int]  # (height, width)
 RESIZE_METHODS = ("pillow", "opencv")
 _WINDOW_COST = 8  # Pillow's time for a pixel of a window in OpenCV's for a pixel of the whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A rectangle inside a picture, in pixels."""
+    """A rectangle inside an image, in pixels."""
 
     top: int
     left: int
@@ -102,7 +102,7 @@ def resize_image(
     window: Window | None = None,
     out: UInt8[np.ndarray, "H W 3"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The 8-bit picture at `size`, or a window of it.
+    """The 8-bit image at `size`, or a window of it.
 
     Args:
       method: `pillow` is exact. `opencv` is several times faster where nothing shrinks and differs there by at most
@@ -146,7 +146,7 @@ def resize(
 
     Args:
       method: see `resize_image`.
-      canvas: memory whose top left corner the picture may be written to, so that it is where it belongs already.
+      canvas: memory whose top left corner the image may be written to, so that it is where it belongs already.
     """
     out = None
     if canvas is not None and size[0] <= canvas.shape[0] and size[1] <= canvas.shape[1]:
@@ -169,7 +169,7 @@ def _scaled_boxes(example: Example, size: Size) -> Float[np.ndarray, "n 4"]:
 
 
 def flip(sample: Sample) -> Sample:
-    """Left and right exchanged; picture and map are views (`copy_into` copies such views fast)."""
+    """Left and right exchanged; image and map are views (`canvas.copy_into` copies such views fast)."""
     width = sample.size[1]
     x0, y0, x1, y1 = sample.box.T
     return dataclasses.replace(
@@ -180,28 +180,6 @@ def flip(sample: Sample) -> Sample:
     )
 
 
-def copy_into(target: np.ndarray, values: np.ndarray) -> None:
-    """`target[...] = values` for `[h, w, ...]`, also if `values` is (a mirrored view of) `target` itself. NumPy is slow
-    where columns run backwards, as after `flip`."""
-    if values.strides[1] < 0 and values.dtype == target.dtype:
-        cv2.flip(values[:, ::-1], 1, dst=target)
-    elif not _is_same_memory(target, values):
-        target[...] = values
-
-
-def _is_same_memory(one: np.ndarray, other: np.ndarray) -> bool:
-    mine, theirs = one.__array_interface__, other.__array_interface__
-    return all(mine[key] == theirs[key] for key in ("data", "shape", "typestr", "strides"))
-
-
-def copy_padded(canvas: np.ndarray, values: np.ndarray) -> None:
-    """Fills a canvas `[H, W, ...]`: `values` `[h, w, ...]` top-left, zeros elsewhere."""
-    height, width = values.shape[:2]
-    copy_into(canvas[:height, :width], values)
-    canvas[:height, width:] = 0
-    canvas[height:] = 0
-
-
 def random_window(
     example: Example,
     resized: Size,
@@ -210,7 +188,7 @@ def random_window(
     *,
     is_thing: Bool[np.ndarray, " classes"] | None = None,
 ) -> Window:
-    """A window of `size` (or less, where the picture is smaller) anywhere in the example as it will be once `resized`.
+    """A window of `size` (or less, where the image is smaller) anywhere in the example as it will be once `resized`.
 
     With `is_thing` (by class id), the window contains the box center of an instance drawn at random, if there is one:
     the rule of the paper's Cityscapes and Mapillary Vistas runs.

@@ -9,53 +9,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
+from pfcn_jax.data.canvas import Size, smallest_canvas
+from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import PanopticFiles
-from pfcn_jax.data.lint import Declared
-from pfcn_jax.data.sources import DataError, Example, Source
-from pfcn_jax.data.transforms import Size, nearest_index
-
-ERROR, WARNING = "error", "warning"  # an error stops training or teaches wrong things
-KINDS: dict[str, tuple[str, str]] = {
-    "json-missing": (ERROR, "the panoptic JSON is not there"),
-    "json-broken": (ERROR, "a JSON cannot be parsed"),
-    "json-part-missing": (ERROR, "the JSON lacks categories, images or annotations"),
-    "category-invalid": (ERROR, "a category without id, name or isthing, or twice"),
-    "entry-incomplete": (ERROR, "an entry of the JSON lacks a key"),
-    "image-repeated": (ERROR, "an image id appears twice"),
-    "annotation-without-image": (ERROR, "an annotation belongs to no image"),
-    "category-unknown": (ERROR, "a segment has a category that is not declared"),
-    "segment-id-invalid": (ERROR, "a segment id is 0 or too large for three bytes"),
-    "segment-id-repeated": (ERROR, "a segment id appears twice in one image"),
-    "picture-missing": (ERROR, "a picture file is not there"),
-    "picture-unreadable": (ERROR, "a picture is damaged or cut short"),
-    "picture-format": (ERROR, "a picture has more than 8 bits a channel"),
-    "picture-size": (ERROR, "a picture has another size than the JSON says"),
-    "label-missing": (ERROR, "a label file is not there"),
-    "label-unreadable": (ERROR, "a label file is damaged or no PNG"),
-    "label-format": (ERROR, "a label PNG has another format than its layout asks for"),
-    "label-size": (ERROR, "labels have another size than their picture"),
-    "label-value": (ERROR, "labels hold a value that stands for no class"),
-    "id-unlisted": (ERROR, "segment ids are painted but not in the JSON"),
-    "id-unpainted": (ERROR, "segment ids are in the JSON but have no pixels"),
-    "no-canvas": (ERROR, "a picture fits on none of the configured canvases"),
-    "no-thing": (ERROR, "none of the classes is a thing; the method needs one"),
-    "splits-differ": (ERROR, "the splits have different classes"),
-    "unusable": (ERROR, "something else that stops training"),
-    "area-differs": (WARNING, "an area in the JSON is not that of the pixels"),
-    "box-differs": (WARNING, "a box in the JSON is not that of the pixels"),
-    "image-without-annotation": (WARNING, "an image has no labels; it is left out"),
-    "picture-repeated": (WARNING, "one picture stands under several image ids, or twice in a split"),
-    "picture-in-both-splits": (WARNING, "the same picture is learnt from and scored"),
-    "file-unlisted": (WARNING, "files that no JSON mentions; they are not read"),
-    "stuff-repeated": (WARNING, "a stuff class has several segments in one image; usual is one"),
-    "stuff-crowd": (WARNING, "a stuff segment is marked as a crowd"),
-    "nothing-labelled": (WARNING, "a picture without any segment"),
-    "too-many-segments": (WARNING, "more segments than data.max_segments; the smallest are dropped"),
-    "too-many-positives": (WARNING, "more (instance, level) pairs than targets.max_positives; some may not be learnt"),
-    "too-many-instances": (WARNING, "more instances than inference.max_things can find"),
-    "segment-vanishes": (WARNING, "an instance too small for 1/4 of the training size; it is not learnt"),
-    "class-empty": (WARNING, "a class without any segment in this split"),
-}
+from pfcn_jax.data.decode import stored_orientation
+from pfcn_jax.data.example import DataError, Example, Source
+from pfcn_jax.data.kinds import KINDS
+from pfcn_jax.data.panoptic_json import Declared
+from pfcn_jax.data.transforms import nearest_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +32,9 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What training will do with the pictures of a split."""
+    """The settings that decide what training does with the images of a split."""
 
-    smallest: Callable[[Size], Size]  # size of a picture -> its smallest training size
+    smallest: Callable[[Size], Size]  # size of an image -> its smallest training size
     largest: Callable[[Size], Size]  # ... and its largest, before a crop
     on_canvas: Callable[[Size], Size]  # ... and what must fit on a canvas
     canvases: tuple[Size, ...]
@@ -85,16 +46,17 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleReport:
-    """What is in one example."""
+    """The contents of one example, measured."""
 
     size: Size
-    digest: bytes  # of the decoded picture
+    digest: bytes  # of the decoded image
     class_id: Int[np.ndarray, " n"]
     is_crowd: Bool[np.ndarray, " n"]
     area: Int[np.ndarray, " n"]
     vanishing: Bool[np.ndarray, " n"]  # instances without a pixel at 1/4 of the smallest training size
     instances: int
     positives: int  # (instance, level) pairs at the largest training size
+    rotated: bool  # EXIF turns the image for viewers
 
 
 def check_example(
@@ -121,7 +83,10 @@ def check_example(
         vanishing=instance & ~visible_rows(example, limits.smallest(size)),
         instances=int(instance.sum()),
         positives=count_pairs(example.box[instance], size, limits.largest(size), limits.level_ranges),
+        rotated=isinstance(source, PanopticFiles) and stored_orientation(source.read_image(index)) != 1,
     )
+    if report.rotated:
+        findings.append(Finding("image-rotated", name, split))
     if declared is not None and isinstance(source, PanopticFiles):
         findings += _compare(source, index, declared, example.area, example.box, name, split)
     counts = {
@@ -179,7 +144,7 @@ def quarter_reads(length: int) -> Int[np.ndarray, " n"]:
 
 
 def count_pairs(box: np.ndarray, size: Size, resized: Size, level_ranges: Sequence[tuple[float, float]]) -> int:
-    """(instance, level) pairs of boxes in a picture of `size` that is resized."""
+    """(instance, level) pairs of boxes in an image of `size` that is resized."""
     ratio = (resized[0] / size[0]) * (resized[1] / size[1])
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) * ratio
     bounds = np.array(level_ranges, np.float64) ** 2
@@ -192,7 +157,28 @@ def check_canvases(source: Source, limits: Limits, split: str) -> list[Finding]:
     sizes, counts = np.unique(source.sizes(), axis=0, return_counts=True)
     for (height, width), count in zip(sizes.tolist(), counts.tolist()):
         needed = limits.on_canvas((height, width))
-        if not any(needed[0] <= canvas[0] and needed[1] <= canvas[1] for canvas in limits.canvases):
-            text = f"{count} pictures of {height} x {width} (height x width) become {needed[0]} x {needed[1]}"
+        if smallest_canvas(needed, limits.canvases) is None:
+            text = f"{count} images of {height} x {width} (height x width) become {needed[0]} x {needed[1]}"
             findings.append(Finding("no-canvas", text, split))
+    return findings
+
+
+def check_instances(
+    classes: ClassTable, reports: Sequence[ExampleReport], split: str, *, training: bool
+) -> list[Finding]:
+    """Findings about things without an instance: all of a split's (an error where it is trained on), or of a class."""
+    things = np.zeros(len(classes), np.int64)
+    crowds = np.zeros(len(classes), np.int64)
+    for report in reports:
+        things += np.bincount(report.class_id[~report.is_crowd], minlength=len(classes))
+        crowds += np.bincount(report.class_id[report.is_crowd], minlength=len(classes))
+    is_thing = np.array(classes.is_thing, bool)
+    findings = [
+        Finding("class-crowds-only", f"{classes.names[c]}: {crowds[c]} crowds, no instance", split)
+        for c in np.flatnonzero(is_thing & (crowds > 0) & (things == 0)).tolist()
+    ]
+    if training and reports and is_thing.any() and not things[is_thing].any():
+        what = f"all {crowds.sum()} are crowds (iscrowd 1)" if crowds.any() else "there are only stuff segments"
+        hint = "; from a detection JSON: prepare instances --crowds-as-instances" if crowds.any() else ""
+        findings.append(Finding("no-instances", f"{len(reports)} images: {what}{hint}", split))
     return findings

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.sources import Example
+from pfcn_jax.data.example import Example
 from pfcn_jax.utils.atomic import write_text
 
 PICTURE_FORMATS: dict[str, dict[str, Any]] = {"jpg": {"quality": 95, "subsampling": 0}, "png": {}}
@@ -29,11 +29,11 @@ def write_coco_folder(
 ) -> pathlib.Path:
     """Writes `<root>/<split>/`, `<root>/annotations/panoptic_<split>.json` and `.../panoptic_<split>/`.
 
-    Pictures are named by their position, ids count from 1; segment ids are spread over the PNG's three bytes so that
+    Images are named by their position, ids count from 1; segment ids are spread over the PNG's three bytes so that
     a reader that forgets one of them fails.
 
     Args:
-      picture_format: `jpg` (lossy, as COCO) or `png` (the pictures come back bit for bit).
+      picture_format: `jpg` (lossy, as COCO) or `png` (the images come back bit for bit).
 
     Returns:
       The root.

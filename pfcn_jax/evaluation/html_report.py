@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.sources import Example
+from pfcn_jax.data.example import Example
 from pfcn_jax.metrics.breakdown import SIZES, Breakdown, breakdown, error_map, top_confusions
 from pfcn_jax.metrics.pq import PQCounts, PQGroup, PQResult, SegmentMatches, count_matches, match_segments, pq_result
 from pfcn_jax.panoptic.predict import Prediction

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pfcn_jax.data.sources import Example
+from pfcn_jax.data.example import Example
 from pfcn_jax.metrics.protocol import Labels, Metric, PredictedImage, Task
 from pfcn_jax.metrics.transport import pack, unpack
 from pfcn_jax.panoptic.predict import Prediction

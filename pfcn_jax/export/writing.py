@@ -17,6 +17,7 @@ import pfcn_jax
 from pfcn_jax.checkpoints.format import WHOLE_MODEL
 from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import Config, to_json
+from pfcn_jax.data.canvas import smallest_canvas
 from pfcn_jax.errors import UserError
 from pfcn_jax.export.container import WEIGHTS, write_container
 from pfcn_jax.export.onnx import convert
@@ -52,7 +53,7 @@ def all_canvases(config: Config) -> list[Size]:
     canvases = list(dict.fromkeys(data.eval_canvases))
     short, long = min(data.eval_short_side, data.eval_max_long_side), data.eval_max_long_side
     for height, width in ((short, long), (long, short)):
-        if not any(canvas[0] >= height and canvas[1] >= width for canvas in canvases):
+        if smallest_canvas((height, width), canvases) is None:
             canvases.append((round_up(height), round_up(width)))
     return canvases
 

@@ -1,4 +1,4 @@
-"""What `predict` reads: files, folders, globs and videos become a list; pictures are decoded ahead of their turn."""
+"""The inputs of `predict`: files, folders, globs and videos become a list; images are decoded ahead of their turn."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import TypeVar
 import numpy as np
 
 from pfcn_jax.data.decode import decode_picture
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.image_files import SUFFIXES, describe_left_out, is_hidden
 from pfcn_jax.errors import UserError
+from pfcn_jax.utils.stderr import print_lines
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 Entry = TypeVar("Entry")
-_READERS, _AHEAD = 2, 8  # threads, and pictures that wait decoded
+_READERS, _AHEAD = 2, 8  # threads, and images that wait decoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Input:
 
 
 def find_inputs(words: Sequence[str], *, exclude: pathlib.Path | None = None) -> list[Input]:
-    """Files as given; pictures and videos anywhere below folders, in name order; what globs match (`**`: any depth).
+    """Files as given; images and videos anywhere below folders, in name order; what globs match (`**`: any depth).
 
-    A file that was found twice is taken once. Equal names get a number. Folders are searched without `exclude`, where
-    the output of an earlier call may lie.
+    A file that was found twice is taken once. Equal names get a number. Folders are searched without hidden files and
+    without `exclude`, where the output of an earlier call may lie; images of formats that are not decoded are counted
+    on stderr.
 
     Raises:
       UserError: a path that does not exist, a folder inside `exclude`, or nothing found at all.
@@ -80,9 +82,16 @@ def _expand(word: str, exclude: pathlib.Path | None) -> Iterator[tuple[pathlib.P
 def _below(folder: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[tuple[pathlib.Path, pathlib.PurePath]]:
     if exclude is not None and exclude in (folder.resolve(), *folder.resolve().parents):
         raise UserError(f"{folder}: lies in the folder of the output, {exclude}; choose another --output")
-    for path in sorted(folder.rglob("*")):
-        if _is_wanted(path, exclude):
+    files = sorted(folder.rglob("*"))
+    for path in files:
+        if not _is_hidden_below(path, folder) and _is_wanted(path, exclude):
             yield path, path.relative_to(folder)
+    if left_out := describe_left_out(path for path in files if not _is_hidden_below(path, folder)):
+        print_lines(f"{folder}: {left_out}")
+
+
+def _is_hidden_below(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    return any(is_hidden(pathlib.Path(part)) for part in path.relative_to(folder).parts)
 
 
 def _is_wanted(path: pathlib.Path, exclude: pathlib.Path | None) -> bool:
@@ -105,7 +114,7 @@ def output_names(paths: Iterable[str]) -> Iterator[str]:
 
 
 def read_ahead(inputs: Sequence[Input], broken: list[str], *, upright: bool) -> Iterator[tuple[Input, np.ndarray]]:
-    """The pictures in order, decoded by threads before they are asked for; what cannot be read goes to `broken`."""
+    """The images in order, decoded by threads before they are asked for; what cannot be read goes to `broken`."""
 
     def read(entry: Input) -> np.ndarray | str:
         try:
@@ -125,7 +134,7 @@ def read_ahead(inputs: Sequence[Input], broken: list[str], *, upright: bool) -> 
 def decode_ahead(
     entries: Iterable[Entry], read: Callable[[Entry], np.ndarray | str], *, threads: int
 ) -> Iterator[tuple[Entry, np.ndarray | str]]:
-    """`read` of each entry, in order, done by threads before it is asked for: a picture, or what is wrong with it."""
+    """`read` of each entry, in order, done by threads before it is asked for: an image, or what is wrong with it."""
     waiting: collections.deque[tuple[Entry, concurrent.futures.Future[np.ndarray | str]]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for entry in entries:

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import Config
+from pfcn_jax.data.canvas import pad_into, smallest_canvas
 from pfcn_jax.data.inputs import output_shape
 from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.panoptic.predict import Prediction, crop_prediction
@@ -93,8 +94,8 @@ class Predictor:
         """Resizes a picture by the evaluation's rule and lays it on its canvas."""
         original = (image.shape[0], image.shape[1])
         size = resized_size(original, self.config.data.eval_short_side, self.config.data.eval_max_long_side)
-        canvas = np.zeros((*self.canvas_for(size), 3), np.uint8)
-        canvas[: size[0], : size[1]] = resize_image(image, size)
+        canvas = np.empty((*self.canvas_for(size), 3), np.uint8)
+        pad_into(canvas, resize_image(image, size))
         return Prepared(canvas, size, original, output_shape([original], _OUTPUT_MULTIPLE))
 
     def dispatch(self, pictures: Sequence[Prepared], batch_size: int) -> Prediction:
@@ -109,9 +110,10 @@ class Predictor:
 
     def canvas_for(self, size: Size) -> Size:
         """The smallest evaluation canvas that holds a resized picture, or one of its own if none does."""
-        fitting = [canvas for canvas in self.config.data.eval_canvases if canvas[0] >= size[0] and canvas[1] >= size[1]]
-        if fitting:
-            return min(fitting, key=lambda canvas: canvas[0] * canvas[1])
+        canvases = self.config.data.eval_canvases
+        found = smallest_canvas(size, canvases)
+        if found is not None:
+            return canvases[found]
         height, width = (round_up(side) for side in size)
         return height, width
 

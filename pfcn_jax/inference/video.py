@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from pfcn_jax.codec import write_id_png
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result

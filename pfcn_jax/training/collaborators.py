@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from pfcn_jax.config.schema import Config
+from pfcn_jax.data.example import Example, Source
 from pfcn_jax.data.inputs import open_evaluation, open_training
 from pfcn_jax.data.options import DataOptions
-from pfcn_jax.data.sources import Example, Source
 from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
 from pfcn_jax.models.build import build_model
 from pfcn_jax.models.options import ModelOptions

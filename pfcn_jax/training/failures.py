@@ -25,7 +25,7 @@ import jax
 
 from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
 from pfcn_jax.errors import Stopped, UserError
 from pfcn_jax.parallel.protocol import raise_together
 from pfcn_jax.training.monitor import NonFiniteError, StepMonitor

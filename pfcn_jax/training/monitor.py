@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from pfcn_jax.config.schema import Config
+from pfcn_jax.data.example import DataError, Source
 from pfcn_jax.data.plan import FILLER, BatchPlan
-from pfcn_jax.data.sources import DataError, Source
 from pfcn_jax.errors import UserError
 from pfcn_jax.utils.stderr import print_lines
 

@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from pfcn_jax.checkpoints.format import score_of
 from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config, to_json
+from pfcn_jax.data.example import DataError, Example, Source
 from pfcn_jax.data.inputs import train_pipeline
 from pfcn_jax.data.pipeline import BatchIterator
-from pfcn_jax.data.sources import DataError, Example, Source
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.evaluate import EvaluationResult, configured_metrics
 from pfcn_jax.models.panoptic_fcn import PanopticFCN

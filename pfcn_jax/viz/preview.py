@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.sources import Example
+from pfcn_jax.data.example import Example
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.types import PanopticPrediction
 from pfcn_jax.viz import overlay, panel_row

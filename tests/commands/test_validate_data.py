@@ -15,10 +15,11 @@ from PIL import Image
 
 from pfcn_jax import main as front_door
 from pfcn_jax.codec import read_id_png, write_id_png
+from pfcn_jax.data.example import Example
+from pfcn_jax.data.kinds import KINDS
 from pfcn_jax.data.segments import find_runs
-from pfcn_jax.data.sources import Example
 from pfcn_jax.data.transforms import resize
-from pfcn_jax.data.validate import KINDS, visible_rows
+from pfcn_jax.data.validate import visible_rows
 from pfcn_jax.panoptic.labels import from_id_map, quarter_taps
 from pfcn_jax.panoptic.targets import mass_centers
 from tests.data import layout_fixtures as layouts
@@ -188,7 +189,7 @@ def test_values_of_the_wrong_kind_are_findings(root):
     edit(root, lambda c: segments(c)[0].update(area=None, bbox=[1, 2]))
     edit(root, lambda c: segments(c)[1].update(id="5"))
     status, report = run(root)
-    assert status == 1 and "id and category_id must be whole numbers" in str(report["findings"]["entry-incomplete"])
+    assert status == 1 and "id is '5' (text)" in report["findings"]["value-invalid"]["examples"][0]["message"]
 
 
 def test_settings_that_do_not_fit_the_data(root):

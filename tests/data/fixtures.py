@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
+from pfcn_jax.data.example import Example
 from pfcn_jax.data.segments import find_runs
-from pfcn_jax.data.sources import Example
 from pfcn_jax.data.write import write_coco_folder
 
 SIZES = ((96, 128), (128, 96), (112, 112), (80, 144))

@@ -1,71 +1,22 @@
-"""Memory of batches: used again when nobody holds it, never before; shared, it is there as a whole or an error."""
+"""Shared memory of batches: it is there as a whole, or its absence is an error."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-import pickle
 import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
 from grain.multiprocessing import SharedMemoryArray
 
-from pfcn_jax.data.buffers import BufferPool, shared_array, shared_arrays
+from pfcn_jax.data.buffers import shared_array, shared_arrays
 
 SHARED = pathlib.Path("/dev/shm")
-
-
-def address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
-
-
-def test_a_block_is_given_again_only_when_no_view_is_left():
-    pool = BufferPool(1000)
-    first = pool.take((25, 10), np.float32)
-    assert first.shape == (25, 10) and first.dtype == np.float32
-    where = address(first)
-    view = first[5:15].view(np.int32).reshape(5, 20)[2:4]
-    del first
-    other = pool.take((500,), np.uint16)
-    assert address(other) != where  # `view` still looks into the first block
-    view[:] = 7
-    other[:] = 0
-    assert (view == 7).all()
-    del view
-    assert address(pool.take((1,), bool)) == where and len(pool) == 2
-
-
-def test_a_copy_in_another_process_has_its_own_memory():
-    pool = BufferPool(64)
-    block = pool.take((8, 8), np.uint8)
-    copy = pickle.loads(pickle.dumps(pool))
-    assert len(copy) == 0 and copy.take((8, 8), np.uint8).shape == block.shape
-
-
-def test_threads_never_share_a_block():
-    pool, wrong = BufferPool(256), []
-
-    def work(number: int) -> None:
-        for _ in range(300):
-            block = pool.take((256,), np.uint8)
-            block[:] = number
-            part = block[10:20]
-            del block
-            if (part != number).any():
-                wrong.append(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong and len(pool) <= 8
 
 
 def wait_until_freed(name: str) -> None:

@@ -49,9 +49,11 @@ def test_round_trips_through_json_and_coco():
     [
         ({"id": 9}, "repeated category id: 9"),
         ({"name": "sky"}, "repeated class name: sky"),
-        ({"isthing": 2}, "'cat': isthing is 2, not 0 or 1"),
+        ({"isthing": 2}, "'cat': isthing is 2, must be 0 or 1"),
         ({"isthing": None}, "'cat': isthing is None"),
-        ({"color": [1, 2, 300]}, "colour"),
+        ({"id": "3"}, "id is '3'"),
+        ({"id": 1e400}, "id is inf"),
+        ({"name": None}, "name is None"),
     ],
 )
 def test_unusable_categories_are_refused(change, message):
@@ -77,3 +79,13 @@ def test_tables_that_contradict_themselves_are_refused():
         ClassTable(("a", "b"), (1, 2), (True, False), supercategories=("x",))
     with pytest.raises(ValueError, match="without is_thing"):
         ClassTable.from_json({"names": ["a"], "category_ids": [1]})
+
+
+def test_colors_decide_nothing():
+    categories = [{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}]
+    plain = ClassTable.from_coco(categories)
+    for color in (None, [1, 2], [1, 2, 300], "red", "#12345", {"r": 1}, [None, 1, 2]):
+        colored = ClassTable.from_coco([categories[0] | {"color": color}, categories[1]])
+        assert colored == plain
+    assert ClassTable.from_coco([categories[0] | {"color": "#dc3C00"}, categories[1]]).colors[0] == (220, 60, 0)
+    assert not ClassTable.from_coco([categories[0] | {"color": [1, 2, 3]}, categories[1]]).difference(plain)

@@ -18,9 +18,11 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets import tfds as tfds_source
 from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.datasets.scenes import Scenes
+from pfcn_jax.data.example import Source
 from pfcn_jax.data.pipeline import Pipeline
+from pfcn_jax.data.registry import BUILT_IN, list_splits, open_source
 from pfcn_jax.data.segments import find_runs, tight_boxes
-from pfcn_jax.data.sources import SOURCES, CachedExamples, FirstExamples, Source, list_splits, open_source
+from pfcn_jax.data.sources import CachedExamples, FirstExamples
 from tests.data import layout_fixtures as layouts
 from tests.data.fixtures import write_tiny_coco
 
@@ -79,7 +81,7 @@ def assert_equal_examples(ours, theirs) -> None:
 
 
 def test_every_registered_source_is_here(places):
-    assert {name for name, _, _ in places.values()} == set(SOURCES)
+    assert {name for name, _, _ in places.values()} == set(BUILT_IN)
 
 
 def test_features_dtypes_and_ids(source):
@@ -165,7 +167,7 @@ def test_hosts_share_each_training_batch(source):
 def test_no_source_ever_loads_tensorflow(places):
     listed = [(name, str(root), split) for name, root, split in places.values() if name != "scenes"]
     code = (
-        "import sys; from pfcn_jax.data.sources import open_source\n"
+        "import sys; from pfcn_jax.data.registry import open_source\n"
         "from pfcn_jax.commands import browse, predict, validate_data\n"
         "from pfcn_jax.evaluation import evaluate\n"
         "from pfcn_jax.training import trainer\n"

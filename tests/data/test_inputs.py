@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from pfcn_jax.config.schema import Config, TrainOptions
+from pfcn_jax.data.example import DataError
 from pfcn_jax.data.inputs import eval_pipeline, open_evaluation, open_training, train_pipeline, training_recipe
 from pfcn_jax.data.options import DataOptions
-from pfcn_jax.data.sources import CachedExamples, DataError, list_splits
+from pfcn_jax.data.registry import list_splits
+from pfcn_jax.data.sources import CachedExamples
 from pfcn_jax.parallel.sharding import whole_rows
 from tests.data import layout_fixtures as layouts
 from tests.data.fixtures import write_tiny_coco

@@ -18,8 +18,8 @@ import pytest
 
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.datasets.coco import CocoFolder
+from pfcn_jax.data.example import DataError, Example
 from pfcn_jax.data.pipeline import Pipeline
-from pfcn_jax.data.sources import DataError, Example
 from pfcn_jax.data.transforms import resize, resized_size
 from pfcn_jax.types import Batch
 from tests.data.fixtures import write_tiny_coco
@@ -216,7 +216,7 @@ def test_what_stands_in_for_a_broken_picture_follows_from_the_plan_alone(root):
 
 
 def test_a_canvas_without_a_readable_picture_is_an_error(root):
-    with pytest.raises(DataError, match=r"\d+ pictures one after the other cannot be read, the last: .*: broken"):
+    with pytest.raises(DataError, match=r"\d+ images in a row cannot be read, the last: .*: broken"):
         take(_with_broken(root, set(range(10))), 1)
 
 

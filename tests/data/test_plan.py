@@ -9,8 +9,8 @@ import pickle
 import numpy as np
 import pytest
 
+from pfcn_jax.data.example import DataError
 from pfcn_jax.data.plan import FILLER, BatchPlan, choose_canvases
-from pfcn_jax.data.sources import DataError
 
 CANVASES = ((64, 96), (96, 64), (64, 64))
 
@@ -117,5 +117,5 @@ def test_unusable_plans_are_refused():
         make_plan(batch_size=0)
     with pytest.raises(ValueError, match="seed -1"):
         make_plan(seed=-1)
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         make_plan((0, 0, 0))

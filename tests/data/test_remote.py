@@ -64,7 +64,7 @@ os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = f"http://127.0.0.1:{server.serve
 fsspec.register_implementation("gcs", SmallFiles, clobber=True)
 fsspec.register_implementation("gs", SmallFiles, clobber=True)
 
-from pfcn_jax.data.sources import list_splits, open_source
+from pfcn_jax.data.registry import list_splits, open_source
 assert list_splits("tfds", "gs://bucket/" + root) == ["train"]
 remote, local = open_source("tfds", "gs://bucket/" + root, "train"), open_source("tfds", folder / root, "train")
 assert len(remote) == len(local) == 3

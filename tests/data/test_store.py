@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
 from pfcn_jax.data.store import Store
 
 

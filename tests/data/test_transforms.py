@@ -10,8 +10,9 @@ from PIL import Image
 
 from pfcn_jax.data import transforms
 from pfcn_jax.data.augment import LargeScaleJitter, ResizeShortSide
+from pfcn_jax.data.canvas import copy_into, pad_into
+from pfcn_jax.data.example import Example
 from pfcn_jax.data.segments import find_runs, tight_boxes
-from pfcn_jax.data.sources import Example
 from tests.data.fixtures import tiny_examples
 
 
@@ -210,11 +211,11 @@ def test_complete_is_never_claimed_wrongly(example, sample):
 def test_copy_into_equals_an_assignment(sample):
     for values in (sample.image, sample.segment_map, sample.image[:, ::-1], sample.segment_map[:, ::-1]):
         target = np.zeros((100, 140, *values.shape[2:]), values.dtype)
-        transforms.copy_into(target[:96, :128], values)
+        copy_into(target[:96, :128], values)
         np.testing.assert_array_equal(target[:96, :128], values)
         assert not target[96:].any() and not target[:, 128:].any()
     wide = np.zeros((96, 128), np.int64)
-    transforms.copy_into(wide, sample.segment_map[:, ::-1])
+    copy_into(wide, sample.segment_map[:, ::-1])
     np.testing.assert_array_equal(wide, sample.segment_map[:, ::-1])
 
 
@@ -224,9 +225,9 @@ def test_copy_into_the_same_memory():
         for shape, dtype in (((height + 2, width + 3, 3), np.uint8), ((height + 2, width + 3), np.int32)):
             whole = rng.integers(0, 200, shape).astype(dtype)
             before, target = whole.copy(), whole[:height, :width]
-            transforms.copy_into(target, target)
+            copy_into(target, target)
             np.testing.assert_array_equal(whole, before)
-            transforms.copy_into(target, target[:, ::-1])
+            copy_into(target, target[:, ::-1])
             np.testing.assert_array_equal(target, before[:height, :width][:, ::-1])
             np.testing.assert_array_equal(whole[height:], before[height:])
             np.testing.assert_array_equal(whole[:, width:], before[:, width:])
@@ -242,7 +243,7 @@ def test_a_canvas_takes_the_picture(example, method):
         np.testing.assert_array_equal(ours.segment_map, expected.segment_map)
         assert np.shares_memory(ours.image, canvas) == (method == "opencv" and size == (150, 200))
         if size != (300, 400):
-            transforms.copy_padded(canvas, ours.image)
+            pad_into(canvas, ours.image)
             np.testing.assert_array_equal(canvas[: size[0], : size[1]], expected.image)
             assert not canvas[size[0] :].any() and not canvas[:, size[1] :].any()
 

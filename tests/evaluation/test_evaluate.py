@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.data.example import DataError
 from pfcn_jax.data.inputs import open_evaluation
-from pfcn_jax.data.sources import DataError, FirstExamples
+from pfcn_jax.data.sources import FirstExamples
 from pfcn_jax.evaluation.evaluate import EvaluationResult, _compiled_step, evaluate_model
 from pfcn_jax.models.build import build_model
 from pfcn_jax.parallel.sharding import data_mesh

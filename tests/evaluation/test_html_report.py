@@ -11,8 +11,8 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.scenes import Scenes
+from pfcn_jax.data.example import Example
 from pfcn_jax.data.segments import find_runs
-from pfcn_jax.data.sources import Example
 from pfcn_jax.evaluation import html_report
 from pfcn_jax.evaluation.html_report import ReportCollector
 from pfcn_jax.metrics.pq import PQCounts, pq_counts, pq_result

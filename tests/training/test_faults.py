@@ -25,7 +25,8 @@ import pytest
 from pfcn_jax import steps as steps_room
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.data.sources import DataError, FirstExamples
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.sources import FirstExamples
 from pfcn_jax.errors import STOPPED, Stopped, UserError
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.training.monitor import NonFiniteError

@@ -19,9 +19,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from pfcn_jax.data.image_files import SUFFIXES
 from pfcn_jax.data.store import Store
 from pfcn_jax.errors import UserError
-from pfcn_jax.inference.input_files import SUFFIXES
 
 PANOPTIC, OVERLAY = "panoptic", "overlay"
 PANOPTIC_JSON, CLASSES_CSV, FAILURES_JSONL = "panoptic.json", "classes.csv", "failures.jsonl"

@@ -21,7 +21,7 @@ from pfcn_jax.apps.bulk import layout
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.codec import encode_id_png
 from pfcn_jax.data.decode import decode_picture
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
 from pfcn_jax.data.store import Store
 from pfcn_jax.inference.input_files import decode_ahead
 from pfcn_jax.inference.predictor import Predictor

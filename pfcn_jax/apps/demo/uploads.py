@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from pfcn_jax.data.decode import decode_picture
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
 
 # Formats that browsers show. Pillow knows dozens more, some with programs of their own behind them.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")

@@ -1,6 +1,6 @@
 """ADE20K panoptic: 150 classes of the scene parsing challenge, 100 of them things (category ids 0..149).
 
-    <root>/images/<split>/*.jpg                               pictures; splits `training` and `validation`
+    <root>/images/<split>/*.jpg                               images; splits `training` and `validation`
     <root>/ade20k_panoptic_{train,val}.json (and a folder)    COCO-panoptic files, read where they are there; else
     <root>/annotations/<split>/*.png                          8-bit grey, category id + 1, 0 = other
     <root>/annotations_instance/<split>/*.png                 8-bit RGB: R = 1..100 (i-th thing), G = instance or 0
@@ -22,9 +22,19 @@ from jaxtyping import Bool, Int
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import CocoFolder
-from pfcn_jax.data.datasets.layouts import UNKNOWN_CLASS, VOID_CLASS, LabelledFolder, lookup, pair_up, require_folder
+from pfcn_jax.data.datasets.layouts import (
+    UNKNOWN_CLASS,
+    VOID_CLASS,
+    LabelledFolder,
+    list_folders,
+    lookup,
+    pair_up,
+    require_folder,
+)
 from pfcn_jax.data.decode import decode_ids, decode_values
-from pfcn_jax.data.sources import DataError, Source
+from pfcn_jax.data.example import DataError, Source
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.registry import register
 
 _SHORT = {"training": "train", "validation": "val"}  # in the names of the panoptic files
 _FOLDER = "ADEChallengeData2016"
@@ -32,20 +42,25 @@ _INSTANCE = 256  # values from here on are instances: 256 * number + thing
 
 
 def class_table() -> ClassTable:
-    """The 150 classes with the challenge's names and colours, things first."""
+    """The 150 classes with the challenge's names and colors, things first."""
     return ClassTable.from_coco(json.loads(pathlib.Path(__file__).with_name("ade20k_classes.json").read_text()))
 
 
-def open_ade20k(root: str | os.PathLike[str], split: str) -> Source:
+def _splits(root: str) -> list[str]:
+    return list_folders(root, "images/*") + list_folders(root, f"{_FOLDER}/images/*")
+
+
+@register("ade20k", splits=_splits)
+def open_ade20k(options: DataOptions, split: str) -> Source:
     """A split of ADE20K from the panoptic files or, without them, from the challenge's own.
 
     Raises:
       DataError: a part of the layout is missing.
     """
-    base = pathlib.Path(root)
+    base = pathlib.Path(options.root)
     if (base / _FOLDER).is_dir():
         base /= _FOLDER
-    require_folder(base / "images" / split, f"ADE20K pictures of split {split!r}")
+    require_folder(base / "images" / split, f"ADE20K images of split {split!r}")
     panoptic = f"ade20k_panoptic_{_SHORT.get(split, split)}"
     if (base / f"{panoptic}.json").is_file():
         return CocoFolder(base, split, images_dir=f"images/{split}", json_file=f"{panoptic}.json", labels_dir=panoptic)

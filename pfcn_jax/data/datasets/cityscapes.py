@@ -1,6 +1,6 @@
 """Cityscapes as its owners ship it (leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, unpacked).
 
-    <root>/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png           pictures
+    <root>/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png           images
     <root>/gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png         labels, 16-bit grey
 
 A label value below 1000 is a label id, one from 1000 on is label id * 1000 + the number of the instance. The rules are
@@ -20,9 +20,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.datasets.layouts import VOID_CLASS, Entry, LabelledFolder, lookup, require_folder
+from pfcn_jax.data.datasets.layouts import VOID_CLASS, Entry, LabelledFolder, list_folders, lookup, require_folder
 from pfcn_jax.data.decode import decode_values
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.registry import register
 
 INSTANCE_FACTOR = 1000
 _PICTURE, _LABELS = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -100,10 +102,10 @@ class Cityscapes(LabelledFolder):
         """Lists the files; the id of an example is `<city>_<sequence>_<frame>`.
 
         Raises:
-          DataError: a folder is missing, or no picture is in it.
+          DataError: a folder is missing, or no image is in it.
         """
         base = pathlib.Path(root)
-        pictures = require_folder(base / "leftImg8bit" / split, f"Cityscapes pictures of split {split!r}")
+        pictures = require_folder(base / "leftImg8bit" / split, f"Cityscapes images of split {split!r}")
         labels = require_folder(base / "gtFine" / split, f"Cityscapes fine annotations of split {split!r}")
         entries = []
         for picture in sorted(pictures.glob(f"*/*{_PICTURE}")):
@@ -125,3 +127,8 @@ class Cityscapes(LabelledFolder):
         label = np.where(group, values, values // INSTANCE_FACTOR)
         class_id = lookup(label, self._class_of_label)
         return class_id, group & lookup(label, self._has_instances.astype(np.int32)).astype(bool) & (class_id >= 0)
+
+
+@register("cityscapes", splits=lambda root: list_folders(root, "gtFine/*"))
+def open_cityscapes(options: DataOptions, split: str) -> Cityscapes:
+    return Cityscapes(options.root, split)

@@ -1,6 +1,6 @@
 """A folder in the COCO-panoptic layout, with any categories.
 
-    <root>/<split>/*.jpg                              pictures
+    <root>/<split>/*.jpg                              images
     <root>/annotations/panoptic_<split>.json          categories, images, annotations with segments_info
     <root>/annotations/panoptic_<split>/*.png         segment ids, R + 256 G + 65536 B, 0 = void
 
@@ -10,146 +10,25 @@ original implementation can, is not offered).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_ids, decode_picture
+from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index, sides
+from pfcn_jax.data.image_files import find_normalized
+from pfcn_jax.data.kinds import Report, raise_errors
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.panoptic_json import VOID_ID, Declared, PanopticIndex, read_panoptic
+from pfcn_jax.data.registry import register
 from pfcn_jax.data.segments import count_pixels, find_runs
-from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
 from pfcn_jax.utils.retry import retry_read
-
-VOID_ID = 0  # colour of unlabelled pixels in a panoptic PNG
-
-
-@dataclasses.dataclass(frozen=True)
-class PanopticIndex:
-    """A panoptic JSON as flat arrays: COCO's train2017 takes 20 MB instead of over a gigabyte of dictionaries.
-
-    The segments of example i are rows offset[i]..offset[i + 1] - 1 of the last three fields, in the order of the file.
-    """
-
-    classes: ClassTable
-    image_ids: tuple[int | str, ...]
-    file_names: tuple[str, ...]
-    label_names: tuple[str, ...]
-    size: Int32[np.ndarray, "examples 2"]
-    offset: Int[np.ndarray, " examples_and_one"]
-    segment_id: Int32[np.ndarray, " segments"]
-    class_id: Int32[np.ndarray, " segments"]
-    is_crowd: Bool[np.ndarray, " segments"]
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def segments(self, index: int) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """Segment ids, class ids and crowd flags of one example."""
-        rows = slice(self.offset[index], self.offset[index + 1])
-        return self.segment_id[rows], self.class_id[rows], self.is_crowd[rows]
-
-
-def read_index(path: str | os.PathLike[str]) -> PanopticIndex:
-    """`parse_index` of a file, which must exist."""
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such panoptic JSON", kind="json-missing") from error
-    return parse_index(data, os.fspath(path))
-
-
-def parse_index(data: bytes, path: str) -> PanopticIndex:
-    """`index_content` of JSON text.
-
-    Raises:
-      DataError: not JSON, or as `index_content`.
-    """
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})", kind="json-broken") from error
-    return index_content(content, path)
-
-
-def index_content(content: Mapping[str, Any], path: str) -> PanopticIndex:
-    """Checks the content of a panoptic JSON. Examples are the annotated ones of `images`, in its order.
-
-    Args:
-      path: its name, for messages.
-
-    Raises:
-      DataError: a part or a key is missing, an image id appears twice in `images` or in `annotations`, an annotation
-        without an image, or a segment of an unknown category or with an unusable id.
-    """
-    missing = [key for key in ("categories", "images", "annotations") if key not in content]
-    if missing:
-        raise DataError(f"{path}: no {', '.join(missing)}; is it a COCO-panoptic file?", kind="json-part-missing")
-    try:
-        classes = ClassTable.from_coco(content["categories"])
-    except ValueError as error:
-        raise DataError(f"{path}: {error}", kind="category-invalid") from error
-    images = _by_image_id(path, content["images"], "id", "images")
-    annotations = _by_image_id(path, content["annotations"], "image_id", "annotations")
-    for image_id in annotations:
-        if image_id not in images:
-            raise DataError(f"{path}: the annotation of image {image_id} has no entry in images")
-    labelled = [(image, annotations[image_id]) for image_id, image in images.items() if image_id in annotations]
-    if not labelled:
-        raise DataError(f"{path}: no annotated image")
-    try:
-        return _flatten(path, classes, labelled)
-    except KeyError as error:
-        raise DataError(f"{path}: an entry of images or annotations has no {error}") from error
-
-
-def _by_image_id(path: str, entries: Iterable[Mapping[str, Any]], key: str, part: str) -> dict[Any, Any]:
-    table: dict[Any, Any] = {}
-    for entry in entries:
-        if key not in entry:
-            raise DataError(f"{path}: an entry of {part} has no {key!r} (it has {sorted(entry)})")
-        if entry[key] in table:
-            raise DataError(f"{path}: image id {entry[key]} appears twice in {part}")
-        table[entry[key]] = entry
-    return table
-
-
-def _flatten(
-    path: str, classes: ClassTable, labelled: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
-) -> PanopticIndex:
-    class_of_category = classes.class_of_category
-    offset, segment_id, class_id, is_crowd = [0], [], [], []
-    for image, annotation in labelled:
-        own: set[int] = set()
-        for segment in annotation["segments_info"]:
-            where = f"{path}: image {image['id']}, segment {segment['id']}"
-            if segment["category_id"] not in class_of_category:
-                raise DataError(f"{where}: unknown category {segment['category_id']}")
-            if not VOID_ID < segment["id"] < 1 << 24:
-                raise DataError(f"{where}: a segment id must be in 1..{(1 << 24) - 1} (0 is void)")
-            if segment["id"] in own:
-                raise DataError(f"{where}: this segment id appears twice")
-            own.add(segment["id"])
-            segment_id.append(segment["id"])
-            class_id.append(class_of_category[segment["category_id"]])
-            is_crowd.append(bool(segment.get("iscrowd", 0)))
-        offset.append(len(segment_id))
-    return PanopticIndex(
-        classes=classes,
-        image_ids=tuple(image["id"] for image, _ in labelled),
-        file_names=tuple(image["file_name"] for image, _ in labelled),
-        label_names=tuple(annotation["file_name"] for _, annotation in labelled),
-        size=np.array([(image["height"], image["width"]) for image, _ in labelled], np.int32),
-        offset=np.array(offset, np.int64),
-        segment_id=np.array(segment_id, np.int32),
-        class_id=np.array(class_id, np.int32),
-        is_crowd=np.array(is_crowd, bool),
-    )
 
 
 def make_example(
@@ -161,7 +40,7 @@ def make_example(
     picture_name: str,
     label_name: str,
 ) -> Example:
-    """A picture, its ids as painted and its segments as listed -> an Example (row i is the i-th listed segment).
+    """An image, its ids as painted and its segments as listed -> an Example (row i is the i-th listed segment).
 
     Args:
       segments: segment ids, class ids and crowd flags.
@@ -173,15 +52,13 @@ def make_example(
     """
     segment_id, class_id, is_crowd = segments
     if image.shape[:2] != info.size:
+        hint = _size_hint(image, info.size)
         raise DataError(
-            f"{picture_name}: has size {image.shape[1]} x {image.shape[0]} but the JSON says "
-            f"{info.size[1]} x {info.size[0]}; is it another picture, or was it rotated or resized?",
-            kind="picture-size",
+            f"{picture_name}: is {sides(image.shape)} but the JSON says {sides(info.size)}{hint}", kind="picture-size"
         )
     if image.shape[:2] != ids.shape:
         raise DataError(
-            f"{picture_name}: has size {image.shape[1]} x {image.shape[0]} but its labels {label_name} have "
-            f"{ids.shape[1]} x {ids.shape[0]}",
+            f"{picture_name}: is {sides(image.shape)} but its labels {label_name} are {sides(ids.shape)}",
             kind="label-size",
         )
     runs = find_runs(ids)
@@ -192,8 +69,9 @@ def make_example(
     strangers = known[position] != runs.value
     if strangers.any():
         listed = np.unique(runs.value[strangers])
+        hint = _bgr_hint(runs.value, known)
         raise DataError(
-            f"{label_name}: segment ids {_shorten(listed)} are painted but not in the JSON", kind="id-unlisted"
+            f"{label_name}: segment ids {_shorten(listed)} are painted but not in the JSON{hint}", kind="id-unlisted"
         )
     rows = dataclasses.replace(runs, value=row_of_known[position])
     unpainted = segment_id[count_pixels(rows, len(segment_id)) == 0]
@@ -211,6 +89,22 @@ def make_example(
     )
 
 
+def _size_hint(image: UInt8[np.ndarray, "h w 3"], listed: tuple[int, int]) -> str:
+    """The likely reason for a size that differs from the JSON's."""
+    if image.shape[:2] == listed[::-1]:
+        return (
+            "; height and width are exchanged: either in the JSON, or the labels were drawn on the image as EXIF turns "
+            "it (then: prepare --upright)"
+        )
+    return "; is it another image, or was it rotated or resized?"
+
+
+def _bgr_hint(painted: Int[np.ndarray, " n"], known: Int[np.ndarray, " m"]) -> str:
+    """Says so if exchanging R and B explains every painted id."""
+    exchanged = ((painted & 255) << 16) | (painted & 0xFF00) | (painted >> 16)
+    return "; with R and B exchanged all are: the PNG was written as BGR" if np.isin(exchanged, known).all() else ""
+
+
 def _shorten(ids: Int[np.ndarray, " n"]) -> str:
     return ", ".join(str(value) for value in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
@@ -221,7 +115,7 @@ class PanopticFiles:
     index: PanopticIndex
 
     def picture_name(self, index: int) -> str:
-        """The whole name of picture `index`, for `read` and for messages."""
+        """The whole name of image `index`, for `read` and for messages."""
         raise NotImplementedError
 
     def label_name(self, index: int) -> str:
@@ -247,8 +141,15 @@ class PanopticFiles:
     def sizes(self) -> Int32[np.ndarray, "examples 2"]:
         return self.index.size
 
+    def read_image(self, index: int) -> bytes:
+        """The bytes of image `index`; empty if it cannot be read."""
+        try:
+            return self.read(self.picture_name(index))
+        except (OSError, KeyError, ValueError):
+            return b""
+
     def read_files(self, index: int) -> tuple[bytes, bytes]:
-        """The bytes of the picture and of the panoptic PNG.
+        """The bytes of the image and of the panoptic PNG.
 
         Raises:
           DataError: one of them cannot be read.
@@ -259,8 +160,10 @@ class PanopticFiles:
                 contents.append(self.read(name))
             except (OSError, KeyError) as error:
                 reason = getattr(error, "strerror", None) or error
+                hint = "; the JSON's file_name has backslashes, use /" if "\\" in name else ""
                 raise DataError(
-                    f"{name} (image {self.index.image_ids[index]}): cannot be read ({reason})", kind=f"{what}-missing"
+                    f"{name} (image {self.index.image_ids[index]}): cannot be read ({reason}){hint}",
+                    kind=f"{what}-missing",
                 ) from error
         return contents[0], contents[1]
 
@@ -294,9 +197,9 @@ class CocoFolder(PanopticFiles):
         images_dir: str | os.PathLike[str] = "",
         json_file: str | os.PathLike[str] = "",
         labels_dir: str | os.PathLike[str] = "",
-        read: Callable[[pathlib.Path], PanopticIndex] = read_index,
+        report: Report = raise_errors,
     ):
-        """Finds and checks the folder; pictures and PNGs are opened when their example is read.
+        """Finds and checks the folder; images and PNGs are opened when their example is read.
 
         Args:
           root: the data directory; the three options below are relative to it.
@@ -304,7 +207,7 @@ class CocoFolder(PanopticFiles):
           images_dir: default: `<split>` or `images/<split>` or `images`, the first that exists.
           json_file: default: `annotations/panoptic_<split>.json` or `panoptic_<split>.json`.
           labels_dir: default: the JSON's path without `.json`.
-          read: how the JSON is read (`lint` reads past what is wrong in it).
+          report: receives the faults of the JSON; if it returns, they are left out.
 
         Raises:
           DataError: a part is missing (the message lists where it was looked for), or the JSON is not right.
@@ -315,13 +218,14 @@ class CocoFolder(PanopticFiles):
         json_names = [json_file] if json_file else [f"annotations/panoptic_{split}.json", f"panoptic_{split}.json"]
         json_path = _first_existing(base, json_names, f"the panoptic JSON of split {split!r}", "json-missing")
         image_names = [images_dir] if images_dir else [split, f"images/{split}", "images"]
-        self.images_dir = _first_existing(base, image_names, f"the pictures of split {split!r}", "picture-missing")
+        self.images_dir = _first_existing(base, image_names, f"the images of split {split!r}", "picture-missing")
         self.labels_dir = base / labels_dir if labels_dir else json_path.with_suffix("")
         if not self.labels_dir.is_dir():
             raise DataError(
                 f"{self.labels_dir}: no such folder of panoptic PNGs (for {json_path})", kind="label-missing"
             )
-        self.index = read(json_path)
+        self.index, declared = read_panoptic(json_path, report)
+        self.declared: Declared | None = None if report is raise_errors else declared  # only checks need it
 
     def picture_name(self, index: int) -> str:
         return os.path.join(self.images_dir, self.index.file_names[index])
@@ -330,7 +234,14 @@ class CocoFolder(PanopticFiles):
         return os.path.join(self.labels_dir, self.index.label_names[index])
 
     def read(self, name: str) -> bytes:
-        return retry_read(pathlib.Path(name).read_bytes)
+        path = pathlib.Path(name)
+        try:
+            return retry_read(path.read_bytes)
+        except FileNotFoundError:
+            found = find_normalized(path)
+            if found is None:
+                raise
+            return retry_read(found.read_bytes)
 
 
 def _first_existing(base: pathlib.Path, names: Sequence[str | os.PathLike[str]], what: str, kind: str) -> pathlib.Path:
@@ -338,3 +249,29 @@ def _first_existing(base: pathlib.Path, names: Sequence[str | os.PathLike[str]],
         if (base / name).exists():
             return base / name
     raise DataError(f"{base}: cannot find {what}; looked for {', '.join(os.fspath(name) for name in names)}", kind=kind)
+
+
+def _list_splits(root: str) -> list[str]:
+    base = pathlib.Path(root)
+    found = [*base.glob("annotations/panoptic_*.json"), *base.glob("panoptic_*.json")]
+    if not found and (detection := _detection_file(base)):
+        raise DataError(
+            f"{root}: no annotations/panoptic_SPLIT.json, but {detection} looks like a COCO detection file; convert "
+            f"it: python -m pfcn_jax.main prepare instances --json {base / detection} ..."
+        )
+    return [path.stem.removeprefix("panoptic_") for path in found]
+
+
+def _detection_file(base: pathlib.Path) -> pathlib.Path | None:
+    """The first JSON in `base` or in a folder of it that has the parts of a COCO detection file."""
+    for path in [*sorted(base.glob("*.json")), *sorted(base.glob("*/*.json"))]:
+        with contextlib.suppress(OSError):
+            data = path.read_bytes()
+            if all(part in data for part in (b'"annotations"', b'"images"')) and b'"segments_info"' not in data:
+                return path.relative_to(base)
+    return None
+
+
+@register("coco", splits=_list_splits)
+def open_coco(options: DataOptions, split: str) -> CocoFolder:
+    return CocoFolder(options.root, split)

@@ -1,6 +1,6 @@
 """COCO's zip files as they are downloaded, read in place: nothing is unpacked to disk.
 
-<root>/<split>.zip                                pictures, as <split>/*.jpg
+<root>/<split>.zip                                images, as <split>/*.jpg
 <root>/panoptic_annotations_*.zip                 annotations/panoptic_<split>.json and, as a zip inside,
                                                   annotations/panoptic_<split>.zip with panoptic_<split>/*.png
 """
@@ -13,8 +13,9 @@ import pathlib
 import zipfile
 import zlib
 
-from pfcn_jax.data.datasets.coco import PanopticFiles, parse_index
-from pfcn_jax.data.sources import DataError
+from pfcn_jax.data.datasets.coco import PanopticFiles
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.panoptic_json import parse_panoptic
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error)  # in the directory of a zip, and in a member
 
@@ -48,7 +49,7 @@ class CocoZips(PanopticFiles):
                     self.labels = zipfile.ZipFile(io.BytesIO(labels))
                 except _DAMAGED as error:
                     raise DataError(f"{candidate}: broken zip ({error}); download it again") from error
-                self.index = parse_index(content, f"{candidate}:{inner}.json")
+                self.index, _ = parse_panoptic(content, f"{candidate}:{inner}.json")
                 return
         raise DataError(f"{base}: no {inner}.json in {', '.join(candidate.name for candidate in candidates)}")
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_picture
+from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index, sides
 from pfcn_jax.data.segments import find_runs
-from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
 from pfcn_jax.utils.retry import retry_read
 
 VOID_CLASS = -1  # a value that its owner ignores
@@ -41,13 +41,13 @@ class LabelledFolder:
     """A `Source` of listed files. Subclasses implement `read_values` and `classify`."""
 
     def __init__(self, classes: ClassTable, entries: Sequence[Entry], *, root: pathlib.Path):
-        """Reads the size of every picture from the header of its first label file.
+        """Reads the size of every image from the header of its first label file.
 
         Raises:
-          DataError: no entry, or an entry of which neither labels nor picture show a size.
+          DataError: no entry, or an entry of which neither labels nor image show a size.
         """
         if not entries:
-            raise DataError(f"{root}: no pictures found", kind="picture-missing")
+            raise DataError(f"{root}: no images found", kind="picture-missing")
         self._classes, self._entries, self._root = classes, tuple(entries), root
         self._is_thing = np.array(classes.is_thing, bool)
         with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
@@ -85,8 +85,7 @@ class LabelledFolder:
         values = self.read_values([_read(path, "label") for path in entry.labels], names)
         if image.shape[:2] != values.shape:
             raise DataError(
-                f"{entry.picture}: has size {image.shape[1]} x {image.shape[0]} but its labels {names[0]} have "
-                f"{values.shape[1]} x {values.shape[0]}",
+                f"{entry.picture}: is {sides(image.shape)} but its labels {names[0]} are {sides(values.shape)}",
                 kind="label-size",
             )
         return self._example(image, values, info, names[0])
@@ -135,11 +134,17 @@ def require_folder(path: pathlib.Path, what: str) -> pathlib.Path:
     raise DataError(f"{path}: no such folder of {what} ({there})")
 
 
+def list_folders(root: str, pattern: str) -> list[str]:
+    """The parts that `*` of the pattern stands for, one for each matching folder below `root`."""
+    position = pattern.split("/").index("*") - len(pattern.split("/"))
+    return [path.parts[position] for path in pathlib.Path(root).glob(pattern) if path.is_dir()]
+
+
 def pair_up(pictures: Iterable[pathlib.Path], labels: Sequence[tuple[pathlib.Path, str]]) -> list[Entry]:
-    """Entries of pictures with the labels of the same stem, in name order; the id is the stem.
+    """Entries of images with the labels of the same stem, in name order; the id is the stem.
 
     Args:
-      labels: for each label file of an example its folder and what replaces the picture's suffix.
+      labels: for each label file of an example its folder and what replaces the image's suffix.
     """
     return [
         Entry(path.stem, path, tuple(folder / f"{path.stem}{suffix}" for folder, suffix in labels))
@@ -161,7 +166,7 @@ def _read(path: pathlib.Path, what: str) -> bytes:
 
 
 def _size_of(entry: Entry) -> tuple[int, int]:
-    """(height, width), from the first label file's PNG header, else from the picture."""
+    """(height, width), from the first label file's PNG header, else from the image."""
     try:
         with open(entry.labels[0], "rb") as file:
             head = file.read(24)

@@ -1,7 +1,7 @@
 """Mapillary Vistas, version 1.2, as its owners ship it (and as the package of version 2.0 contains it).
 
     <root>/config.json  (or config_v1.2.json)               labels: name, readable, color, instances, evaluate
-    <root>/<split>/images/*.jpg                             pictures; splits `training` and `validation`
+    <root>/<split>/images/*.jpg                             images; splits `training` and `validation`
     <root>/<split>/[v1.2/]panoptic/panoptic_2018.json       COCO-panoptic, with the PNGs beside it
     <root>/<split>/[v1.2/]instances/*.png                   16-bit grey, label * 256 + number of the instance
 
@@ -23,9 +23,11 @@ from jaxtyping import Bool, Int
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import CocoFolder
-from pfcn_jax.data.datasets.layouts import VOID_CLASS, LabelledFolder, lookup, pair_up, require_folder
+from pfcn_jax.data.datasets.layouts import VOID_CLASS, LabelledFolder, list_folders, lookup, pair_up, require_folder
 from pfcn_jax.data.decode import decode_values
-from pfcn_jax.data.sources import DataError, Source
+from pfcn_jax.data.example import DataError, Source
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.registry import register
 
 INSTANCE_FACTOR = 256
 _CONFIGS = ("config.json", "config_v1.2.json")
@@ -65,14 +67,15 @@ def class_table(labels: list[dict[str, Any]]) -> ClassTable:
     )
 
 
-def open_mapillary(root: str | os.PathLike[str], split: str) -> Source:
+@register("mapillary", splits=lambda root: list_folders(root, "*/images"))
+def open_mapillary(options: DataOptions, split: str) -> Source:
     """A split of Mapillary Vistas from whichever label files are there.
 
     Raises:
       DataError: neither panoptic nor instance files are there, or a part of the layout is missing.
     """
-    base = pathlib.Path(root)
-    require_folder(base / split / "images", f"Mapillary Vistas pictures of split {split!r}")
+    base = pathlib.Path(options.root)
+    require_folder(base / split / "images", f"Mapillary Vistas images of split {split!r}")
     for folder in (f"{split}/v1.2", split):
         if (base / folder / "panoptic" / _PANOPTIC).is_file():
             return CocoFolder(

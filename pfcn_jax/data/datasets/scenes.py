@@ -2,7 +2,7 @@
 
 Sky, mountains, grass, water and sand with curved borders; balls, crates, tents, stars and rings of many sizes that
 stand in it, overlap, cast shadows and are lit from one side. Scene i of a split follows from (seed, split, i) alone.
-Pictures are drawn at twice their size and reduced, labels are drawn at their own size without antialiasing.
+Images are drawn at twice their size and reduced, labels are drawn at their own size without antialiasing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from jaxtyping import Float32, Int32, UInt8
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets import shapes
 from pfcn_jax.data.datasets.shapes import Thing
+from pfcn_jax.data.example import Example, ExampleInfo, check_index
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.registry import register
 from pfcn_jax.data.segments import find_runs
-from pfcn_jax.data.sources import Example, ExampleInfo, check_index
 
 THINGS = shapes.NAMES
 STUFF = ("sky", "mountain", "grass", "water", "sand")
 MIN_VISIBLE = 24  # pixels; a thing of which less is to be seen is left out of the scene
-ZOOM = 2  # pictures are drawn this much larger
+ZOOM = 2  # images are drawn this much larger
 
 _COLORS = {
     "ball": (226, 74, 68),
@@ -40,7 +42,7 @@ _COLORS = {
 }
 _SUPERCATEGORIES = {name: "thing" for name in THINGS} | {name: "land" for name in STUFF} | {"sky": "air"}
 
-# Mean colour (RGB) of each stuff class, how far a scene may move it, and the strength of its texture.
+# Mean color (RGB) of each stuff class, how far a scene may move it, and the strength of its texture.
 _STUFF_COLOR = {
     "sky": ((0, 0, 0), 0.0, 0.0),  # painted from _SKIES
     "mountain": ((122, 120, 140), 14.0, 11.0),
@@ -48,7 +50,7 @@ _STUFF_COLOR = {
     "water": ((50, 118, 168), 16.0, 12.0),
     "sand": ((220, 194, 138), 14.0, 8.0),
 }
-_SKIES = (  # top and horizon colours: day, haze, evening, morning
+_SKIES = (  # top and horizon colors: day, haze, evening, morning
     ((78, 146, 222), (196, 224, 244)),
     ((142, 178, 206), (226, 230, 228)),
     ((84, 84, 150), (248, 176, 122)),
@@ -74,7 +76,7 @@ class Scenes:
 
     Args:
       split: any name; different names give different scenes.
-      size: (height, width) of the pictures, each at least 32.
+      size: (height, width) of the images, each at least 32.
       length: how many scenes there are; they cost nothing until they are read.
       things: fewest and most things that are placed (hidden ones are left out again).
       seed: of all scenes.
@@ -124,8 +126,14 @@ class Scenes:
         return Example(image, find_runs(segment_map), class_id, np.zeros(len(class_id), bool), index, info.file_name)
 
 
+@register("scenes", splits=lambda _: ["train", "val"], reads_root=False)
+def open_scenes(options: DataOptions, split: str) -> Scenes:
+    """Scenes of `data.scene_size`."""
+    return Scenes(split, size=options.scene_size)
+
+
 class _Textures:
-    """Noise fields, twice as large as a picture, from which each scene takes random windows."""
+    """Noise fields, twice as large as an image, from which each scene takes random windows."""
 
     def __init__(self, size: tuple[int, int]):
         self.height, self.width = size[0] * ZOOM, size[1] * ZOOM
@@ -164,7 +172,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], sigma: tuple[float,
 
 @dataclasses.dataclass(frozen=True)
 class _Ground:
-    """The world without things. `labels` has the picture's size and holds indices into STUFF."""
+    """The world without things. `labels` has the image's size and holds indices into STUFF."""
 
     image: Float32[np.ndarray, "H W 3"]  # at ZOOM times the size
     labels: UInt8[np.ndarray, "h w"]
@@ -241,7 +249,7 @@ def _draw_ground(rng: np.random.Generator, textures: _Textures) -> _Ground:
         if name == "sky":
             layer = _paint_sky(rng, texture[part], horizon * len(regions))
         else:
-            # Towards the horizon the texture is weaker and the colour darker; mountains stand upright.
+            # Towards the horizon the texture is weaker and the color darker; mountains stand upright.
             near = np.ones_like(depth) if name == "mountain" else 0.86 + 0.18 * depth
             color = base[None, :] * near[part, None]
             layer = color[:, None, :] + (texture[part] * (strength * near[part] ** 2)[:, None])[:, :, None]
@@ -251,7 +259,7 @@ def _draw_ground(rng: np.random.Generator, textures: _Textures) -> _Ground:
 
 
 def _stuff_color(rng: np.random.Generator, name: str) -> tuple[Float32[np.ndarray, " 3"], float]:
-    """The colour of a stuff class in this scene, and the strength of its texture."""
+    """The color of a stuff class in this scene, and the strength of its texture."""
     color, spread, strength = _STUFF_COLOR[name]
     shift = rng.normal(0.0, 0.5 * spread, 3) + rng.normal(0.0, spread)
     return (np.array(color) + shift).astype(np.float32), strength
@@ -336,7 +344,7 @@ def _draw_picture(
 def _expose(
     rng: np.random.Generator, image: Float32[np.ndarray, "h w 3"], textures: _Textures
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Brightness, warmth, a gradient of light over the picture, and noise of the camera."""
+    """Brightness, warmth, a gradient of light over the image, and noise of the camera."""
     width = image.shape[1]
     gain = rng.uniform(0.86, 1.15)
     warmth = rng.uniform(-0.06, 0.06)

@@ -1,6 +1,6 @@
 """The things of the drawn scenes: ball, crate, tent, star and ring; outlines, surfaces and shadows.
 
-A thing is drawn twice from one outline: at the picture's size as a label (`fill`), larger as a surface (`draw`).
+A thing is drawn twice from one outline: at the image's size as a label (`fill`), larger as a surface (`draw`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Int32
 NAMES = ("ball", "crate", "tent", "star", "ring")
 _SHIFT = 4  # fixed-point bits of OpenCV's drawing coordinates
 
-# Hues (degrees) around which each kind is coloured: the kinds overlap in colour, their outlines decide.
+# Hues (degrees) around which each kind is colored: the kinds overlap in color, their outlines decide.
 _HUES = {
     "ball": ((0, 18), (215, 16), (120, 14)),
     "crate": ((28, 7),),
@@ -26,7 +26,7 @@ _HUES = {
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One thing in a scene; lengths in pixels of the picture."""
+    """One thing in a scene; lengths in pixels of the image."""
 
     kind: int  # index into NAMES
     center: tuple[float, float]  # x, y
@@ -43,7 +43,7 @@ class Thing:
 def make_thing(
     rng: np.random.Generator, kind: int, center: tuple[float, float], radius: float, *, floating: bool
 ) -> Thing:
-    """A thing of `kind` with random rotation, proportions, colours and pattern."""
+    """A thing of `kind` with random rotation, proportions, colors and pattern."""
     name = NAMES[kind]
     angle = {"tent": rng.normal(0.0, 0.12), "crate": rng.uniform(-0.6, 0.6)}.get(name, rng.uniform(0.0, 2.0 * np.pi))
     outline, hole = _outline(rng, name)
@@ -92,7 +92,7 @@ def _hsv(hue: float, saturation: float, value: float) -> Float32[np.ndarray, " 3
 
 
 def _accent(rng: np.random.Generator, color: Float32[np.ndarray, " 3"]) -> Float32[np.ndarray, " 3"]:
-    """The second colour of a pattern: nearly white, or the first one darker."""
+    """The second color of a pattern: nearly white, or the first one darker."""
     if rng.random() < 0.6:
         return np.array([245, 240, 228], np.float32)
     return color * np.float32(0.55)
@@ -149,7 +149,7 @@ def draw(image: Float32[np.ndarray, "H W 3"], thing: Thing, light: float, zoom: 
 def _surface(
     thing: Thing, x: Float32[np.ndarray, "1 w"], y: Float32[np.ndarray, "h 1"]
 ) -> Float32[np.ndarray, "h w 3"]:
-    """The pattern: stripes along the turned thing, planks with a frame for a crate, one colour otherwise."""
+    """The pattern: stripes along the turned thing, planks with a frame for a crate, one color otherwise."""
     cosine, sine = np.float32(np.cos(thing.angle)), np.float32(np.sin(thing.angle))
     along, across = x * cosine + y * sine, y * cosine - x * sine
     if thing.stripes == 0.0:

@@ -2,7 +2,7 @@
 
 `prepare` writes ArrayRecord files with the features of TFDS's own `coco/2017_panoptic`, from a COCO-panoptic folder or
 from COCO's zip files in place; `TfdsSource` reads them, and also a directory that TFDS's own builder prepared as
-ArrayRecord. Pictures are stored and handed on as the bytes of their files. Directories may be remote: `gs://` goes
+ArrayRecord. Images are stored and handed on as the bytes of their files. Directories may be remote: `gs://` goes
 through ArrayRecord's own reader and, for the small files, fsspec (which needs `gcsfs`).
 """
 
@@ -24,7 +24,9 @@ from PIL import Image
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import PanopticFiles, make_example
 from pfcn_jax.data.decode import decode_ids, decode_picture
-from pfcn_jax.data.sources import DataError, Example, ExampleInfo, check_index
+from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index
+from pfcn_jax.data.options import DataOptions
+from pfcn_jax.data.registry import register
 from pfcn_jax.utils.atomic import write_text
 
 NAME, CONFIG, VERSION = "coco", "2017_panoptic", "1.1.0"  # of TFDS's own builder
@@ -167,7 +169,7 @@ def _check_prepared(root: epath.Path, parts: Mapping[str, PanopticFiles]) -> Non
         found = there[split].num_examples if split in there else 0
         if found != len(files) or tuple(label.names) != files.classes.names:
             raise DataError(
-                f"{root}: holds other data already ({found} pictures in {split}, expected "
+                f"{root}: holds other data already ({found} images in {split}, expected "
                 f"{len(files)}, or other classes); delete it, or choose another --output"
             )
 
@@ -325,3 +327,8 @@ def coco_class_table(names: list[str]) -> ClassTable:
         )
     is_thing = tuple(i < len(COCO_THING_IDS) for i in range(len(names)))
     return ClassTable(names=tuple(names), category_ids=COCO_CATEGORY_IDS, is_thing=is_thing)
+
+
+@register("tfds", splits=list_splits)
+def open_tfds(options: DataOptions, split: str) -> TfdsSource:
+    return TfdsSource(options.root, split)

@@ -16,8 +16,8 @@ import numpy as np
 
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.datasets.coco import PanopticFiles
+from pfcn_jax.data.example import Source
 from pfcn_jax.data.inputs import open_training, train_pipeline
-from pfcn_jax.data.sources import Source
 from pfcn_jax.studies.benchmark.measure import Row
 
 

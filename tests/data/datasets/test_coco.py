@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcn_jax.data.datasets.coco import CocoFolder, read_index
+from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.decode import decode_ids, decode_picture, jpeg_header
-from pfcn_jax.data.sources import DataError, FirstExamples, open_source
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.panoptic_json import read_index
+from pfcn_jax.data.registry import open_source
+from pfcn_jax.data.sources import FirstExamples
 from tests.data.fixtures import tiny_examples, write_tiny_coco
 
 
@@ -97,7 +100,7 @@ def test_missing_parts_say_where_they_were_looked_for(root):
     with pytest.raises(DataError, match=r"panoptic JSON of split 'test'.*annotations/panoptic_test\.json"):
         CocoFolder(root, "test")
     (root / "train").rename(root / "elsewhere")
-    with pytest.raises(DataError, match=r"pictures of split 'train'; looked for train, images/train, images"):
+    with pytest.raises(DataError, match=r"images of split 'train'; looked for train, images/train, images"):
         CocoFolder(root, "train")
     (root / "elsewhere").rename(root / "train")
     (root / "annotations/panoptic_train").rename(root / "annotations/png")
@@ -136,8 +139,8 @@ def repeat_segment(content):
         (set_first("annotations", "image_id", 77), "annotation of image 77 has no entry in images"),
         (set_first("categories", "id", 2), "repeated category id: 2"),
         (lambda content: content.pop("categories"), "no categories; is it a COCO-panoptic file"),
-        (lambda content: content["images"][0].pop("height"), "has no 'height'"),
-        (lambda content: content["images"][0].pop("id"), "entry of images has no 'id'"),
+        (lambda content: content["images"][0].pop("height"), "has no height"),
+        (lambda content: content["images"][0].pop("id"), "images\\[0\\] has no id"),
         (lambda content: content["annotations"].clear(), "no annotated image"),
     ],
 )
@@ -183,10 +186,13 @@ def test_sizes_that_differ_are_named(root):
     with Image.open(root / PICTURE) as picture:
         rotated = picture.transpose(Image.Transpose.ROTATE_90)
     rotated.save(root / PICTURE)
-    with pytest.raises(DataError, match=r"000000000001\.png \(image 1\): has size 96 x 128 but the JSON says 128 x 96"):
+    with pytest.raises(
+        DataError,
+        match=r"1\.png \(image 1\): is 128 x 96 .* 96 x 128 .*are exchanged",
+    ):
         source[0]
     edit_json(root, lambda content: content["images"][0].update(height=128, width=96))
-    with pytest.raises(DataError, match=r"has size 96 x 128 but its labels .*panoptic_train.* have 128 x 96"):
+    with pytest.raises(DataError, match=r"is 128 x 96 .*but its labels .*panoptic_train.* are 96 x 128"):
         CocoFolder(root, "train")[0]
 
 
@@ -236,7 +242,7 @@ def test_a_jpeg_that_claims_to_be_huge_is_refused():
     data = encoded(Image.fromarray(tiny_examples(1)[0].image), "JPEG")
     frame = data.index(b"\xff\xc0")
     for size in (b"\x9c\x40\x9c\x40", b"\xff\xff\xff\xff"):
-        with pytest.raises(DataError, match=r"x: broken picture .*pixels"):
+        with pytest.raises(DataError, match=r"x: too large, the limit is \d+ megapixels"):
             decode_picture(data[: frame + 5] + size + data[frame + 9 :], "x")
 
 
@@ -272,10 +278,10 @@ def test_a_jpeg_cut_short_is_refused_and_trailing_bytes_are_not():
 
 def test_more_than_8_bits_are_refused():
     deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900)
-    with pytest.raises(DataError, match="x: a picture of mode I;16"):
+    with pytest.raises(DataError, match="x: an image of mode I;16"):
         decode_picture(encoded(deep, "PNG"), "x")
     colour = cv2.imencode(".png", np.full((8, 8, 3), 900, np.uint16))[1].tobytes()
-    with pytest.raises(DataError, match="x: a picture of mode RGB with more than 8 bits a channel"):
+    with pytest.raises(DataError, match="x: an image of mode RGB with more than 8 bits a channel"):
         decode_picture(colour, "x")
 
 
@@ -286,12 +292,6 @@ def test_labels_that_are_no_rgb_png_are_refused():
             decode_ids(encoded(picture, "PNG"), "x")
     with pytest.raises(DataError, match="x: not a PNG file"):
         decode_ids(encoded(rgb, "JPEG"), "x")
-
-
-def test_unknown_datasets_list_the_known_ones():
-    known = "ade20k, cityscapes, coco, mapillary, scenes, tfds"
-    with pytest.raises(ValueError, match=f"unknown dataset 'kitti'; known: {known}"):
-        open_source("kitti", "", "train")
 
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pfcn_jax.data.datasets import ade20k, cityscapes, mapillary
 from pfcn_jax.data.decode import decode_values
-from pfcn_jax.data.sources import DataError, Source, open_source
+from pfcn_jax.data.example import DataError, Source
+from pfcn_jax.data.registry import open_source
 from tests.data import layout_fixtures as layouts
 
 
@@ -97,7 +98,7 @@ def test_ade20k_reads_panoptic_files_or_composes_them(tmp_path, panoptic, split)
 
 
 def test_a_missing_part_of_a_layout_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"leftImg8bit/train: no such folder of Cityscapes pictures"):
+    with pytest.raises(DataError, match=r"leftImg8bit/train: no such folder of Cityscapes images"):
         open_source("cityscapes", tmp_path, "train")
     layouts.write_cityscapes(tmp_path / "c")
     shutil.rmtree(tmp_path / "c/gtFine")

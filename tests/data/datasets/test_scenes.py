@@ -10,7 +10,6 @@ import pytest
 
 from pfcn_jax.data.datasets import shapes
 from pfcn_jax.data.datasets.scenes import MIN_VISIBLE, STUFF, THINGS, Scenes
-from pfcn_jax.data.sources import open_source
 
 
 def test_a_scene_depends_on_seed_split_and_number_alone():
@@ -28,7 +27,7 @@ def test_a_scene_depends_on_seed_split_and_number_alone():
 
 @pytest.mark.parametrize("size", [(32, 32), (128, 128), (96, 200)])
 def test_scenes_are_valid_examples(size):
-    source = open_source("scenes", "", "train", size=size, length=12)
+    source = Scenes("train", size=size, length=12)
     assert source.sizes().tolist() == [list(size)] * 12
     seen = set()
     for index in range(12):

@@ -14,7 +14,8 @@ import pytest
 
 from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.datasets.coco_zips import CocoZips
-from pfcn_jax.data.sources import DataError, Source, open_source
+from pfcn_jax.data.example import DataError, Source
+from pfcn_jax.data.registry import open_source
 from tests.data.fixtures import write_tiny_coco
 
 tfds_source = pytest.importorskip("pfcn_jax.data.datasets.tfds")
@@ -136,9 +137,8 @@ def test_zips_are_read_in_place(root, tmp_path):
     write_zips(root, tmp_path)
     assert_same_examples(CocoZips(tmp_path, "val"), CocoFolder(root, "val"), 3)
     tfds_source.prepare(tmp_path / "tfds", {"train": CocoZips(tmp_path, "train")}, name="shapes")
-    assert_same_examples(
-        open_source("tfds", tmp_path / "tfds", "train", dataset="shapes"), CocoFolder(root, "train"), 5
-    )
+    ours = tfds_source.TfdsSource(tmp_path / "tfds", "train", dataset="shapes")
+    assert_same_examples(ours, CocoFolder(root, "train"), 5)
     (tmp_path / "other.zip").write_bytes((tmp_path / "train.zip").read_bytes())
     with pytest.raises(DataError, match=r"no annotations/panoptic_other\.json in panoptic_annotations_trainval\.zip"):
         CocoZips(tmp_path, "other")
@@ -169,7 +169,7 @@ def test_records_of_other_data_are_not_taken_for_these(root, tmp_path):
     tfds_source.prepare(tmp_path, {"train": CocoFolder(root, "train")})
     assert tfds_source.prepare(tmp_path, {"train": CocoFolder(root, "train")}).exists()
     more = write_tiny_coco(tmp_path / "more", splits={"train": 6})
-    with pytest.raises(DataError, match=r"holds other data already \(5 pictures in train, expected 6"):
+    with pytest.raises(DataError, match=r"holds other data already \(5 images in train, expected 6"):
         tfds_source.prepare(tmp_path, {"train": CocoFolder(more, "train")})
     content = (root / "annotations/panoptic_train.json").read_text()
     first = CocoFolder(root, "train").classes.names[0]
@@ -210,7 +210,7 @@ def test_broken_examples_are_not_written(root, tmp_path):
 
 def test_reading_never_loads_tensorflow(prepared):
     code = (
-        "import sys; from pfcn_jax.data.sources import open_source; "
+        "import sys; from pfcn_jax.data.registry import open_source; "
         f"open_source('tfds', {str(prepared)!r}, 'train')[0]; sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -13,8 +13,9 @@ from pycocotools import mask as coco_mask
 from pfcn_jax import main as front_door
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.datasets.coco import CocoFolder
-from pfcn_jax.data.importers.labels import hold_out
-from pfcn_jax.data.sources import DataError, open_source
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.importers.common import hold_out
+from pfcn_jax.data.registry import open_source
 from tests.data.fixtures import write_tiny_coco
 
 SIZE = (40, 60)
@@ -55,7 +56,7 @@ def test_id_masks_of_two_classes(pictures, tmp_path, capsys):
     write_id_png(dust / "p0.png", box(8, 8, 12, 12) * 70000)
     flags = ["--pictures", pictures, "--masks", f"cell={cells}", f"dust={dust}", "--output", tmp_path / "out"]
     assert run("masks", *flags, "--split", "train") == 0
-    assert "train: 6 pictures; 19 segments of 3 classes" in capsys.readouterr().out
+    assert "train: 6 images; 19 segments of 3 classes" in capsys.readouterr().out
     source = CocoFolder(tmp_path / "out", "train")
     assert source.classes.names == ("cell", "dust", "background") and source.classes.is_thing == (True, True, False)
     first, second = source[0], source[1]
@@ -129,6 +130,7 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
         instance(3, 8, left_half, crowd=1),
         instance(4, 3, small),
         instance(5, 3, small),
+        instance(6, 3, [[50.1, 5.1, 50.2, 5.1, 50.2, 5.2]]),
     ]
     content = {
         "images": [{"id": 50, "file_name": "p1.png", "height": 40, "width": 60},
@@ -140,7 +142,8 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
     path.write_text(json.dumps(content))
     flags = ["--json", path, "--pictures", pictures, "--output", tmp_path / "out", "--split", "train"]
     assert run("instances", *flags, "--background", "water") == 0
-    assert "1 instances lie completely below others" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 instances lie completely below others" in out and "1 instances are too small to cover a pixel" in out
     source = CocoFolder(tmp_path / "out", "train")
     assert source.classes.names == ("fish", "boat", "water") and source.classes.category_ids == (3, 8, 9)
     example = source[0]
@@ -153,10 +156,11 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
     empty = source[1]
     assert empty.class_id.tolist() == [2] and (empty.segment_map == 1).all()
     for change, message in (
-        ({"segmentation": []}, "annotation 1: unusable segmentation"),
-        ({"segmentation": [[1, 2]]}, "annotation 1: unusable segmentation"),
-        ({"category_id": 5}, "annotation 1: category 5 is not in categories"),
-        ({"image_id": 7}, "annotation 1: of image 7, which is not in images"),
+        ({"segmentation": []}, "1 have an empty segmentation, as annotation 1 of p1.png"),
+        ({"segmentation": [[1, 2]]}, "fewer than three points"),
+        ({"category_id": 5}, "category 5 is not in categories"),
+        ({"image_id": 7}, "annotations[0]: of image 7, which is not in images"),
+        ({"image_id": "50"}, "it is text here, a number in images"),
     ):
         path.write_text(json.dumps(content | {"annotations": [annotations[0] | change, *annotations[1:]]}))
         assert run("instances", *flags) == 2
@@ -186,11 +190,11 @@ def test_pictures_of_one_name_in_two_folders_are_refused(pictures, tmp_path, cap
     ("damage", "message"),
     [
         (lambda pictures, masks: (masks / "p2.png").write_bytes(b"no"), "p2.png: not a PNG file"),
-        (lambda pictures, masks: Image.new("L", (3, 3)).save(masks / "p3.png"), "3 x 3, but its picture has 60 x 40"),
+        (lambda pictures, masks: Image.new("L", (3, 3)).save(masks / "p3.png"), "3 x 3 (height x width), but its"),
         (lambda pictures, masks: (pictures / "p1.png").write_bytes(b"no"), "p1.png: broken picture"),
         (lambda pictures, masks: (pictures / "p1.jpg").write_bytes(b"no"), "p1.jpg, apart from folder and suffix"),
-        (lambda pictures, masks: [path.unlink() for path in pictures.iterdir()], "no pictures"),
-        (lambda pictures, masks: [path.unlink() for path in masks.iterdir()], "no PNG has the name of a picture"),
+        (lambda pictures, masks: [path.unlink() for path in pictures.iterdir()], "no images"),
+        (lambda pictures, masks: [path.unlink() for path in masks.iterdir()], "no mask has the name of an image"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_and_nothing_claims_to_be_complete(pictures, tmp_path, capsys, damage, message):
@@ -219,7 +223,7 @@ def test_tfds_from_a_folder_gives_the_folders_examples(tmp_path, capsys):
     pytest.importorskip("tensorflow_datasets")
     root = write_tiny_coco(tmp_path / "tiny", splits={"train": 3, "val": 2})
     assert run("tfds", "--input", root, "--output", tmp_path / "tfds", "--splits", "train=train", "val=validation") == 0
-    assert "train: 3 pictures, validation: 2 pictures" in capsys.readouterr().out
+    assert "train: 3 images, validation: 2 images" in capsys.readouterr().out
     ours, theirs = open_source("tfds", tmp_path / "tfds", "train"), CocoFolder(root, "train")
     assert len(ours) == 3
     np.testing.assert_array_equal(ours[2].segment_map, theirs[2].segment_map)

@@ -1,0 +1,352 @@
+"""`prepare instances`: a COCO detection JSON (`instances_*.json`) with polygons or RLE.
+
+Where instances overlap the smaller one lies above the larger, crowds lie below all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from pycocotools import mask as coco_mask
+
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.coco_json import (
+    CATEGORY_ID,
+    IMAGE,
+    IS_CROWD,
+    OF_IMAGE,
+    other_type_hint,
+    parse_classes,
+    parse_parts,
+    read_entry,
+)
+from pfcn_jax.data.example import DataError, sides
+from pfcn_jax.data.image_files import find_normalized
+from pfcn_jax.data.importers.common import (
+    Labelled,
+    Labeller,
+    add_output_flags,
+    finish,
+    require_unique_stems,
+    write_dataset,
+)
+from pfcn_jax.data.importers.masks import add_background_flag
+from pfcn_jax.data.importers.registry import register
+from pfcn_jax.data.kinds import raise_errors
+
+_ANNOTATION = (OF_IMAGE, CATEGORY_ID, IS_CROWD)
+NO_SEGMENTATION = "have no segmentation (a box alone is no mask)"
+EMPTY = "have an empty segmentation"
+FEW_POINTS = "have a polygon of fewer than three points"
+NORMALIZED = "have a polygon in 0..1 instead of pixels"
+OUTSIDE = "have a polygon outside of the image"
+NESTED = "have wrongly nested polygons (wanted: [[x, y, x, y, ...], ...])"
+NO_PIXEL = "are too small to cover a pixel"
+BAD_RLE = "have an unusable RLE"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instance:
+    category_id: int
+    is_crowd: bool
+    mask: list[list[float]] | Mapping[str, Any]  # polygons, or RLE
+    name: str  # for messages
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionOptions:
+    """Options for reading a detection file.
+
+    Fields:
+      background: name of a stuff class for all other pixels; empty: they are void.
+      skip_bad: leave out segmentations that cannot be used, and count them, instead of refusing the file.
+      crowds_as_instances: ignore `iscrowd`, which some tools set for every brush mask.
+    """
+
+    background: str = "background"
+    skip_bad: bool = False
+    crowds_as_instances: bool = False
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", required=True, help="COCO detection file, as instances_train2017.json")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out segmentations that cannot be used")
+    parser.add_argument(
+        "--crowds-as-instances", action="store_true", help="ignore iscrowd (CVAT sets it for brush masks)"
+    )
+    add_background_flag(parser)
+    add_output_flags(parser)
+
+
+@register("instances", help="a COCO detection JSON -> COCO-panoptic", add_flags=add_flags)
+def run(args: argparse.Namespace) -> list[str]:
+    options = DetectionOptions(args.background, args.skip_bad, args.crowds_as_instances)
+    classes, images, label, notes = from_detection(args.json, args.pictures, options)
+    return write_dataset(args, classes, images, label, notes)
+
+
+def from_detection(
+    path: str | os.PathLike[str], folder: str | os.PathLike[str], options: DetectionOptions
+) -> tuple[ClassTable, list[pathlib.Path], Labeller, list[str]]:
+    """The classes, image files and labels of a COCO detection JSON, and remarks for the summary.
+
+    Raises:
+      DataError: not such a JSON, an id or a file name twice, an image without a file, or (without `skip_bad`) a
+        segmentation that cannot be used.
+    """
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind="json-missing") from error
+    content = parse_parts(data, str(path), "detection")
+    for part in ("categories", "images", "annotations"):
+        if not content[part]:
+            raise DataError(f"{path}: {part} is empty; is it a COCO detection file?", kind="json-part-missing")
+    images = _read_images(content["images"], str(path))
+    annotations = _read_annotations(content["annotations"], images, str(path))
+    categories, notes = _drop_unused_root(content["categories"], annotations)
+    classes = _classes(categories, options.background, str(path))
+    instances, faults = _instances(annotations, images, classes, str(path))
+    total = sum(len(names) for names in faults.values())
+    if total and not options.skip_bad:
+        shown = "; ".join(f"{len(names)} {reason}, as {names[0]}" for reason, names in faults.items())
+        raise DataError(f"{path}: {total} segmentations cannot be used: {shown}. Mend them, or --skip-bad")
+    notes += [f"{len(names)} instances {reason} and are left out, as {names[0]}" for reason, names in faults.items()]
+    files = _find_files(images, pathlib.Path(folder))
+    by_file = {file: image for image, file in zip(images.values(), files)}
+    last = len(classes) - 1 if options.background else None
+
+    def label(file: pathlib.Path, size: tuple[int, int]) -> Labelled:
+        image = by_file[file]
+        listed = (image["height"], image["width"])
+        if listed != size:
+            hint = "; height and width are exchanged" if listed == size[::-1] else ""
+            raise DataError(f"{file}: is {sides(size)}, but the JSON says {sides(listed)}{hint}", kind="picture-size")
+        drawn = [(one, _draw(one, size)) for one in instances[image["id"]]]
+        own = [(one, mask) for one, mask in drawn if mask.any()]
+        crowds = {id(one): one.is_crowd and not options.crowds_as_instances for one, _ in own}
+        own.sort(key=lambda pair: (not crowds[id(pair[0])], -int(pair[1].sum())))
+        segment_map = np.zeros(size, np.int32)
+        for row, (_, mask) in enumerate(own, start=1):
+            segment_map[mask] = row
+        class_ids = [classes.class_of_category[one.category_id] for one, _ in own]
+        left_out = {NO_PIXEL: len(drawn) - len(own)}
+        return finish(segment_map, class_ids, [crowds[id(one)] for one, _ in own], last, left_out)
+
+    return classes, sorted(files), label, notes
+
+
+def _read_images(entries: Sequence[Any], path: str) -> dict[Any, dict[str, Any]]:
+    images: dict[Any, dict[str, Any]] = {}
+    names: dict[str, Any] = {}
+    for position, entry in enumerate(entries):
+        image = read_entry(entry, IMAGE, f"{path}: images[{position}]", raise_errors)
+        assert image is not None
+        if image["id"] in images:
+            raise DataError(
+                f"{path}: image id {image['id']!r} appears twice in images ({images[image['id']]['file_name']} and "
+                f"{image['file_name']}); give each image its own",
+                kind="image-repeated",
+            )
+        if image["file_name"] in names:
+            raise DataError(
+                f"{path}: the file {image['file_name']} appears twice in images (ids {names[image['file_name']]!r} and "
+                f"{image['id']!r}); join their annotations under one id",
+                kind="image-repeated",
+            )
+        images[image["id"]] = image
+        names[image["file_name"]] = image["id"]
+    return images
+
+
+def _read_annotations(
+    entries: Sequence[Any], images: Mapping[Any, Any], path: str
+) -> list[tuple[str, dict[str, Any], Any]]:
+    """(name for messages, checked values, segmentation) of each annotation."""
+    annotations = []
+    for position, entry in enumerate(entries):
+        where = f"{path}: annotations[{position}]"
+        values = read_entry(entry, _ANNOTATION, where, raise_errors)
+        assert values is not None
+        if values["image_id"] not in images:
+            raise DataError(
+                f"{where}: of image {values['image_id']!r}, which is not in images"
+                f"{other_type_hint(values['image_id'], images, 'images')}",
+                kind="annotation-without-image",
+            )
+        file = images[values["image_id"]]["file_name"]
+        name = f"annotation {entry.get('id', f'[{position}]')!r:.40} of {file}"
+        annotations.append((name, values, entry.get("segmentation")))
+    return annotations
+
+
+def _drop_unused_root(
+    categories: Sequence[Any], annotations: Sequence[tuple[str, dict[str, Any], Any]]
+) -> tuple[list[Any], list[str]]:
+    """Without categories that nothing uses and whose name another one has: Roboflow lists the data set itself so."""
+    used = {values["category_id"] for _, values, _ in annotations}
+    names = collections.Counter(str(entry.get("name")) for entry in categories if isinstance(entry, dict))
+    kept, notes = [], []
+    for entry in categories:
+        unused = isinstance(entry, dict) and type(entry.get("id")) is int and entry["id"] not in used
+        if unused and names[str(entry.get("name"))] > 1:
+            notes.append(f"category {entry.get('id')} {entry.get('name')!r} is unused and its name repeated: left out")
+            names[str(entry.get("name"))] -= 1
+        else:
+            kept.append(entry)
+    return kept, notes
+
+
+def _classes(categories: Sequence[Any], background: str, path: str) -> ClassTable:
+    """All categories as things, and the background as stuff."""
+    things = [{"isthing": 1} | entry if isinstance(entry, dict) else entry for entry in categories]
+    if background:
+        ids = [entry["id"] for entry in things if isinstance(entry, dict) and type(entry.get("id")) is int]
+        things.append({"id": max(ids, default=0) + 1, "name": background, "isthing": 0})
+    return parse_classes(things, path)
+
+
+def _instances(
+    annotations: Sequence[tuple[str, dict[str, Any], Any]],
+    images: Mapping[Any, Mapping[str, Any]],
+    classes: ClassTable,
+    path: str,
+) -> tuple[dict[Any, list[_Instance]], dict[str, list[str]]]:
+    """The usable instances by image id, and the names of annotations with a fault, by fault."""
+    found: dict[Any, list[_Instance]] = {image_id: [] for image_id in images}
+    faults: dict[str, list[str]] = {}
+    for name, values, segmentation in annotations:
+        if values["category_id"] not in classes.class_of_category:
+            raise DataError(
+                f"{path}: {name}: category {values['category_id']} is not in categories", kind="category-unknown"
+            )
+        image = images[values["image_id"]]
+        mask, fault = _read_segmentation(segmentation, (image["height"], image["width"]))
+        if fault:
+            faults.setdefault(fault, []).append(name)
+        if mask:
+            one = _Instance(values["category_id"], bool(values["iscrowd"]), mask, f"{path}: {name}")
+            found[values["image_id"]].append(one)
+    return found, faults
+
+
+def _read_segmentation(
+    segmentation: Any, size: tuple[int, int]
+) -> tuple[list[list[float]] | Mapping[str, Any] | None, str]:
+    """The usable part of a segmentation (None if nothing is), and its first fault ("" if there is none)."""
+    if segmentation is None:
+        return None, NO_SEGMENTATION
+    if isinstance(segmentation, dict):
+        return (segmentation, "") if _is_rle(segmentation, size) else (None, BAD_RLE)
+    if not isinstance(segmentation, list):
+        return None, NESTED
+    if not segmentation:
+        return None, EMPTY
+    faults = [_polygon_fault(polygon, size) for polygon in segmentation]
+    if (
+        all(fault == FEW_POINTS for fault in faults)
+        and len(segmentation) > 2
+        and all(isinstance(polygon, list) and len(polygon) == 2 for polygon in segmentation)
+    ):
+        return None, NESTED  # [[x, y], [x, y], ...]
+    sound = [polygon for polygon, fault in zip(segmentation, faults) if not fault]
+    return sound or None, next((fault for fault in faults if fault), "")
+
+
+def _polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
+    """The reason why a polygon cannot be used; "" if it can."""
+    if not isinstance(polygon, list) or not all(type(value) in (int, float) for value in polygon):
+        return NESTED
+    if not polygon:
+        return EMPTY
+    points = np.array(polygon, np.float64)
+    if len(polygon) % 2 or len(polygon) < 6:
+        return FEW_POINTS if len(polygon) < 6 else NESTED
+    if not np.isfinite(points).all():
+        return OUTSIDE
+    x, y = points[::2], points[1::2]
+    if points.min() >= 0 and points.max() <= 1.0 and max(size) > 2:
+        return NORMALIZED
+    if x.max() <= 0 or y.max() <= 0 or x.min() >= size[1] or y.min() >= size[0]:
+        return OUTSIDE
+    return OUTSIDE if np.abs(points).max() > 100 * max(size) else ""
+
+
+def _is_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """True for RLE of the right size: counts that add up, or COCO's compressed text."""
+    counts = rle.get("counts")
+    listed = rle.get("size")
+    if not isinstance(listed, list) or [type(side) for side in listed] != [int, int] or tuple(listed) != size:
+        return False
+    if isinstance(counts, list):
+        whole = all(type(count) is int and 0 <= count <= size[0] * size[1] for count in counts)
+        return whole and sum(counts) == size[0] * size[1]
+    return isinstance(counts, str) and counts.isascii() and _sum_of_compressed(counts) == size[0] * size[1]
+
+
+def _sum_of_compressed(text: str) -> int:
+    """The sum of the counts in COCO's compressed RLE (5 bits a character, differences to the count before last); -1
+    if it is not such text. pycocotools does not check it and reads past its end."""
+    counts: list[int] = []
+    position = 0
+    while position < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            if position >= len(text) or shift > 60:
+                return -1
+            code = ord(text[position]) - 48
+            if not 0 <= code < 64:
+                return -1
+            value |= (code & 31) << shift
+            more, shift, position = bool(code & 32), shift + 5, position + 1
+            if not more and code & 16:
+                value |= -1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        if counts[-1] < 0:
+            return -1
+    return sum(counts)
+
+
+def _draw(instance: _Instance, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """The pixels of an instance."""
+    try:
+        if isinstance(instance.mask, list):
+            rle = coco_mask.merge(coco_mask.frPyObjects(instance.mask, *size))
+        elif isinstance(instance.mask["counts"], list):
+            rle = coco_mask.frPyObjects(instance.mask, *size)
+        else:
+            rle = instance.mask
+        return coco_mask.decode(rle).astype(bool)
+    except Exception as error:  # pycocotools raises that itself
+        raise DataError(f"{instance.name}: unusable segmentation ({error})") from error
+
+
+def _find_files(images: Mapping[Any, Mapping[str, Any]], base: pathlib.Path) -> list[pathlib.Path]:
+    """The file of each image, in their order; accents may be composed or decomposed, whichever is on disk.
+
+    Raises:
+      DataError: a file is missing, or two have one stem.
+    """
+    files, missing = [], []
+    for image in images.values():
+        found = find_normalized(base / image["file_name"])
+        files.append(found or base / image["file_name"])
+        if found is None:
+            missing.append(image["file_name"])
+    if missing:
+        hint = "; file_name has backslashes: replace them by /" if "\\" in missing[0] else ""
+        if not hint and (base / pathlib.PurePosixPath(missing[0]).name).is_file():
+            hint = f"; there is {base / pathlib.PurePosixPath(missing[0]).name}: --pictures is a folder too deep"
+        raise DataError(
+            f"{base / missing[0]}: no such image ({len(missing)} of {len(files)} missing){hint}", kind="picture-missing"
+        )
+    require_unique_stems(files)
+    return files

@@ -1,0 +1,147 @@
+"""`prepare masks`: for each thing class a folder of PNGs in which every instance has its own value, 0 = nothing."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.importers.common import (
+    Labelled,
+    Labeller,
+    add_output_flags,
+    finish,
+    list_images,
+    pairs,
+    split_components,
+    write_dataset,
+)
+from pfcn_jax.data.importers.mask_files import MaskFolder, read_values
+from pfcn_jax.data.importers.registry import register
+
+_PLAIN = "the mask has 0 and 255 only and becomes one instance; with --components each connected part is one"
+_BORDER = "255 beside other values becomes an instance of its own; if it is a border (VOC): --ignore 255"
+_WHITE = 247  # values from here to 255 are white, up to JPEG artifacts
+_SOFT_VALUES = 8  # so many grey values, with fewer pixels than white has, are a softened border
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--masks",
+        required=True,
+        nargs="+",
+        metavar="NAME=DIR",
+        help="class name and its folder of PNGs (or TIFFs); later ones lie above",
+    )
+    parser.add_argument(
+        "--components", action="store_true", help="connected parts of one value are instances (masks of 0 and 255)"
+    )
+    parser.add_argument("--ignore", type=int, nargs="*", default=[], help="values that become void, as 255 of VOC")
+    parser.add_argument(
+        "--threshold", type=int, default=0, help="values from this on are 1, others 0 (masks softened by JPEG)"
+    )
+    add_background_flag(parser)
+    add_output_flags(parser)
+
+
+def add_background_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--background", default="background", help="stuff class of all other pixels; '' leaves them void"
+    )
+
+
+@register("masks", help="PNGs of instance ids -> COCO-panoptic", add_flags=add_flags)
+def run(args: argparse.Namespace) -> list[str]:
+    images = list_images(args.pictures)
+    folders = {name: MaskFolder(pathlib.Path(folder)) for name, folder in pairs(args.masks)}
+    notes = [line for folder in folders.values() for line in folder.compare(images, args.pictures)]
+    classes, label = from_id_masks(
+        folders,
+        components=args.components,
+        background=args.background,
+        ignore=args.ignore,
+        threshold=args.threshold,
+    )
+    return write_dataset(args, classes, images, label, notes)
+
+
+def from_id_masks(
+    folders: Mapping[str, MaskFolder],
+    *,
+    components: bool,
+    background: str,
+    ignore: Sequence[int] = (),
+    threshold: int = 0,
+) -> tuple[ClassTable, Labeller]:
+    """Classes and labels from masks of instance ids.
+
+    Args:
+      folders: class name -> its masks: grey (8 or 16 bits), palette, or RGB ids. A file that is not there means no
+        instance of the class; where classes overlap, the later folder lies above.
+      components: connected parts of one value are instances of their own (for masks of 0 and 255).
+      background: name of a stuff class for all other pixels; empty: they are void.
+      ignore: values that become void.
+      threshold: if above 0, values from it on are 1 and all others 0.
+    """
+    classes = _things_and_background(list(folders), background)
+    last = len(classes) - 1 if background else None
+
+    def label(image: pathlib.Path, size: tuple[int, int]) -> Labelled:
+        segment_map, class_ids = np.zeros(size, np.int32), []
+        void, notes = np.zeros(size, bool), []
+        for class_id, folder in enumerate(folders.values()):
+            path = folder.find(image)
+            if path is None:
+                continue
+            values = read_values(path, size)
+            ignored = np.isin(values, ignore)
+            void |= ignored
+            values = np.where(ignored, 0, values)
+            if threshold:
+                values = (values >= threshold).astype(np.int32)
+            else:
+                notes += _remarks(values, path, components)
+            parts = split_components(values) if components else values
+            for value in np.unique(parts[parts > 0]).tolist():
+                class_ids.append(class_id)
+                segment_map[parts == value] = len(class_ids)
+        void &= segment_map == 0
+        return finish(segment_map, class_ids, [False] * len(class_ids), last, notes=tuple(notes), void=void)
+
+    return classes, label
+
+
+def _remarks(values: Int[np.ndarray, "h w"], path: pathlib.Path, components: bool) -> list[str]:
+    """Notes about values that usually mean something else than instance ids.
+
+    Raises:
+      DataError: a mask of 0 and 255 whose borders were softened by JPEG or by resizing.
+    """
+    present, count = np.unique(values[values > 0], return_counts=True)
+    if not present.size or not _WHITE <= present[-1] <= 255:
+        return []
+    if present.size == 1:
+        return [] if components or present[0] != 255 else [_PLAIN]
+    middle = (present > 255 - _WHITE) & (present < _WHITE)
+    if middle.sum() >= _SOFT_VALUES and count[middle].sum() < count[present >= _WHITE].sum():
+        raise DataError(
+            f"{path}: {present.size} values between 0 and 255, most pixels at the two ends: a mask softened by JPEG "
+            "or by resizing, not instance ids; use --threshold 128 (with --components)",
+            kind="label-value",
+        )
+    return [_BORDER] if present[-1] == 255 else []
+
+
+def _things_and_background(names: Sequence[str], background: str) -> ClassTable:
+    entries = [{"id": i, "name": name, "isthing": 1} for i, name in enumerate(names, start=1)]
+    if background:
+        entries.append({"id": len(entries) + 1, "name": background, "isthing": 0})
+    try:
+        return ClassTable.from_coco(entries)
+    except ValueError as error:
+        raise DataError(f"classes {', '.join(names)} and background {background!r}: {error}") from error

@@ -1,0 +1,97 @@
+"""`prepare semantic`: PNGs of category ids. Stuff: a segment a class; things: an instance a connected part."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from pfcn_jax.codec import id_to_rgb
+from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.coco_json import parse_classes, parse_json
+from pfcn_jax.data.example import DataError
+from pfcn_jax.data.importers.common import (
+    Labelled,
+    Labeller,
+    add_output_flags,
+    list_images,
+    split_components,
+    write_dataset,
+)
+from pfcn_jax.data.importers.mask_files import MaskFolder, read_values
+from pfcn_jax.data.importers.registry import register
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--masks", required=True, help="folder of PNGs with the images' names")
+    parser.add_argument(
+        "--classes",
+        required=True,
+        help='JSON: [{"id": 1, "name": "car", "isthing": 1}, ...]; ids are the PNGs\' values',
+    )
+    parser.add_argument("--ignore", type=int, nargs="*", default=[255], help="values that become void (default: 255)")
+    add_output_flags(parser)
+
+
+@register("semantic", help="PNGs of category ids -> COCO-panoptic", add_flags=add_flags)
+def run(args: argparse.Namespace) -> list[str]:
+    classes = _read_classes(pathlib.Path(args.classes))
+    images = list_images(args.pictures)
+    folder = MaskFolder(pathlib.Path(args.masks))
+    notes = folder.compare(images, args.pictures, missing_is_error=True)
+    return write_dataset(args, classes, images, from_semantic(folder, classes, ignore=args.ignore), notes)
+
+
+def from_semantic(folder: MaskFolder, classes: ClassTable, *, ignore: Sequence[int]) -> Labeller:
+    """Labels from PNGs of category ids.
+
+    Args:
+      ignore: values that become void. Any other value that is no category id is an error.
+    """
+    class_of = classes.class_of_category
+
+    def label(image: pathlib.Path, size: tuple[int, int]) -> Labelled:
+        path = folder.require(image)
+        values = read_values(path, size)
+        segment_map, class_ids = np.zeros(size, np.int32), []
+        for value in np.unique(values).tolist():
+            if value in ignore:
+                continue
+            if value not in class_of:
+                raise DataError(
+                    f"{path}: value {value} is no category id{_color_hint(values, classes)} (add it to the classes, or "
+                    "to --ignore)",
+                    kind="label-value",
+                )
+            mask = (values == value).astype(np.int32)
+            class_id = class_of[value]
+            parts = split_components(mask) if classes.is_thing[class_id] else mask
+            for part in range(1, int(parts.max()) + 1):
+                class_ids.append(class_id)
+                segment_map[parts == part] = len(class_ids)
+        return Labelled(segment_map, np.array(class_ids, np.int32), np.zeros(len(class_ids), bool))
+
+    return label
+
+
+def _color_hint(values: np.ndarray, classes: ClassTable) -> str:
+    """Says so if the values of an RGB mask are the colors of the classes."""
+    for value in np.unique(values[values > 255]).tolist():
+        color = tuple(id_to_rgb(np.array(value)).tolist())
+        if color in classes.colors:
+            name = classes.names[classes.colors.index(color)]
+            return f"; the mask is color-coded: {color} is the color of {name!r}. Convert it to category ids"
+    return "; an RGB mask holds colors: convert it to category ids" if int(values.max()) > 0xFFFF else ""
+
+
+def _read_classes(path: pathlib.Path) -> ClassTable:
+    try:
+        content = parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind="json-missing") from error
+    classes = parse_classes(content, str(path))
+    if classes.num_things == 0:
+        raise DataError(f'{path}: no class has "isthing": 1; at least one must be countable', kind="no-thing")
+    return classes
