@@ -26,12 +26,12 @@ from pfcn_jax.metrics.miou import SemanticCounts, SemanticResult, semantic_count
 from pfcn_jax.metrics.pq import PQCounts, PQResult, pq_counts, pq_result
 from pfcn_jax.metrics.transport import pack, unpack
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.panoptic.options import PredictOptions, TTAOptions
+from pfcn_jax.panoptic.options import OutputSpec, PredictOptions, TTAOptions
 from pfcn_jax.panoptic.predict import Prediction, crop_prediction
 from pfcn_jax.parallel.prefetch import DevicePrefetch
 from pfcn_jax.parallel.sharding import local_row, replicate, shard_batch, this_process, whole_rows
 from pfcn_jax.steps import predict_step
-from pfcn_jax.types import Batch
+from pfcn_jax.types import Batch, RegionChannels
 from pfcn_jax.utils.progress import ProgressDisplay
 
 PyTree = Any
@@ -88,10 +88,7 @@ class Scores:
         if not detailed:
             return
         regions = self.semantic.num_classes
-        first_stuff = regions - classes.num_stuff
-        thing = np.minimum(example.class_id, first_stuff - 1)
-        stuff = example.class_id - classes.num_things + first_stuff
-        channel = np.where(example.class_id < classes.num_things, thing, stuff)
+        channel = RegionChannels(*classes.counts, regions - classes.num_stuff).of_class(example.class_id)
         nothing = -1  # what a prediction has beyond its picture; 255 may be a class
         labelled = semantic_map(truth, channel, ignore=nothing)
         pixels = semantic_counts(labelled, prediction.semantic_map, regions, ignore=nothing)
@@ -122,19 +119,11 @@ class Scores:
 
 @functools.lru_cache(maxsize=4)
 def _compiled_step(
-    model: PanopticFCN, inference: PredictOptions, tta: TTAOptions, mesh: Mesh, detailed: bool
+    model: PanopticFCN, inference: PredictOptions, tta: TTAOptions, mesh: Mesh
 ) -> Callable[..., Prediction]:
     """The prediction program; the same object for each evaluation of a run, so that it is compiled once."""
-    step = functools.partial(
-        predict_step,
-        model=model,
-        config=inference,
-        tta=tta,
-        mesh=mesh,
-        with_thing_masks=detailed,
-        with_semantic_map=detailed,
-    )
-    return jax.jit(step, static_argnames="output_shape")
+    step = functools.partial(predict_step, model=model, config=Config(inference=inference, tta=tta), mesh=mesh)
+    return jax.jit(step, static_argnames="output")
 
 
 def evaluate_model(
@@ -159,10 +148,10 @@ def evaluate_model(
     pipeline = eval_pipeline(
         config.data, source, batch_size=whole_rows(config.train.eval_batch_size), process=this_process()
     )
-    step = _compiled_step(model, config.inference, config.tta, mesh, detailed)
+    step = _compiled_step(model, config.inference, config.tta, mesh)
     sizes = source.sizes()
-    shape_of = {
-        canvas: output_shape(sizes[pipeline.plan.canvas_of == index])
+    output_of = {
+        canvas: OutputSpec(output_shape(sizes[pipeline.plan.canvas_of == index]), detailed, detailed)
         for index, canvas in enumerate(pipeline.plan.canvases)
     }
     scores, done = Scores.zeros(source.classes, model.thing_regions), 0
@@ -171,7 +160,7 @@ def evaluate_model(
     def predict(batch: Batch) -> tuple[Batch, Prediction]:
         canvas = (batch.image.shape[1], batch.image.shape[2])
         arrays = shard_batch((batch.image, batch.size, batch.original_size), mesh)
-        return batch, step(variables, *arrays, output_shape=shape_of[canvas])
+        return batch, step(variables, *arrays, output=output_of[canvas])
 
     def score(predicted: Prediction, row: int, index: int) -> tuple[Example, Prediction]:
         example = source[index]
