@@ -64,14 +64,14 @@ class Predictor:
         prepared = self.prepare(image)
         return _collect(self.dispatch([prepared], self._mesh.size if self._mesh else 1), 0, prepared)
 
-    def stream(self, pictures: Iterable[tuple[Tag, np.ndarray]]) -> Iterator[tuple[Tag, np.ndarray, Prediction]]:
+    def stream(self, images: Iterable[tuple[Tag, np.ndarray]]) -> Iterator[tuple[Tag, np.ndarray, Prediction]]:
         """Predictions for (tag, image), in batches of one canvas; images of one size keep their order.
 
         A batch is computed while the caller is busy with the one before.
         """
         waiting: dict[tuple[Size, Size], list[tuple[Tag, np.ndarray, Prepared]]] = {}
         running: Iterator[tuple[Tag, np.ndarray, Prediction]] = iter(())
-        for tag, image in pictures:
+        for tag, image in images:
             prepared = self.prepare(image)
             group = waiting.setdefault(prepared.program, [])
             group.append((tag, image, prepared))
@@ -97,14 +97,14 @@ class Predictor:
         canvas[: size[0], : size[1]] = resize_image(image, size)
         return Prepared(canvas, size, original, output_shape([original], _OUTPUT_MULTIPLE))
 
-    def dispatch(self, pictures: Sequence[Prepared], batch_size: int) -> Prediction:
+    def dispatch(self, images: Sequence[Prepared], batch_size: int) -> Prediction:
         """Starts the program on images of one `program`, filled up to `batch_size` rows; arrays on the device."""
-        (height, width), shape = pictures[0].program
-        images = np.zeros((batch_size, height, width, 3), np.uint8)
+        (height, width), shape = images[0].program
+        canvases = np.zeros((batch_size, height, width, 3), np.uint8)
         sizes, originals = np.ones((batch_size, 2), np.int32), np.ones((batch_size, 2), np.int32)
-        for row, picture in enumerate(pictures):
-            images[row], sizes[row], originals[row] = picture.canvas, picture.size, picture.original_size
-        arrays = shard_batch((images, sizes, originals), self._mesh) if self._mesh else (images, sizes, originals)
+        for row, image in enumerate(images):
+            canvases[row], sizes[row], originals[row] = image.canvas, image.size, image.original_size
+        arrays = shard_batch((canvases, sizes, originals), self._mesh) if self._mesh else (canvases, sizes, originals)
         return self._step(self._variables, *arrays, output=OutputSpec(shape))
 
     def canvas_for(self, size: Size) -> Size:
@@ -116,5 +116,5 @@ class Predictor:
         return height, width
 
 
-def _collect(predicted: Prediction, row: int, picture: Prepared) -> Prediction:
-    return crop_prediction(local_row(predicted, row), picture.original_size)
+def _collect(predicted: Prediction, row: int, image: Prepared) -> Prediction:
+    return crop_prediction(local_row(predicted, row), image.original_size)
