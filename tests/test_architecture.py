@@ -101,7 +101,6 @@ ANY_SETTINGS = {
     "data/sources.py": {"_coco", "_tfds", "_cityscapes", "_mapillary", "_ade20k", "_scenes", "open_source"},
     "metrics/ap.py": {"_annotation"},
     "models/backbones/resnet.py": {"conv"},
-    "training/trainer.py": {"watched_step"},
     "viz/page.py": {"render"},  # values of a template
 }
 

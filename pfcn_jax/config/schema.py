@@ -47,10 +47,11 @@ class TrainOptions:
     keep_best: int = setting(1, at_least=0, affects="run")  # by PQ of the evaluation
     preview_pictures: int = setting(8, at_least=0, affects="run")  # overlay images written by the last evaluation
     init_from: str = ""  # a checkpoint of this project to start from: a model, or a backbone made by `convert`
-    # A loss or gradient that is not finite stops the run, or leaves the update of its step out.
+    # A loss or gradient that is not finite stops the run, or skips the update of its step.
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    max_skipped: int = setting(100, at_least=0)  # "skip": so many steps of a run may be left out; one more stops it
-    fresh_heads: bool = False  # what does not fit outside its backbone (other classes) starts fresh; else an error
+    max_skipped: int = setting(100, at_least=0)  # "skip": steps of a run that may be skipped; one more stops it
+    # Parameters outside the backbone that do not fit (other classes) are initialized; else they are an error.
+    fresh_heads: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the network is made of: one frozen dataclass."""
+"""Options of the network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelOptions:
     encoder_deformable: bool = False  # True: the enhanced (*) model, with encoder_channels = 256
     encoder_coords: bool = True
     encoder_channels: int = setting(64, at_least=1)
-    pixel_order: Literal["rgb", "bgr"] = "bgr"  # of the pretrained weights; pictures are read as RGB
+    pixel_order: Literal["rgb", "bgr"] = "bgr"  # of the pretrained weights; images are read as RGB
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # in pixel_order, as the original applies it
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     dtype: Literal["float32", "bfloat16"] = setting("float32", affects="precision")  # parameters stay float32

@@ -10,7 +10,7 @@ from pfcn_jax.utils.settings import setting
 
 @dataclasses.dataclass(frozen=True)
 class OptimOptions:
-    """The optimiser (paper section 4.1)."""
+    """The optimizer (paper section 4.1)."""
 
     name: Literal["sgd", "adamw"] = "sgd"  # "sgd" or "adamw"
     learning_rate: float = setting(0.01, above=0)  # for a batch of reference_batch; scaled linearly to the batch in use
