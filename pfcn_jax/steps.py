@@ -1,11 +1,10 @@
 """Panoptic FCN on one page: the loss, the training step and the prediction, each ONE compiled program.
 
-    picture -> generate (network) -> pick or guide (which positions) -> embed -> kernels
-            -> [fuse] -> convolve with the encoded feature -> losses | merge
+    image -> generate (network) -> pick or guide (which positions) -> embed -> kernels
+          -> [fuse] -> convolve with the encoded feature -> losses | merge
 
-The network sees the whole batch; what follows is written for one picture and runs picture by picture on the device
-that holds it (`per_picture`), so that its time follows the instances that are there. Only in training on a GPU do the
-pictures run side by side.
+The network runs on the whole batch. What follows is written for one image and loops over the images of each device
+(`per_image`), so that its time follows the instances that are there. Only training on a GPU maps over them at once.
 """
 
 from __future__ import annotations
@@ -27,30 +26,30 @@ from pfcn_jax.optim.rules import stop_frozen, update_average
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.panoptic.guidance import guide_things, pool_stuff
 from pfcn_jax.panoptic.losses import LossSums, combine, loss_sums, target_counts
-from pfcn_jax.panoptic.options import LossOptions, PredictOptions, TargetOptions, TTAOptions
-from pfcn_jax.panoptic.predict import Prediction, predict_image
+from pfcn_jax.panoptic.options import LossOptions, OutputSpec, PredictOptions, TargetOptions, TTAOptions
+from pfcn_jax.panoptic.predict import Embeddings, Prediction, predict_image
 from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.panoptic.views import View, make_view
 from pfcn_jax.parallel.sharding import split_batch
-from pfcn_jax.types import STRIDES, Batch, DenseOutputs, round_up
+from pfcn_jax.types import Batch, DenseOutputs, ImageGeometry, RegionChannels, SegmentTable, image_geometry
 
 PyTree = Any
 Scalars = dict[str, Float[Array, ""]]
 
 
-def per_picture(
-    function: Callable[..., PyTree], mesh: Mesh | None, *shared: PyTree, side_by_side: bool = False
+def per_image(
+    function: Callable[..., PyTree], mesh: Mesh | None, *shared: PyTree, at_once: bool = False
 ) -> Callable[..., PyTree]:
-    """A function of `shared` and one picture's arrays -> one of a batch's: a loop over the pictures of each device.
+    """Maps a function of `shared` and one image's arrays over a batch: a loop over the images of each device.
 
     Args:
-      side_by_side: the pictures of a device all at once, for what would be many small kernels in the loop.
+      at_once: vmap instead of a loop, for what would be many small kernels in the loop.
     """
 
     def over_batch(shared: tuple[PyTree, ...], arrays: tuple[PyTree, ...]) -> PyTree:
-        if side_by_side:
-            return jax.vmap(lambda *picture: function(*shared, *picture))(*arrays)
-        return jax.lax.map(lambda picture: function(*shared, *picture), arrays)
+        if at_once:
+            return jax.vmap(lambda *image: function(*shared, *image))(*arrays)
+        return jax.lax.map(lambda image: function(*shared, *image), arrays)
 
     if mesh is not None:
         batch = PartitionSpec("data")
@@ -60,113 +59,97 @@ def per_picture(
 
 
 def _on_gpu(mesh: Mesh | None) -> bool:
-    """Where a loop over pictures costs more in launches than in work. (A CPU's caches want it, a TPU's memory.)"""
+    """True where a loop over images costs more in launches than in work. (On a CPU it saves cache, on a TPU memory.)"""
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     return platform in ("gpu", "cuda", "rocm")
 
 
-def picture_extent(size: Int[Array, "B 2"], canvas: tuple[int, ...], padding: str) -> Int[Array, "B 2"]:
-    """How much of the canvas counts: each picture rounded up to 32, or (as the original trains) all of it."""
-    if padding == "canvas":
-        return jnp.broadcast_to(jnp.asarray(canvas, jnp.int32)[None], size.shape)
-    return round_up(size)
+def batch_geometry(batch: Batch, options: TargetOptions) -> ImageGeometry:
+    """The geometry of a training batch."""
+    canvas = batch.image.shape[1:3] if options.padding == "canvas" else None
+    return image_geometry(batch.size, batch.original_size, canvas=canvas)
 
 
-def level_shapes(canvas: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """(hl, wl) of p3..p7 on a canvas."""
-    return tuple((-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in STRIDES)
+def region_channels(model: PanopticFCN) -> RegionChannels:
+    """The channels of a model's region head."""
+    return RegionChannels(model.num_things, model.num_stuff, model.thing_regions)
 
 
-def generate(variables: PyTree, image: Array, size: Array, extent: Array, model: PanopticFCN) -> DenseOutputs:
-    """The network on a batch: what it says at every position."""
-    return cast(DenseOutputs, model.apply(variables, image, size, extent))
+def generate(variables: PyTree, image: Array, geometry: ImageGeometry, model: PanopticFCN) -> DenseOutputs:
+    """The network's outputs for a batch, at every position."""
+    return cast(DenseOutputs, model.apply(variables, image, geometry.size, geometry.padded_size))
 
 
-def generate_apart(
-    variables: PyTree, image: Array, size: Array, extent: Array, model: PanopticFCN, mesh: Mesh | None
+def generate_for_prediction(
+    variables: PyTree, image: Array, geometry: ImageGeometry, model: PanopticFCN, mesh: Mesh | None
 ) -> DenseOutputs:
-    """`generate` for prediction. A CPU takes picture by picture: a batch would not fit into its caches."""
-    together = functools.partial(generate, model=model)
+    """`generate`, image by image on a CPU: activations of a batch would not fit into its caches."""
+
+    def whole_batch(variables: PyTree, image: Array, geometry: ImageGeometry) -> DenseOutputs:
+        return generate(variables, image, geometry, model)
+
     if image.shape[0] == 1:
-        return together(variables, image, size, extent)
+        return whole_batch(variables, image, geometry)
 
-    def one(variables: PyTree, *picture: Array) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[0], together(variables, *(array[None] for array in picture)))
+    def one(variables: PyTree, *arrays: PyTree) -> PyTree:
+        alone = jax.tree.map(lambda leaf: leaf[None], arrays)
+        return jax.tree.map(lambda leaf: leaf[0], whole_batch(variables, *alone))
 
-    def apart(variables: PyTree, *pictures: Array) -> PyTree:
-        return per_picture(one, mesh, variables)(*pictures)
+    def looped(variables: PyTree, *arrays: PyTree) -> PyTree:
+        return per_image(one, mesh, variables)(*arrays)
 
-    dense = jax.lax.platform_dependent(variables, image, size, extent, cpu=apart, default=together)
+    dense = jax.lax.platform_dependent(variables, image, geometry, cpu=looped, default=whole_batch)
     return cast(DenseOutputs, dense)
 
 
 def batch_targets(
     batch: Batch,
-    extent: Array,
+    geometry: ImageGeometry,
     model: PanopticFCN,
-    config: TargetOptions,
+    options: TargetOptions,
     mesh: Mesh | None,
-    keep: Callable[[Targets], PyTree] = lambda targets: targets,
+    select: Callable[[Targets], PyTree] = lambda targets: targets,
 ) -> PyTree:
-    """Everything the heads should say, derived on the device from the id map and the table of segments.
+    """Targets of the heads, derived on the device from the id map and the table of segments.
 
     Args:
-      keep: what is wanted of each picture's targets; the rest is not computed.
+      select: the part of an image's targets to return; the rest is not computed.
     """
 
-    def one(segment_map: Array, segments: Any, size: Array, extent: Array) -> PyTree:
-        targets = make_targets(
-            segment_map,
-            segments,
-            size,
-            extent,
-            num_things=model.num_things,
-            num_stuff=model.num_stuff,
-            level_shapes=level_shapes(segment_map.shape),
-            max_positives=config.max_positives,
-            level_ranges=config.level_ranges,
-            center=config.center,
-            min_overlap=config.min_overlap,
-            thing_regions=model.thing_regions,
-        )
-        return keep(targets)
+    def one(segment_map: Array, segments: SegmentTable, geometry: ImageGeometry) -> PyTree:
+        return select(make_targets(segment_map, segments, geometry, region_channels(model), options))
 
-    return per_picture(one, mesh, side_by_side=_on_gpu(mesh))(batch.segment_map, batch.segments, batch.size, extent)
+    return per_image(one, mesh, at_once=_on_gpu(mesh))(batch.segment_map, batch.segments, geometry)
 
 
 def batch_losses(
-    variables: PyTree, dense: DenseOutputs, targets: Targets, model: PanopticFCN, config: LossOptions, mesh: Mesh | None
+    variables: PyTree,
+    dense: DenseOutputs,
+    targets: Targets,
+    model: PanopticFCN,
+    options: LossOptions,
+    mesh: Mesh | None,
 ) -> LossSums:
-    """The sums of every picture `[B]`: guide the kernels by the targets, embed, convolve, compare."""
+    """The loss sums of every image `[B]`: guide the kernels by the targets, embed, convolve, compare."""
 
     def guide(dense: DenseOutputs, targets: Targets) -> tuple[Array, Array, Array]:
         things = guide_things(
             dense.center_logits,
             dense.kernel_map,
             targets,
-            num_positions=config.positives,
-            weighted=config.weighted_dice,
+            num_positions=options.positives,
+            weighted=options.weighted_dice,
         )
         return things.kernel, things.weight, pool_stuff(dense.kernel_map, targets)
 
     def compare(dense: DenseOutputs, things: Array, weight: Array, stuff: Array, targets: Targets) -> LossSums:
-        return loss_sums(
-            dense.center_logits,
-            dense.region_logits,
-            dense.feature,
-            things,
-            weight,
-            stuff,
-            targets,
-            alpha=config.focal_alpha,
-            gamma=config.focal_gamma,
-        )
+        return loss_sums(dense, things, weight, stuff, targets, options)
 
-    together = _on_gpu(mesh)
-    things, weight, stuff = per_picture(guide, mesh, side_by_side=together)(dense, targets)
+    at_once = _on_gpu(mesh)
+    things, weight, stuff = per_image(guide, mesh, at_once=at_once)(dense, targets)
     things = model.apply(variables, things, method="embed_things")
     stuff = model.apply(variables, stuff, method="embed_stuff")
-    return per_picture(compare, mesh, side_by_side=together)(dense, things, weight, stuff, targets)
+    return per_image(compare, mesh, at_once=at_once)(dense, things, weight, stuff, targets)
 
 
 def loss_fn(
@@ -182,19 +165,17 @@ def loss_fn(
     """The total loss of the global batch, and the four losses it is made of (paper equation 7).
 
     Args:
-      counts: the denominators (`batch_counts`) of a larger batch that this one is a part of. Each loss is then the
-        part's share: the losses of all parts add up to those of the larger batch, and so do their gradients.
+      counts: the denominators (`batch_counts`) of a larger batch that this one is a part of. The losses of all parts
+        then add up to those of the larger batch, and so do their gradients.
     """
     variables = {"params": params, "batch_stats": batch_stats}
-    extent = picture_extent(batch.size, batch.image.shape[1:3], config.targets.padding)
-    dense = generate(variables, batch.image, batch.size, extent, model)
-    targets = batch_targets(batch, extent, model, config.targets, mesh)
+    geometry = batch_geometry(batch, config.targets)
+    dense = generate(variables, batch.image, geometry, model)
+    targets = batch_targets(batch, geometry, model, config.targets, mesh)
     sums = batch_losses(variables, dense, targets, model, config.loss, mesh)
-    sums = _over_pictures(sums, batch)
+    sums = _sum_images(sums, batch)
     divided = sums if counts is None else dataclasses.replace(sums, **counts)
-    losses = combine(
-        divided, position_weight=config.loss.position_weight, segment_weight=config.loss.segmentation_weight
-    )
+    losses = combine(divided, config.loss)
     total = sum(losses.values(), start=jnp.zeros(()))
     scalars = {"loss": total, **losses, "positives": sums.positives}
     scalars["dropped_positives"] = jnp.sum(targets.dropped, dtype=jnp.float32)
@@ -204,23 +185,23 @@ def loss_fn(
 
 
 def batch_counts(batch: Batch, *, model: PanopticFCN, config: Config, mesh: Mesh | None) -> Scalars:
-    """What the losses of a batch are divided by: sums over its pictures, from the labels alone (no network)."""
-    extent = picture_extent(batch.size, batch.image.shape[1:3], config.targets.padding)
-    counts = batch_targets(batch, extent, model, config.targets, mesh, keep=target_counts)
-    return cast(Scalars, _over_pictures(counts, batch))
+    """Denominators of the losses of a batch: sums over its images, from the labels alone (no network)."""
+    geometry = batch_geometry(batch, config.targets)
+    counts = batch_targets(batch, geometry, model, config.targets, mesh, select=target_counts)
+    return cast(Scalars, _sum_images(counts, batch))
 
 
-def _over_pictures(tree: PyTree, batch: Batch) -> PyTree:
-    return jax.tree.map(lambda picture: jnp.sum(jnp.where(batch.valid, picture, 0.0)), tree)
+def _sum_images(tree: PyTree, batch: Batch) -> PyTree:
+    return jax.tree.map(lambda per_image: jnp.sum(jnp.where(batch.valid, per_image, 0.0)), tree)
 
 
 def gradients_of(
     state: TrainState, batch: Batch, *, model: PanopticFCN, config: Config, mesh: Mesh | None
 ) -> tuple[PyTree, Scalars]:
-    """Gradients and losses of a batch, at once or in `config.train.accumulate` parts one after the other.
+    """Gradients and losses of a batch, at once or in `config.train.accumulate` parts in sequence.
 
     The losses are ratios of sums over the batch. Their denominators do not depend on the network, so they are counted
-    over the whole batch first; then the parts only add up, and the result is the large batch's, not a mean of means.
+    over the whole batch first; then the parts add up to the result of the large batch, not to a mean of means.
     """
 
     def loss(params: PyTree, batch: Batch, counts: Scalars | None) -> tuple[Float[Array, ""], Scalars]:
@@ -254,7 +235,7 @@ def train_step(
 ) -> tuple[TrainState, Scalars]:
     """Loss, gradients, update, and the moving average of the weights if there is one: the whole training program.
 
-    A step whose loss, gradients or new parameters are not finite changes nothing but the step's number (`skipped`: 1).
+    A step with a loss, gradient or new parameter that is not finite only increments the step (`skipped`: 1).
     """
     gradients, scalars = gradients_of(state, batch, model=model, config=config, mesh=mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -271,53 +252,43 @@ def train_step(
 
 
 def _all_finite(tree: PyTree) -> Array:
-    largest = jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)])  # what is not finite stays so
-    # Asked of all together: hundreds of answers that are put together one by one XLA repeats in each leaf's update.
+    largest = jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)])  # max propagates NaN and inf
+    # Reduce once: separate isfinite checks get duplicated into every parameter's update fusion.
     return jnp.all(jnp.isfinite(largest))
 
 
 def generate_views(
-    variables: PyTree, image: Array, size: Array, model: PanopticFCN, tta: TTAOptions | None, mesh: Mesh | None
+    variables: PyTree, image: Array, size: Array, model: PanopticFCN, tta: TTAOptions, mesh: Mesh | None
 ) -> tuple[tuple[DenseOutputs, View], ...]:
-    """The network on further views of a batch (test-time augmentation): other scales, and mirror images of all."""
-    if tta is None:
-        return ()
+    """The network's outputs for further views of a batch (test-time augmentation): other scales, and mirror images."""
     kinds = [
         (scale, mirrored) for scale in (1.0, *tta.scales) for mirrored in ((False, True) if tta.flip else (False,))
     ]
     made = [jax.vmap(functools.partial(make_view, scale=s, mirrored=m))(image, size) for s, m in kinds[1:]]
-    return tuple(
-        (generate_apart(variables, picture, view.size, view.extent, model, mesh), view) for picture, view in made
+    return tuple((generate_for_prediction(variables, shown, view.geometry, model, mesh), view) for shown, view in made)
+
+
+def embeddings(variables: PyTree, model: PanopticFCN) -> Embeddings:
+    """The model's embeddings of kernels."""
+    return Embeddings(
+        things=lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_things")),
+        stuff=lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_stuff")),
     )
 
 
 def segment(
     variables: PyTree,
     dense: DenseOutputs,
-    size: Int[Array, " 2"],
-    extent: Int[Array, " 2"],
-    original_size: Int[Array, " 2"],
-    others: tuple[tuple[DenseOutputs, View], ...] = (),
+    geometry: ImageGeometry,
+    views: tuple[tuple[DenseOutputs, View], ...] = (),
     *,
     model: PanopticFCN,
-    **settings: Any,
+    options: PredictOptions,
+    output: OutputSpec,
 ) -> Prediction:
-    """From what the network says about ONE picture (and about further views of it) to its segments.
-
-    Args:
-      settings: those of `predict_image`.
-    """
-    return predict_image(
-        dense,
-        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_things")),
-        lambda kernels: cast(Array, model.apply(variables, kernels, method="embed_stuff")),
-        size,
-        extent,
-        original_size,
-        others=others,
-        thing_regions=model.thing_regions,
-        **settings,
-    )
+    """From the network's outputs for ONE image (and for further views of it) to its segments."""
+    embed = embeddings(variables, model)
+    return predict_image(dense, embed, geometry, options, region_channels(model), output, views)
 
 
 def predict_step(
@@ -327,27 +298,18 @@ def predict_step(
     original_size: Int[Array, "B 2"],
     *,
     model: PanopticFCN,
-    config: PredictOptions,
-    output_shape: tuple[int, int],
-    tta: TTAOptions | None = None,
+    config: Config,
+    output: OutputSpec,
     mesh: Mesh | None = None,
-    with_thing_masks: bool = False,
-    with_semantic_map: bool = False,
 ) -> Prediction:
-    """From uint8 pictures to panoptic ids at each picture's original size: the whole prediction program.
+    """From uint8 images to panoptic ids at each image's original size: the whole prediction program.
 
-    Sizes are data; only the canvas and `output_shape` are compiled in. `output_shape` must hold every original size:
-    the program cannot see that one is larger, and cuts it (`crop_prediction` finds that out). `tta` adds views.
+    Sizes are data; only the canvas, `config` (its sections `inference` and `tta`) and `output` are compiled in.
+    `output.shape` must hold every original size: the program cannot see that one is larger, and cuts it
+    (`crop_prediction` finds that out).
     """
-    extent = picture_extent(size, image.shape[1:3], "picture")
-    dense = generate_apart(variables, image, size, extent, model, mesh)
-    others = generate_views(variables, image, size, model, tta, mesh)
-    one = functools.partial(
-        segment,
-        model=model,
-        output_shape=output_shape,
-        with_thing_masks=with_thing_masks,
-        with_semantic_map=with_semantic_map,
-        **dataclasses.asdict(config),
-    )
-    return cast(Prediction, per_picture(one, mesh, variables)(dense, size, extent, original_size, others))
+    geometry = image_geometry(size, original_size)
+    dense = generate_for_prediction(variables, image, geometry, model, mesh)
+    views = generate_views(variables, image, size, model, config.tta, mesh)
+    one = functools.partial(segment, model=model, options=config.inference, output=output)
+    return cast(Prediction, per_image(one, mesh, variables)(dense, geometry, views))

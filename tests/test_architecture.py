@@ -89,3 +89,33 @@ def test_the_train_path_never_loads_tensorflow():
 
 def test_main_is_short():
     assert len((PACKAGE / "main.py").read_text().splitlines()) < 100
+
+
+MAX_PARAMETERS = 8
+# To shrink, never to grow: file -> functions with more parameters, or with `**settings: Any`.
+TOO_MANY_PARAMETERS = {"data/pipeline.py": {"__init__"}, "viz/panoptic.py": {"overlay"}}
+ANY_SETTINGS = {
+    "__init__.py": {"load"},  # config keys by their names: checked against the schema
+    "inference/api.py": {"load_for_use"},
+    "data/datasets/tfds.py": {"__init__"},
+    "data/sources.py": {"_coco", "_tfds", "_cityscapes", "_mapillary", "_ade20k", "_scenes", "open_source"},
+    "metrics/ap.py": {"_annotation"},
+    "models/backbones/resnet.py": {"conv"},
+    "viz/page.py": {"render"},  # values of a template
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_settings_are_objects(path):
+    name = str(path.relative_to(PACKAGE))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        given = node.args
+        stars = [star for star in (given.vararg, given.kwarg) if star is not None]
+        count = len([*given.posonlyargs, *given.args, *given.kwonlyargs, *stars])
+        allowed = node.name in TOO_MANY_PARAMETERS.get(name, ())
+        assert allowed or count <= MAX_PARAMETERS, f"{name}: {node.name} has {count} parameters"
+        typed = given.kwarg is not None and given.kwarg.annotation is not None
+        if typed and ast.unparse(given.kwarg.annotation) == "Any":
+            assert node.name in ANY_SETTINGS.get(name, ()), f"{name}: {node.name} takes **{given.kwarg.arg}: Any"

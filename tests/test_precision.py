@@ -14,8 +14,9 @@ from jax.extend import core
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.models.build import abstract_variables, build_model
-from pfcn_jax.panoptic.options import TTAOptions
+from pfcn_jax.panoptic.options import OutputSpec, TTAOptions
 from pfcn_jax.steps import generate, predict_step
+from pfcn_jax.types import image_geometry
 from tests.support.tiny import TINY
 
 # Sums over positions or channels, norms, probabilities, order, and what follows from them.
@@ -45,18 +46,17 @@ def operations(jaxpr: core.Jaxpr) -> Iterator[Any]:
 
 def test_the_heads_positions_are_float32_and_features_bfloat16(parts):
     _, model, variables, image, size = parts
-    dense = jax.eval_shape(functools.partial(generate, model=model), variables, image, size, size)
+    dense = jax.eval_shape(functools.partial(generate, model=model), variables, image, image_geometry(size))
     assert {level.dtype for level in (*dense.center_logits, *dense.region_logits)} == {jnp.dtype(jnp.float32)}
     assert {level.dtype for level in (*dense.kernel_map, dense.feature)} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("tta", [None, TTAOptions(scales=(0.5,), flip=True)])
+@pytest.mark.parametrize("tta", [TTAOptions(), TTAOptions(scales=(0.5,), flip=True)])
 def test_nothing_decisive_is_computed_in_bfloat16(parts, tta):
     config, model, variables, image, size = parts
-    step = functools.partial(
-        predict_step, model=model, config=config.inference, output_shape=(96, 96), tta=tta, with_semantic_map=True
-    )
+    config, output = dataclasses.replace(config, tta=tta), OutputSpec((96, 96), semantic_map=True)
+    step = functools.partial(predict_step, model=model, config=config, output=output)
     found = list(operations(jax.make_jaxpr(step)(variables, image, size, size).jaxpr))
     assert len(found) > 1000
     rounded = [

@@ -15,9 +15,11 @@ from pfcn_jax import steps
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.models.build import build_model
+from pfcn_jax.panoptic.options import OutputSpec
 from pfcn_jax.parallel.sharding import data_mesh, shard_batch
-from pfcn_jax.steps import loss_fn, picture_extent, predict_step, train_step
+from pfcn_jax.steps import loss_fn, predict_step, train_step
 from pfcn_jax.training.state import build_optimizer, create_state
+from pfcn_jax.types import image_geometry
 from tests.support.tiny import TINY
 
 SGD = ["--config.optim.name=sgd", "--config.optim.learning_rate=0.01"]
@@ -53,7 +55,7 @@ def _compiled_train_step(config, model, mesh):
 
 
 def _predict(config, model, mesh=None):
-    step = functools.partial(predict_step, model=model, config=config.inference, output_shape=(96, 96), mesh=mesh)
+    step = functools.partial(predict_step, model=model, config=config, output=OutputSpec((96, 96)), mesh=mesh)
     return jax.jit(step)
 
 
@@ -185,8 +187,8 @@ def test_filler_pictures_add_nothing_to_the_loss(parts):
 
 def test_extent_rounds_up_or_takes_the_canvas():
     size = jnp.asarray([[33, 64], [1, 95]], jnp.int32)
-    assert picture_extent(size, (96, 96), "picture").tolist() == [[64, 64], [32, 96]]
-    assert picture_extent(size, (96, 128), "canvas").tolist() == [[96, 128], [96, 128]]
+    assert image_geometry(size).padded_size.tolist() == [[64, 64], [32, 96]]
+    assert image_geometry(size, canvas=(96, 128)).padded_size.tolist() == [[96, 128], [96, 128]]
 
 
 def test_the_mesh_holds_the_devices_process_by_process(monkeypatch):

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from jax import export
 
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.errors import ConfigError
 from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.models.panoptic_fcn import init_variables
-from pfcn_jax.panoptic.options import PredictOptions, TTAOptions
+from pfcn_jax.panoptic.options import OutputSpec, PredictOptions, TTAOptions
 from pfcn_jax.steps import predict_step
 from pfcn_jax.studies.parity.network import load_model
 from pfcn_jax.types import PanopticPrediction
@@ -41,7 +41,10 @@ def test_mirrored_pictures_get_mirrored_segments(parts):
         variables["params"][name]["kernel"] = 300.0 * variables["params"][name]["kernel"]
     step = jax.jit(
         functools.partial(
-            predict_step, model=model, config=config.inference, output_shape=(64, 64), tta=TTAOptions(flip=True)
+            predict_step,
+            model=model,
+            config=dataclasses.replace(config, tta=TTAOptions(flip=True)),
+            output=OutputSpec((64, 64)),
         )
     )
     image = np.stack([Scenes("val", size=(64, 64))[index].image for index in range(2)])
@@ -73,10 +76,13 @@ def test_a_mirrored_photo_gets_the_mirrored_segments(reference_dir, pictures_dir
         image[0, row, : photo.shape[0], : photo.shape[1]] = photo
         image[1, row, : photo.shape[0], : photo.shape[1]] = photo[:, ::-1]
     tta = TTAOptions(scales=(0.75,), flip=True)
-    config = dataclasses.replace(PredictOptions(), center_threshold=0.2, stuff_threshold=0.1, min_stuff_area=64)
-    step = jax.jit(functools.partial(predict_step, model=model, config=config, output_shape=(96, 160), tta=tta))
+    options = PredictOptions(center_threshold=0.2, stuff_threshold=0.1, min_stuff_area=64)
+    output = OutputSpec((96, 160))
+    config = Config(inference=options, tta=tta)
+    step = jax.jit(functools.partial(predict_step, model=model, config=config, output=output))
     ours, theirs = (jax.device_get(step(variables, pixels, size, size).panoptic) for pixels in image)
-    plain = jax.jit(functools.partial(predict_step, model=model, config=config, output_shape=(96, 160)))
+    config = Config(inference=options)
+    plain = jax.jit(functools.partial(predict_step, model=model, config=config, output=output))
     alone = jax.device_get(plain(variables, image[0], size, size).panoptic)
     assert int(ours.valid.sum()) > 4 and (ours.segment_map != alone.segment_map).mean() > 0.01
     for row, (height, width) in enumerate(size):
@@ -95,8 +101,8 @@ def _classes_of(panoptic: PanopticPrediction, row: int) -> np.ndarray:
 @pytest.mark.slow
 def test_lowers_for_every_platform(parts):
     config, model = parts
-    tta = TTAOptions(scales=(0.5, 1.5), flip=True)
-    step = functools.partial(predict_step, model=model, config=config.inference, output_shape=(96, 96), tta=tta)
+    config = dataclasses.replace(config, tta=TTAOptions(scales=(0.5, 1.5), flip=True))
+    step = functools.partial(predict_step, model=model, config=config, output=OutputSpec((96, 96)))
     image, size = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     exported = export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(
         abstract_variables(model), image, size, size

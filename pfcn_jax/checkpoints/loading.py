@@ -28,9 +28,11 @@ from pfcn_jax.interop.convert import Converted, merge_backbone, merge_model
 from pfcn_jax.interop.names import ModelFacts
 from pfcn_jax.interop.reader import read_weights
 from pfcn_jax.models.build import abstract_variables, build_model
+from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
+from pfcn_jax.utils.settings import names_affecting
 
-CHANGEABLE = ("dtype", "remat")  # keys of the model section that say how the network computes, not what
+CHANGEABLE = names_affecting(ModelOptions, "precision", "speed")  # after training, of the model section
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import pathlib
 
 import jax
@@ -22,8 +21,8 @@ from pfcn_jax.data.example import Source
 from pfcn_jax.data.inputs import open_split, open_training, train_pipeline
 from pfcn_jax.errors import UserError
 from pfcn_jax.panoptic.targets import Targets, make_targets
-from pfcn_jax.steps import level_shapes, picture_extent
-from pfcn_jax.types import LEVELS, STRIDES, Batch
+from pfcn_jax.steps import batch_geometry
+from pfcn_jax.types import LEVELS, STRIDES, Batch, RegionChannels
 from pfcn_jax.viz import contact_sheet, heatmap, overlay
 from pfcn_jax.viz.regions import draw_regions
 
@@ -103,30 +102,13 @@ def _target_panels(batch: Batch, row: int, config: Config, classes: ClassTable) 
 
 def picture_targets(batch: Batch, row: int, config: Config, classes: ClassTable) -> Targets:
     """The targets of one image of a batch, exactly as the training step makes them."""
-    canvas = batch.image.shape[1:3]
-    extent = picture_extent(batch.size, canvas, config.targets.padding)
-    thing_regions = classes.num_things if config.model.region_classes == "all" else 1
-    make = _compiled(classes.num_things, classes.num_stuff, thing_regions, canvas, config)
-    return make(
-        batch.segment_map[row], jax.tree.map(lambda leaf: leaf[row], batch.segments), batch.size[row], extent[row]
-    )
+    things = classes.num_things if config.model.region_classes == "all" else 1
+    regions = RegionChannels(*classes.counts, things)
+    arrays = (batch.segment_map, batch.segments, batch_geometry(batch, config.targets))
+    return _make_targets(*jax.tree.map(lambda leaf: leaf[row], arrays), regions, config.targets)
 
 
-@functools.cache
-def _compiled(num_things: int, num_stuff: int, thing_regions: int, canvas: tuple[int, int], config: Config):
-    return jax.jit(
-        functools.partial(
-            make_targets,
-            num_things=num_things,
-            num_stuff=num_stuff,
-            thing_regions=thing_regions,
-            level_shapes=level_shapes(canvas),
-            max_positives=config.targets.max_positives,
-            level_ranges=config.targets.level_ranges,
-            center=config.targets.center,
-            min_overlap=config.targets.min_overlap,
-        )
-    )
+_make_targets = jax.jit(make_targets, static_argnums=(3, 4))
 
 
 def _draw(classes: ClassTable, image: np.ndarray, segment_map: np.ndarray, class_id: np.ndarray) -> np.ndarray:

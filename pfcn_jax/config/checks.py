@@ -1,13 +1,14 @@
-"""Which values a config may have, and which go together: what the types of the schema cannot say."""
+"""Checks of a config's values beyond their types: each field's bounds, and the combinations that work."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from pfcn_jax.data.registry import check_source
 from pfcn_jax.errors import ConfigError
 from pfcn_jax.models.backbones.resnet import BACKBONES, BASIC_DEPTHS
+from pfcn_jax.utils.settings import bounds_of
 
 if TYPE_CHECKING:  # the schema itself runs these checks
     from pfcn_jax.config.schema import Config
@@ -15,66 +16,27 @@ if TYPE_CHECKING:  # the schema itself runs these checks
     from pfcn_jax.models.options import ModelOptions
 
 
-# The least value -> keys that may have it.
-_AT_LEAST = {
-    1: (
-        "train.steps", "train.batch_size", "train.accumulate", "train.log_every", "train.eval_batch_size",
-        "train.checkpoint_every", "train.keep_latest",
-        "data.max_segments", "data.eval_short_side", "data.eval_max_long_side", "data.max_long_side",
-        "model.backbone_width", "model.fpn_channels", "model.head_channels", "model.kernel_channels",
-        "model.encoder_channels",
-        "targets.max_positives", "loss.positives", "inference.candidates", "inference.max_things",
-        "optim.reference_batch",
-    ),
-    0: (
-        "seed",
-        "train.eval_every", "train.eval_examples", "train.keep_best", "train.preview_pictures", "train.max_skipped",
-        "data.train_examples", "data.eval_examples", "data.workers", "data.max_broken",
-        "model.freeze_at", "model.position_convs", "model.kernel_convs", "model.encoder_convs",
-        "loss.position_weight", "loss.segmentation_weight", "loss.focal_gamma",
-        "inference.min_stuff_area",
-        # A threshold above 1 lets nothing pass.
-        "inference.center_threshold", "inference.stuff_threshold",
-        "inference.fusion_threshold", "inference.mask_nms_threshold", "inference.mask_threshold",
-        "inference.min_score", "inference.merge_score", "inference.merge_overlap",
-        "optim.weight_decay", "optim.warmup_steps", "optim.warmup_factor", "optim.poly_power",
-    ),
-}  # fmt: skip
-_ABOVE_0 = ("optim.learning_rate", "optim.clip_value")
-_FROM_0_TO_1 = ("data.flip", "targets.min_overlap", "loss.focal_alpha")
-_FROM_0_BELOW_1 = ("train.ema_decay", "optim.momentum")
 _SMALLEST_SCENE = 32  # pixels of a side
 
 
 def check_values(config: Config) -> None:
-    """Raises ConfigError for the first value that has no meaning, or that another one takes the meaning from."""
-
-    def refuse(path: str, wanted: str) -> None:
-        raise ConfigError(f"config.{path}: must be {wanted}, got {_at(config, path)}")
-
-    for least, paths in _AT_LEAST.items():
-        for path in paths:
-            if not _at(config, path) >= least:
-                refuse(path, f"at least {least}")
-    for path in _ABOVE_0:
-        if not _at(config, path) > 0.0:
-            refuse(path, "above 0")
-    for path in _FROM_0_TO_1:
-        if not 0.0 <= _at(config, path) <= 1.0:
-            refuse(path, "from 0 to 1")
-    for path in _FROM_0_BELOW_1:
-        if not 0.0 <= _at(config, path) < 1.0:
-            refuse(path, "at least 0 and below 1")
+    """Raises ConfigError for the first value outside its field's bounds, or that does not go with another one."""
+    _check_bounds(config, "config")
     for scale in config.tta.scales:
         if not 0.25 <= scale <= 4.0 or scale == 1.0:
-            raise ConfigError(f"config.tta.scales: each from 0.25 to 4 and not 1 (the picture itself), got {scale}")
+            raise ConfigError(f"config.tta.scales: each from 0.25 to 4 and not 1 (the image itself), got {scale}")
     _check_levels(config.targets.level_ranges)
     _check_model(config.model)
     _check_data(config.data)
 
 
-def _at(config: Config, path: str) -> Any:
-    return functools.reduce(getattr, path.split("."), config)
+def _check_bounds(options: Any, path: str) -> None:
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), f"{path}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            _check_bounds(value, name)
+        elif isinstance(value, (int, float)) and not bounds_of(field).hold(value):
+            raise ConfigError(f"{name}: must be {bounds_of(field)}, got {value}")
 
 
 def _check_levels(ranges: tuple[tuple[float, float], ...]) -> None:
@@ -86,8 +48,6 @@ def _check_levels(ranges: tuple[tuple[float, float], ...]) -> None:
 
 
 def _check_model(model: ModelOptions) -> None:
-    if model.freeze_at > 5:
-        raise ConfigError(f"config.model.freeze_at: from 0 (nothing) to 5 (all of the backbone), got {model.freeze_at}")
     if not set(model.deformable_stages) <= {2, 3, 4, 5}:
         raise ConfigError(f"config.model.deformable_stages: stages are 2 to 5, got {model.deformable_stages}")
     if model.deformable_stages and BACKBONES[model.backbone] in BASIC_DEPTHS:

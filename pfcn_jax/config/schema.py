@@ -1,4 +1,4 @@
-"""What can be configured: the schema with its defaults, and the door that checks every key.
+"""The config: its schema with defaults, and the checks of every key.
 
 The defaults are Panoptic FCN with ResNet-50 on COCO, 1x (configs/panoptic_fcn_r50.py states those of the method). A
 config file returns an `ml_collections.ConfigDict`; `from_dict` turns it into these frozen dataclasses. A key that is
@@ -26,29 +26,32 @@ from pfcn_jax.errors import ConfigError
 from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.optim.options import OptimOptions
 from pfcn_jax.panoptic.options import LossOptions, PredictOptions, TargetOptions, TTAOptions
+from pfcn_jax.utils.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """The training program."""
 
-    steps: int = 90_000
-    batch_size: int = 16  # over all devices and all parts of a step
-    accumulate: int = 1  # parts that a batch is computed in, one after the other: less memory, the same result
-    ema_decay: float = 0.0  # of the averaged weights that are evaluated and kept as the model; 0 = no averaging
-    log_every: int = 20
-    eval_every: int = 5000  # 0: only at the end
-    eval_examples: int = 500  # of a periodic evaluation; 0 = all (the last one always takes all)
-    eval_batch_size: int = 8  # at least; rounded up to a multiple of the devices
-    checkpoint_every: int = 2500
-    keep_latest: int = 2
-    keep_best: int = 1  # by PQ of the evaluation
-    preview_pictures: int = 8  # overlay pictures written by the last evaluation
+    steps: int = setting(90_000, at_least=1)
+    batch_size: int = setting(16, at_least=1)  # over all devices and all parts of a step
+    accumulate: int = setting(1, at_least=1)  # sequential parts of a batch: less memory, the same result
+    # of the averaged weights, which are evaluated and saved as the model; 0 = no averaging
+    ema_decay: float = setting(0.0, at_least=0, below=1)
+    log_every: int = setting(20, at_least=1, affects="run")
+    eval_every: int = setting(5000, at_least=0, affects="run")  # 0: only at the end
+    eval_examples: int = setting(500, at_least=0, affects="run")  # of a periodic evaluation; 0 = all, as the last one
+    eval_batch_size: int = setting(8, at_least=1, affects="run")  # at least; rounded up to a multiple of the devices
+    checkpoint_every: int = setting(2500, at_least=1, affects="run")
+    keep_latest: int = setting(2, at_least=1, affects="run")
+    keep_best: int = setting(1, at_least=0, affects="run")  # by PQ of the evaluation
+    preview_pictures: int = setting(8, at_least=0, affects="run")  # overlay images written by the last evaluation
     init_from: str = ""  # a checkpoint of this project to start from: a model, or a backbone made by `convert`
-    # A loss or gradient that is not finite stops the run, or leaves the update of its step out.
+    # A loss or gradient that is not finite stops the run, or skips the update of its step.
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    max_skipped: int = 100  # "skip": so many steps of a run may be left out; one more stops it
-    fresh_heads: bool = False  # what does not fit outside its backbone (other classes) starts fresh; else an error
+    max_skipped: int = setting(100, at_least=0)  # "skip": steps of a run that may be skipped; one more stops it
+    # Parameters outside the backbone that do not fit (other classes) are initialized; else they are an error.
+    fresh_heads: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class EvaluationOptions:
 
     # Files of pfcn_jax/metrics, or "module:name" of your own (docs/extending.md). PQ is always measured, since it ranks
     # checkpoints. Periodic evaluations measure PQ alone.
-    metrics: tuple[str, ...] = ("pq", "ap", "miou")
+    metrics: tuple[str, ...] = setting(("pq", "ap", "miou"), affects="scores")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Config:
     """Everything that a run depends on."""
 
     name: str = "panoptic_fcn_r50"
-    seed: int = 0
+    seed: int = setting(0, at_least=0)
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     targets: TargetOptions = dataclasses.field(default_factory=TargetOptions)

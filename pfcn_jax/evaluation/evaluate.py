@@ -21,10 +21,10 @@ from pfcn_jax.data.inputs import output_shape, scoring_pipeline
 from pfcn_jax.data.scoring import ScoringBatch
 from pfcn_jax.evaluation.scores import Scores
 from pfcn_jax.metrics.pq import PanopticQuality, PQResult
-from pfcn_jax.metrics.protocol import Metric, Output, Summary, Task
+from pfcn_jax.metrics.protocol import Metric, Summary, Task
 from pfcn_jax.metrics.registry import find_metrics
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.panoptic.options import PredictOptions, TTAOptions
+from pfcn_jax.panoptic.options import OutputSpec, PredictOptions, TTAOptions
 from pfcn_jax.panoptic.predict import Prediction, crop_prediction
 from pfcn_jax.parallel.prefetch import DevicePrefetch
 from pfcn_jax.parallel.sharding import local_row, replicate, shard_batch, this_process, whole_rows
@@ -84,19 +84,11 @@ class EvaluationResult:
 
 @functools.lru_cache(maxsize=4)
 def _compiled_step(
-    model: PanopticFCN, inference: PredictOptions, tta: TTAOptions, mesh: Mesh, outputs: frozenset[Output]
+    model: PanopticFCN, inference: PredictOptions, tta: TTAOptions, mesh: Mesh
 ) -> Callable[..., Prediction]:
     """The prediction program; the same object for each evaluation of a run, so that it is compiled once."""
-    step = functools.partial(
-        predict_step,
-        model=model,
-        config=inference,
-        tta=tta,
-        mesh=mesh,
-        with_thing_masks="thing_masks" in outputs,
-        with_semantic_map="semantic_map" in outputs,
-    )
-    return jax.jit(step, static_argnames="output_shape")
+    step = functools.partial(predict_step, model=model, config=Config(inference=inference, tta=tta), mesh=mesh)
+    return jax.jit(step, static_argnames="output")
 
 
 def configured_metrics(config: Config, *, detailed: bool = True) -> dict[str, type[Metric]]:
@@ -137,15 +129,20 @@ def evaluate_model(
         with_images=on_image is not None and with_images,
     )
     outputs = frozenset(output for metric in metrics.values() for output in metric.needs)
-    step = _compiled_step(model, config.inference, config.tta, mesh, outputs)
+    step = _compiled_step(model, config.inference, config.tta, mesh)
     sizes, plan = source.sizes(), pipeline.plan
-    shape_of = {canvas: output_shape(sizes[plan.canvas_of == index]) for index, canvas in enumerate(plan.canvases)}
+    output_of = {
+        canvas: OutputSpec(
+            output_shape(sizes[plan.canvas_of == index]), "thing_masks" in outputs, "semantic_map" in outputs
+        )
+        for index, canvas in enumerate(plan.canvases)
+    }
     scores, done = Scores(metrics, Task(source.classes, model.thing_regions)), 0
 
     def predict(batch: ScoringBatch) -> tuple[ScoringBatch, Prediction]:
         canvas = (batch.image.shape[1], batch.image.shape[2])
         arrays = shard_batch((batch.image, batch.size, batch.original_size), mesh)
-        return batch, step(variables, *arrays, output_shape=shape_of[canvas])
+        return batch, step(variables, *arrays, output=output_of[canvas])
 
     def score(predicted: Prediction, row: int, index: int, example: Example) -> tuple[Example, Prediction]:
         prediction = crop_prediction(local_row(predicted, row), example.size)

@@ -23,8 +23,9 @@ from pfcn_jax.export.container import WEIGHTS, write_container
 from pfcn_jax.export.onnx import convert
 from pfcn_jax.export.program import PLATFORMS, Function, Shape, Size, lower
 from pfcn_jax.interop.writer import write_safetensors
-from pfcn_jax.steps import generate, generate_views, picture_extent, predict_step, segment
-from pfcn_jax.types import SIZE_DIVISOR, round_up
+from pfcn_jax.panoptic.options import OutputSpec
+from pfcn_jax.steps import generate, generate_views, predict_step, segment
+from pfcn_jax.types import SIZE_DIVISOR, image_geometry, round_up
 from pfcn_jax.utils.atomic import write_bytes
 
 ENDINGS = {".pfcn": "program", ".safetensors": "safetensors", ".onnx": "onnx", "": "orbax"}
@@ -70,9 +71,8 @@ def prediction(loaded: LoadedModel, output: Size) -> Function:
             size,
             original_size,
             model=loaded.model,
-            config=config.inference,
-            output_shape=output,
-            tta=config.tta,
+            config=config,
+            output=OutputSpec(output),
         )
         return {name: getattr(found.panoptic, name) for name in FIELDS}
 
@@ -190,14 +190,12 @@ def prediction_of_one(loaded: LoadedModel, output: Size) -> Function:
 
     def predict(weights: Mapping[str, Any], image: Any, size: Any, original_size: Any) -> dict[str, Any]:
         variables, model, config = unflatten(weights), loaded.model, loaded.config
-        extent = picture_extent(size, image.shape[1:3], "picture")
-        dense = generate(variables, image, size, extent, model)
-        batch = (dense, size, extent, original_size, generate_views(variables, image, size, model, config.tta, None))
-        dense, size, extent, original_size, others = jax.tree.map(lambda leaf: leaf[0], batch)
-        settings = dataclasses.asdict(config.inference)
-        found = segment(
-            variables, dense, size, extent, original_size, others, model=model, output_shape=output, **settings
-        )
+        geometry = image_geometry(size, original_size)
+        dense = generate(variables, image, geometry, model)
+        batch = (dense, geometry, generate_views(variables, image, size, model, config.tta, None))
+        dense, geometry, views = jax.tree.map(lambda leaf: leaf[0], batch)
+        options, spec = config.inference, OutputSpec(output)
+        found = segment(variables, dense, geometry, views, model=model, options=options, output=spec)
         return {name: getattr(found.panoptic, name)[None] for name in FIELDS}
 
     return predict

@@ -1,4 +1,4 @@
-"""Pictures of any size -> predictions at their own size: resize, pad to a canvas, run the compiled program, crop."""
+"""Images of any size -> predictions at their own size: resize, pad to a canvas, run the compiled program, crop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pfcn_jax.config.schema import Config
 from pfcn_jax.data.canvas import pad_into, smallest_canvas
 from pfcn_jax.data.inputs import output_shape
 from pfcn_jax.data.transforms import resize_image, resized_size
+from pfcn_jax.panoptic.options import OutputSpec
 from pfcn_jax.panoptic.predict import Prediction, crop_prediction
 from pfcn_jax.parallel.sharding import local_row, replicate, shard_batch
 from pfcn_jax.steps import predict_step
@@ -29,7 +30,7 @@ _OUTPUT_MULTIPLE = 256  # original sizes are rounded up to this: a new compilati
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A picture on its canvas. Pictures with the same `program` can share a batch."""
+    """An image on its canvas. Images with the same `program` can share a batch."""
 
     canvas: UInt8[np.ndarray, "H W 3"]
     size: Size
@@ -38,7 +39,7 @@ class Prepared:
 
     @property
     def program(self) -> tuple[Size, Size]:
-        """What is compiled in: canvas and output canvas."""
+        """The shapes that are compiled in: canvas and output canvas."""
         return (self.canvas.shape[0], self.canvas.shape[1]), self.output_shape
 
 
@@ -46,7 +47,7 @@ class Predictor:
     """Compiles once for each (canvas, rounded original size, batch size).
 
     Args:
-      batch_size: pictures of a full batch in `stream`; rounded up to the devices of the mesh.
+      batch_size: images of a full batch in `stream`; rounded up to the devices of the mesh.
       mesh: split each batch over these devices; None: the default device.
     """
 
@@ -56,23 +57,22 @@ class Predictor:
         self.batch_size = -(-batch_size // devices) * devices
         self._variables = replicate(loaded.variables, mesh) if mesh else loaded.variables
         self._step = jax.jit(
-            functools.partial(predict_step, model=loaded.model, config=config.inference, tta=config.tta, mesh=mesh),
-            static_argnames="output_shape",
+            functools.partial(predict_step, model=loaded.model, config=config, mesh=mesh), static_argnames="output"
         )
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Prediction:
-        """The segments of one RGB uint8 picture at its own size, as NumPy arrays."""
+        """The segments of one RGB uint8 image at its own size, as NumPy arrays."""
         prepared = self.prepare(image)
         return _collect(self.dispatch([prepared], self._mesh.size if self._mesh else 1), 0, prepared)
 
-    def stream(self, pictures: Iterable[tuple[Tag, np.ndarray]]) -> Iterator[tuple[Tag, np.ndarray, Prediction]]:
-        """Predictions for (tag, picture), in batches of one canvas; pictures of one size keep their order.
+    def stream(self, images: Iterable[tuple[Tag, np.ndarray]]) -> Iterator[tuple[Tag, np.ndarray, Prediction]]:
+        """Predictions for (tag, image), in batches of one canvas; images of one size keep their order.
 
         A batch is computed while the caller is busy with the one before.
         """
         waiting: dict[tuple[Size, Size], list[tuple[Tag, np.ndarray, Prepared]]] = {}
         running: Iterator[tuple[Tag, np.ndarray, Prediction]] = iter(())
-        for tag, image in pictures:
+        for tag, image in images:
             prepared = self.prepare(image)
             group = waiting.setdefault(prepared.program, [])
             group.append((tag, image, prepared))
@@ -91,22 +91,22 @@ class Predictor:
         return ((tag, image, _collect(predicted, row, ready)) for row, (tag, image, ready) in enumerate(group))
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
-        """Resizes a picture by the evaluation's rule and lays it on its canvas."""
+        """Resizes an image by the evaluation's rule and pads it to its canvas."""
         original = (image.shape[0], image.shape[1])
         size = resized_size(original, self.config.data.eval_short_side, self.config.data.eval_max_long_side)
         canvas = np.empty((*self.canvas_for(size), 3), np.uint8)
         pad_into(canvas, resize_image(image, size))
         return Prepared(canvas, size, original, output_shape([original], _OUTPUT_MULTIPLE))
 
-    def dispatch(self, pictures: Sequence[Prepared], batch_size: int) -> Prediction:
-        """Starts the program on pictures of one `program`, filled up to `batch_size` rows; arrays on the device."""
-        (height, width), shape = pictures[0].program
-        images = np.zeros((batch_size, height, width, 3), np.uint8)
+    def dispatch(self, images: Sequence[Prepared], batch_size: int) -> Prediction:
+        """Starts the program on images of one `program`, filled up to `batch_size` rows; arrays on the device."""
+        (height, width), shape = images[0].program
+        canvases = np.zeros((batch_size, height, width, 3), np.uint8)
         sizes, originals = np.ones((batch_size, 2), np.int32), np.ones((batch_size, 2), np.int32)
-        for row, picture in enumerate(pictures):
-            images[row], sizes[row], originals[row] = picture.canvas, picture.size, picture.original_size
-        arrays = shard_batch((images, sizes, originals), self._mesh) if self._mesh else (images, sizes, originals)
-        return self._step(self._variables, *arrays, output_shape=shape)
+        for row, image in enumerate(images):
+            canvases[row], sizes[row], originals[row] = image.canvas, image.size, image.original_size
+        arrays = shard_batch((canvases, sizes, originals), self._mesh) if self._mesh else (canvases, sizes, originals)
+        return self._step(self._variables, *arrays, output=OutputSpec(shape))
 
     def canvas_for(self, size: Size) -> Size:
         """The smallest evaluation canvas that holds a resized picture, or one of its own if none does."""
@@ -118,5 +118,5 @@ class Predictor:
         return height, width
 
 
-def _collect(predicted: Prediction, row: int, picture: Prepared) -> Prediction:
-    return crop_prediction(local_row(predicted, row), picture.original_size)
+def _collect(predicted: Prediction, row: int, image: Prepared) -> Prediction:
+    return crop_prediction(local_row(predicted, row), image.original_size)

@@ -1,6 +1,6 @@
 """Weighted dice without a stack of masks (paper equations 4 and 5).
 
-With k kernels for each of P (instance, level) pairs the predicted masks are `[P, k, h, w]`: gigabytes for one picture.
+With k kernels for each of P (instance, level) pairs the predicted masks are `[P, k, h, w]`: gigabytes for one image.
 Only sums over pixels enter the loss, so forward and backward go through the slots in use a few at a time, make their
 masks, keep the sums and drop the masks; the backward pass makes them again.
 """
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pfcn_jax.panoptic.kernels import in_use
 from pfcn_jax.panoptic.labels import Masks
-from pfcn_jax.panoptic.side_by_side import longest
+from pfcn_jax.panoptic.loops import trip_count
 from pfcn_jax.types import FEATURE_STRIDE
 
 _EPSILON = 1e-8  # only keeps 0 / 0 away: the denominator is a sum over all pixels
@@ -30,15 +30,15 @@ def plain_dice(
     feature: Float[Array, "h w E"],
     masks: Masks,
     rows: Int[Array, " P"],
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
 ) -> Float[Array, " P"]:
-    """sum_i w_i Dice(P_i, Y) per slot with all masks in memory: the formula, for tests and small pictures.
+    """sum_i w_i Dice(P_i, Y) per slot with all masks in memory: the formula, for tests and small images.
 
-    Dice(P, Y) = 1 - 2 sum(P Y) / (sum P^2 + sum Y^2), P = sigmoid(kernel . feature), over the extent (the padding up
-    to it included); Y stays soft. Unused slots give 0.
+    Dice(P, Y) = 1 - 2 sum(P Y) / (sum P^2 + sum Y^2), P = sigmoid(kernel . feature), over the padded
+    image (its padding included); Y stays soft. Unused slots give 0.
     """
     logits = jnp.einsum("pke,hwe->pkhw", kernel.astype(feature.dtype), feature, preferred_element_type=jnp.float32)
-    inside = in_use(feature.shape[:2], extent, FEATURE_STRIDE).astype(jnp.float32)
+    inside = in_use(feature.shape[:2], padded_size, FEATURE_STRIDE).astype(jnp.float32)
     probability = jax.nn.sigmoid(logits) * inside[None, None]
     mask = masks.take(rows)[:, None]
     overlap = jnp.sum(probability * mask, axis=(2, 3))
@@ -53,11 +53,11 @@ def streaming_dice(
     feature: Float[Array, "h w E"],
     masks: Masks,
     rows: Int[Array, " P"],
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
     *,
     pixels_at_once: int = PIXELS_AT_ONCE,
 ) -> Float[Array, " P"]:
-    """The values and gradients of `plain_dice` in the memory of a few masks.
+    """`plain_dice` and its gradients in the memory of a few masks.
 
     Slots in use must come first. Gradients reach kernel, weight and feature; masks are labels. The matrix products
     take the feature's type, all sums are float32.
@@ -67,9 +67,9 @@ def streaming_dice(
     at_once = max(1, min(slots, _SLOTS_AT_ONCE, pixels_at_once // (k * height * width)))
     missing = -slots % at_once
     padded = [jnp.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) for values in (kernel, weight, rows)]
-    chunks = longest((jnp.sum(valid, dtype=jnp.int32) + at_once - 1) // at_once)
+    chunks = trip_count((jnp.sum(valid, dtype=jnp.int32) + at_once - 1) // at_once)
     flat = feature.reshape(height * width, channels)
-    inside = in_use(feature.shape[:2], extent, FEATURE_STRIDE).reshape(-1).astype(jnp.float32)
+    inside = in_use(feature.shape[:2], padded_size, FEATURE_STRIDE).reshape(-1).astype(jnp.float32)
     per_slot = _dice(at_once, padded[0].astype(jnp.float32), padded[1], flat, masks, padded[2], inside, chunks)
     return jnp.where(valid, per_slot[:slots], 0.0)
 
@@ -113,7 +113,7 @@ def _backward(at_once, kept, cotangent):
         mask = masks.take(_slice(rows, chunk, at_once)).reshape(at_once, 1, -1)
         part = _slice(kernel, chunk, at_once)
         probability = _probabilities(part, flat, inside)
-        # d Dice / d P = -2 Y / total + 4 overlap P / total^2; sigmoid' = P (1 - P), which is 0 outside the extent.
+        # d Dice / d P = -2 Y / total + 4 overlap P / total^2; sigmoid' = P (1 - P) is 0 outside the padded image.
         inverse = 1.0 / _slice(total, chunk, at_once)
         of_mask = (-2.0 * _slice(scale, chunk, at_once) * inverse)[:, :, None]
         of_square = (4.0 * _slice(scale, chunk, at_once) * _slice(overlap, chunk, at_once) * inverse**2)[:, :, None]

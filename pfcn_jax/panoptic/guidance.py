@@ -1,6 +1,6 @@
-"""Which positions give the kernels while training: guided by the labels (paper section 3.2).
+"""Kernels for training, from positions that the labels choose (paper section 3.2).
 
-Every function is for one picture. A thing's kernels come from the positions inside its mask where the center head
+Every function is for one image. A thing's kernels come from the positions inside its mask where the center head
 scores its class highest; a stuff class's kernel is pooled over its region.
 """
 
@@ -14,9 +14,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from pfcn_jax.panoptic.labels import LevelCells, Masks
-from pfcn_jax.panoptic.side_by_side import longest
+from pfcn_jax.panoptic.loops import trip_count
 from pfcn_jax.panoptic.targets import Slots, Targets
-from pfcn_jax.types import STRIDES
 
 MASK_THRESHOLD = 0.1  # of the soft mask at level resolution
 _SLOTS_AT_ONCE = 8  # positives per step of the search
@@ -32,9 +31,9 @@ class GuidedKernels:
     valid: Bool[Array, " P"]
 
 
-def level_cells(maps: Sequence[Array], strides: tuple[int, ...] = STRIDES) -> LevelCells:
+def level_cells(maps: Sequence[Array]) -> LevelCells:
     """The static layout of maps `[hl, wl, C]` per level."""
-    return LevelCells(tuple((values.shape[0], values.shape[1]) for values in maps), strides)
+    return LevelCells(tuple((values.shape[0], values.shape[1]) for values in maps))
 
 
 def guide_things(
@@ -43,8 +42,7 @@ def guide_things(
     targets: Targets,
     *,
     num_positions: int,
-    weighted: bool = True,
-    strides: tuple[int, ...] = STRIDES,
+    weighted: bool,
 ) -> GuidedKernels:
     """The kernels of every thing pair: the top `num_positions` cells of its class inside its mask on its level.
 
@@ -55,7 +53,7 @@ def guide_things(
     Args:
       weighted: False gives every position found the same weight (the plain dice of the paper's ablation).
     """
-    cells = level_cells(center_logits, strides)
+    cells = level_cells(center_logits)
     logits = cells.flatten(center_logits).astype(jnp.float32)  # [A, T]
     things = targets.things
     cell, found = find_positions(
@@ -81,7 +79,7 @@ def find_positions(
     """Cells (index into the A cells of all levels) in falling order of the class's logit, and which were found.
 
     Of equal logits the first cell wins; a position that was not found points at cell 0. The search is a loop over the
-    slots in use, so its time follows the number of instances (of the fullest picture, where they run side by side).
+    slots in use, so its time follows the number of instances (under vmap: of the fullest image).
     """
     slots = things.valid.shape[0]
     padded = -(-slots // _SLOTS_AT_ONCE) * _SLOTS_AT_ONCE
@@ -101,7 +99,7 @@ def find_positions(
         both = [jax.lax.dynamic_update_slice_in_dim(old, update, start, axis=0) for old, update in zip(found, new)]
         return both[0], both[1]
 
-    chunks = longest((jnp.sum(things.valid, dtype=jnp.int32) + _SLOTS_AT_ONCE - 1) // _SLOTS_AT_ONCE)
+    chunks = trip_count((jnp.sum(things.valid, dtype=jnp.int32) + _SLOTS_AT_ONCE - 1) // _SLOTS_AT_ONCE)
     nothing = (jnp.zeros((padded, k), jnp.int32), jnp.zeros((padded, k), bool))
     cell, found = jax.lax.fori_loop(0, chunks, step, nothing)
     found = found[:slots] & things.valid[:, None]
@@ -109,15 +107,13 @@ def find_positions(
     return jnp.pad(jnp.where(found, cell[:slots], 0), missing), jnp.pad(found, missing)
 
 
-def pool_stuff(
-    kernel_map: Sequence[Float[Array, "hl wl K"]], targets: Targets, *, strides: tuple[int, ...] = STRIDES
-) -> Float[Array, "Q K"]:
+def pool_stuff(kernel_map: Sequence[Float[Array, "hl wl K"]], targets: Targets) -> Float[Array, "Q K"]:
     """The kernel of every (region channel, level) pair present, before embedding.
 
     Sum of the kernel map over the region (hard: where the region target is not 0), divided by the area of the whole
     level in use, not of the region: what the original implementation does, in training and in prediction.
     """
-    area = jnp.prod(level_cells(kernel_map, strides).used_sizes(targets.extent), axis=1).astype(jnp.float32)
+    area = jnp.prod(level_cells(kernel_map).used_sizes(targets.padded_size), axis=1).astype(jnp.float32)
     pooled = [
         jnp.einsum(
             "hwc,hwk->ck",

@@ -1,8 +1,8 @@
 """From dense outputs to kernels at prediction: pick peaks for things, pool regions for stuff, apply kernels.
 
-Everything is written for one picture (no batch axis). Kernels are picked as the kernel map says them, with its K
-channels; embedding them to the E channels of the encoded feature is the model's business and comes in between,
-because the embedding has a bias that does not commute with pooling.
+Every function is for one image (no batch axis). Kernels are picked with the K channels of the kernel map; the model
+embeds them to the E channels of the encoded feature afterwards, because the bias of the embedding does not commute
+with pooling.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pfcn_jax.types import STRIDES, Kernels
+from pfcn_jax.types import STRIDES, Kernels, KernelSource
 
+Threshold = float | Array  # a number, or a scalar array as data of a compiled program
 POOL_WINDOWS = (3, 3, 3, 5, 5)  # of the mean that smooths the centers, p3..p7 (not in the paper, but in its code)
 
 
-def in_use(shape: tuple[int, ...], extent: Int[Array, " 2"], stride: int) -> Bool[Array, "hl wl"]:
-    """Which positions of a map of `stride`, shape (hl, wl), belong to a picture of `extent` pixels."""
-    rows = jnp.arange(shape[0]) * stride < extent[0]
-    columns = jnp.arange(shape[1]) * stride < extent[1]
+def in_use(shape: tuple[int, ...], padded_size: Int[Array, " 2"], stride: int) -> Bool[Array, "hl wl"]:
+    """Mask of the positions of a map of `stride`, shape (hl, wl), inside an image of `padded_size` pixels."""
+    rows = jnp.arange(shape[0]) * stride < padded_size[0]
+    columns = jnp.arange(shape[1]) * stride < padded_size[1]
     return rows[:, None] & columns[None, :]
 
 
 def _slide(x: Float[Array, "hl wl T"], window: int, combine) -> Float[Array, "hl wl T"]:
-    """`combine`s a window x window neighbourhood of non-negative scores, zeros outside (sum and maximum separate)."""
+    """`combine`s a window x window neighborhood of non-negative scores, zeros outside (sum and maximum separate)."""
     reach = window // 2
     for axis, length in enumerate(x.shape[:2]):
         padding = [(reach, reach) if a == axis else (0, 0) for a in range(3)]
@@ -38,13 +39,13 @@ def _slide(x: Float[Array, "hl wl T"], window: int, combine) -> Float[Array, "hl
 
 
 def center_scores(
-    center_logits: Float[Array, "hl wl T"], extent: Int[Array, " 2"], *, stride: int, window: int
+    center_logits: Float[Array, "hl wl T"], padded_size: Int[Array, " 2"], *, stride: int, window: int
 ) -> Float[Array, "hl wl T"]:
-    """Scores of object centers: (p + mean(p)) / 2, zero beyond the picture (paper section 3.4).
+    """Scores of object centers: (p + mean(p)) / 2, zero beyond the image (paper section 3.4).
 
-    The mean is over `window` x `window` positions with zeros outside the picture counted, as the original pools.
+    The mean is over `window` x `window` positions with zeros outside the image counted, as the original pools.
     """
-    used = in_use(center_logits.shape[:2], extent, stride)[:, :, None]
+    used = in_use(center_logits.shape[:2], padded_size, stride)[:, :, None]
     probability = jnp.where(used, jax.nn.sigmoid(center_logits.astype(jnp.float32)), 0.0)
     mean = _slide(probability, window, jnp.add) / (window * window)
     return jnp.where(used, (probability + mean) / 2.0, 0.0)
@@ -56,10 +57,10 @@ def keep_peaks(score: Float[Array, "hl wl T"]) -> Float[Array, "hl wl T"]:
 
 
 def center_peaks(
-    center_logits: Float[Array, "hl wl T"], extent: Int[Array, " 2"], *, stride: int, window: int
+    center_logits: Float[Array, "hl wl T"], padded_size: Int[Array, " 2"], *, stride: int, window: int
 ) -> Float[Array, "hl wl T"]:
     """The peaks of `center_scores`."""
-    return keep_peaks(center_scores(center_logits, extent, stride=stride, window=window))
+    return keep_peaks(center_scores(center_logits, padded_size, stride=stride, window=window))
 
 
 @struct.dataclass
@@ -73,11 +74,11 @@ class Picks:
 
 
 def best_peaks(
-    peaks: Float[Array, "hl wl T"], extent: Int[Array, " 2"], *, stride: int, candidates: int, threshold: float
+    peaks: Float[Array, "hl wl T"], padded_size: Int[Array, " 2"], *, stride: int, candidates: int, threshold: Threshold
 ) -> Picks:
     """min(candidates, positions of the canvas) slots, over all classes.
 
-    A picture with fewer positions than `candidates` gets no more than its positions, as the original. Equal scores
+    An image with fewer positions than `candidates` gets no more than its positions, as the original. Equal scores
     are ordered by row, column, class (the original leaves their order open).
     """
     hl, wl, classes = peaks.shape
@@ -87,7 +88,7 @@ def best_peaks(
     of_row, within = lax.top_k(peaks.reshape(hl, wl * classes), min(slots, wl * classes))
     score, place = lax.top_k(of_row.reshape(-1), slots)
     index = place // of_row.shape[1] * (wl * classes) + within.reshape(-1)[place]
-    used = (-(-extent[0] // stride)) * (-(-extent[1] // stride))
+    used = (-(-padded_size[0] // stride)) * (-(-padded_size[1] // stride))
     return Picks(
         position=index // classes,
         class_id=(index % classes).astype(jnp.int32),
@@ -99,51 +100,56 @@ def best_peaks(
 def pick_level(
     peaks: Float[Array, "hl wl T"],
     kernel_map: Float[Array, "hl wl K"],
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
     *,
-    stride: int,
+    level: int,
     candidates: int,
-    threshold: float,
+    threshold: Threshold,
 ) -> Kernels:
-    """The kernels at the best peaks of one level, best first (see `best_peaks`)."""
-    picks = best_peaks(peaks, extent, stride=stride, candidates=candidates, threshold=threshold)
+    """The kernels at the best peaks of one level (0 = p3), best first (see `best_peaks`)."""
+    picks = best_peaks(peaks, padded_size, stride=STRIDES[level], candidates=candidates, threshold=threshold)
     return Kernels(
         weight=kernel_map.reshape(-1, kernel_map.shape[2])[picks.position],
         class_id=picks.class_id,
         score=picks.score,
         valid=picks.valid,
+        source=peak_source(picks, level, peaks.shape[1]),
     )
+
+
+def peak_source(picks: Picks, level: int, columns: int, view: int = 0) -> KernelSource:
+    """The source of kernels at peaks of a level with `columns` columns."""
+    cell = jnp.stack([picks.position // columns, picks.position % columns], axis=1)
+    level_of, view_of = (jnp.full(picks.score.shape, value, jnp.int32) for value in (level, view))
+    return KernelSource(level=level_of, cell=cell.astype(jnp.int32), view=view_of)
 
 
 def pick_things(
     center_logits: tuple[Float[Array, "hl wl T"], ...],
     kernel_map: tuple[Float[Array, "hl wl K"], ...],
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
     *,
-    candidates: int = 50,
-    threshold: float = 0.05,
-    strides: tuple[int, ...] = STRIDES,
-    windows: tuple[int, ...] = POOL_WINDOWS,
+    candidates: int,
+    threshold: Threshold,
 ) -> Kernels:
     """Kernels of things, not yet embedded, level after level and best first in each (paper section 3.4).
 
     Args:
       center_logits: object centers of each level.
       kernel_map: kernel map of each level.
-      extent: pixels in use of the canvas, rows and columns.
       candidates: peaks kept on each level over all classes.
       threshold: only a score above it makes a kernel.
     """
     picked = [
         pick_level(
-            center_peaks(logits, extent, stride=stride, window=window),
+            center_peaks(logits, padded_size, stride=STRIDES[level], window=POOL_WINDOWS[level]),
             kernels,
-            extent,
-            stride=stride,
+            padded_size,
+            level=level,
             candidates=candidates,
             threshold=threshold,
         )
-        for logits, kernels, stride, window in zip(center_logits, kernel_map, strides, windows, strict=True)
+        for level, (logits, kernels) in enumerate(zip(center_logits, kernel_map, strict=True))
     ]
     return concatenate(picked)
 
@@ -151,18 +157,18 @@ def pick_things(
 def pool_level(
     region_logits: Float[Array, "hl wl C"],
     kernel_map: Float[Array, "hl wl K"],
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
     *,
-    stride: int,
-    threshold: float,
+    level: int,
+    threshold: Threshold,
 ) -> Kernels:
     """One kernel for each region channel that is the best somewhere on the level, in slot = channel.
 
     Its score is the mean probability over those positions; its weight is the sum of the kernel map over them divided
-    by the area of the whole picture (not of the region), as training does.
+    by the area of the whole image (not of the region), as training does.
     """
     hl, wl, channels = region_logits.shape
-    used = in_use((hl, wl), extent, stride)
+    used = in_use((hl, wl), padded_size, STRIDES[level])
     logits = region_logits.astype(jnp.float32)
     best = jnp.argmax(logits, axis=-1)
     region = ((best[:, :, None] == jnp.arange(channels)[None, None, :]) & used[:, :, None]).astype(jnp.float32)
@@ -180,24 +186,31 @@ def pool_level(
         class_id=jnp.arange(channels, dtype=jnp.int32),
         score=score,
         valid=(count > 0) & (score > threshold),
+        source=KernelSource(
+            level=jnp.full(channels, level, jnp.int32),
+            cell=jnp.full((channels, 2), -1, jnp.int32),
+            view=jnp.zeros(channels, jnp.int32),
+        ),
     )
 
 
 def pool_stuff(
     region_logits: tuple[Float[Array, "hl wl C"], ...],
     kernel_map: tuple[Float[Array, "hl wl K"], ...],
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
     *,
-    threshold: float = 0.05,
-    strides: tuple[int, ...] = STRIDES,
+    threshold: Threshold,
 ) -> Kernels:
     """Kernels of stuff, not yet embedded: C slots per level, level after level (paper section 3.2, 3.4).
 
     Channel 0, "any thing", is pooled like the others: it competes for pixels later and becomes void.
     """
-    levels = zip(region_logits, kernel_map, strides, strict=True)
+    levels = enumerate(zip(region_logits, kernel_map, strict=True))
     return concatenate(
-        [pool_level(logits, kernels, extent, stride=s, threshold=threshold) for logits, kernels, s in levels]
+        [
+            pool_level(logits, kernels, padded_size, level=level, threshold=threshold)
+            for level, (logits, kernels) in levels
+        ]
     )
 
 

@@ -18,7 +18,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from pfcn_jax.panoptic.resample import Taps, linear_taps
-from pfcn_jax.types import FEATURE_STRIDE, STRIDES, SegmentTable
+from pfcn_jax.types import FEATURE_STRIDE, STRIDES, RegionChannels, SegmentTable
 
 NO_LABEL = -1  # region channel of a pixel that is void, ignored or padding
 
@@ -92,8 +92,8 @@ def from_id_map(id_map: Integer[Array, "H W"]) -> IdMapMasks:
     return IdMapMasks(ids=id_map[None].astype(jnp.int32), weight=jnp.ones((1, *id_map.shape), jnp.float32))
 
 
-def quarter_taps(size: Int[Array, " 2"], canvas: tuple[int, int]) -> tuple[Taps, Taps]:
-    """Taps from the picture to its map at 1/4 resolution on the canvas (rows, columns).
+def quarter_taps(size: Int[Array, " 2"], canvas: tuple[int, ...]) -> tuple[Taps, Taps]:
+    """Taps from the image to its map at 1/4 resolution on the canvas (rows, columns).
 
     The map has int(size / 4 + 0.5) positions in use, so its scale is exactly 4 only if the size is a multiple of 4.
     """
@@ -103,22 +103,11 @@ def quarter_taps(size: Int[Array, " 2"], canvas: tuple[int, int]) -> tuple[Taps,
     return rows, columns
 
 
-def region_channels(segments: SegmentTable, *, num_things: int, thing_regions: int = 1) -> Int[Array, " S"]:
-    """Region channel of each row: the first `thing_regions` are things' (crowds too), the others stuff's.
-
-    Args:
-      thing_regions: 1: channel 0 is any thing; num_things: every thing class has its own.
-    """
-    thing = jnp.minimum(segments.class_id, thing_regions - 1)
-    channel = jnp.where(segments.class_id < num_things, thing, segments.class_id - num_things + thing_regions)
-    return jnp.where(segments.valid, channel, NO_LABEL)
-
-
 def region_id_map(
-    segment_map: Integer[Array, "H W"], segments: SegmentTable, *, num_things: int, thing_regions: int = 1
+    segment_map: Integer[Array, "H W"], segments: SegmentTable, regions: RegionChannels
 ) -> Int[Array, "H W"]:
-    """The semantic labels as an id map: region channel + 1, and 0 where there is no label."""
-    ids = region_channels(segments, num_things=num_things, thing_regions=thing_regions) + 1
+    """The semantic labels as an id map: region channel + 1, and 0 where there is no label. Crowds count as things."""
+    ids = jnp.where(segments.valid, regions.of_class(segments.class_id), NO_LABEL) + 1
     lookup = jnp.concatenate([jnp.zeros((1,), ids.dtype), ids])
     return jnp.take(lookup, segment_map.astype(jnp.int32), axis=0, mode="fill", fill_value=0)
 
@@ -134,6 +123,11 @@ class LevelCells:
         if len(self.level_shapes) != len(self.strides):
             raise ValueError(f"{len(self.level_shapes)} level shapes for {len(self.strides)} strides")
 
+    @classmethod
+    def of_canvas(cls, canvas: tuple[int, ...]) -> LevelCells:
+        """The levels p3..p7 of a canvas (height, width)."""
+        return cls(tuple((-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in STRIDES))
+
     @property
     def level(self) -> np.ndarray:
         """Index of each cell's level, int32 [A]."""
@@ -146,14 +140,14 @@ class LevelCells:
             np.int32
         )
 
-    def used_sizes(self, extent: Int[Array, " 2"]) -> Int[Array, "L 2"]:
-        """Rows and columns in use per level: ceil(extent / stride)."""
+    def used_sizes(self, padded_size: Int[Array, " 2"]) -> Int[Array, "L 2"]:
+        """Rows and columns in use per level: ceil(padded_size / stride)."""
         strides = jnp.asarray(self.strides, jnp.int32)[:, None]
-        return (extent[None].astype(jnp.int32) + strides - 1) // strides
+        return (padded_size[None].astype(jnp.int32) + strides - 1) // strides
 
-    def in_use(self, extent: Int[Array, " 2"]) -> Bool[Array, " A"]:
-        """Which cells lie inside the extent."""
-        used = jnp.take(self.used_sizes(extent), jnp.asarray(self.level), axis=0)  # [A, 2]
+    def in_use(self, padded_size: Int[Array, " 2"]) -> Bool[Array, " A"]:
+        """Which cells lie inside the padded image."""
+        used = jnp.take(self.used_sizes(padded_size), jnp.asarray(self.level), axis=0)  # [A, 2]
         return jnp.all(used > jnp.asarray(self.row_column).T, axis=1)
 
     def flatten(self, maps: Sequence[Array]) -> Array:
@@ -167,14 +161,14 @@ class LevelCells:
         return tuple(part.reshape(*shape, cells.shape[-1]) for part, shape in zip(parts, self.level_shapes))
 
 
-def level_masks(quarter: Masks, extent: Int[Array, " 2"], cells: LevelCells) -> Masks:
+def level_masks(quarter: Masks, padded_size: Int[Array, " 2"], cells: LevelCells) -> Masks:
     """Masks at 1/4 `[h, w]` resampled (bilinear) to every level: masks over the A cells.
 
-    The extent's extent / 4 positions become ceil(extent / stride) positions, as the original does: on a level whose
-    stride does not divide the extent the scale is a little below stride / 4.
+    padded_size / 4 positions become ceil(padded_size / stride) positions, as the original does: on a level whose stride
+    does not divide the padded size the scale is a little below stride / 4.
     """
-    used = cells.used_sizes(extent)
-    source = extent // FEATURE_STRIDE
+    used = cells.used_sizes(padded_size)
+    source = padded_size // FEATURE_STRIDE
     taps = [
         (linear_taps(height, source[0], used[index, 0]), linear_taps(width, source[1], used[index, 1]))
         for index, (height, width) in enumerate(cells.level_shapes)

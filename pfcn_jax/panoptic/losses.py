@@ -1,7 +1,7 @@
-"""Position and segmentation losses (paper section 3.2): sums for one picture, and how a batch puts them together.
+"""Position and segmentation losses (paper section 3.2): sums for one image, and how a batch puts them together.
 
-Every normalisation counts over the whole global batch, so a picture gives sums and counts (`LossSums`); the engine adds
-them over the batch and calls `combine`.
+Every denominator is a count over the global batch, so an image gives sums and counts (`LossSums`); the training step
+adds them over the batch and calls `combine`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from jaxtyping import Array, Float
 
 from pfcn_jax.panoptic.dice import streaming_dice
 from pfcn_jax.panoptic.guidance import level_cells
+from pfcn_jax.panoptic.options import LossOptions
 from pfcn_jax.panoptic.targets import Targets
-from pfcn_jax.types import STRIDES
+from pfcn_jax.types import DenseOutputs
 
 
 @struct.dataclass
 class LossSums:
-    """Sums of one picture; add them over the batch before `combine`. All float32 scalars."""
+    """Sums of one image; add them over the batch before `combine`. All float32 scalars."""
 
     centers: Float[Array, ""]  # focal loss summed over cells, classes and levels
     regions: Float[Array, ""]  # focal loss: mean over the cells of a level, summed over classes and levels
@@ -30,11 +31,11 @@ class LossSums:
     positives: Float[Array, ""]  # (instance, level) pairs: N_th
     thing_pairs: Float[Array, ""]  # those of them with a kernel
     stuff_pairs: Float[Array, ""]
-    pictures: Float[Array, ""]
+    images: Float[Array, ""]
 
 
 def focal_loss(
-    logits: Float[Array, "*n"], target: Float[Array, "*n"], *, alpha: float = 0.25, gamma: float = 2.0
+    logits: Float[Array, "*n"], target: Float[Array, "*n"], *, alpha: float, gamma: float
 ) -> Float[Array, "*n"]:
     """Sigmoid focal loss with soft targets y, element by element, float32.
 
@@ -53,21 +54,18 @@ def position_sums(
     center_logits: Sequence[Float[Array, "hl wl T"]],
     region_logits: Sequence[Float[Array, "hl wl C"]],
     targets: Targets,
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    strides: tuple[int, ...] = STRIDES,
+    options: LossOptions,
 ) -> tuple[Float[Array, " L"], Float[Array, " L"]]:
-    """Focal losses of object centers and stuff regions per level, over the cells of the extent.
+    """Focal losses of object centers and stuff regions per level, over the cells of the padded image.
 
     Returns:
       The sum over cells and classes of the centers, and the mean over cells summed over classes of the regions.
     """
-    used = level_cells(center_logits, strides).used_sizes(targets.extent)
+    used = level_cells(center_logits).used_sizes(targets.padded_size)
 
     @jax.checkpoint  # elementwise: cheaper to compute again than to keep five maps of it
     def total(logits: Array, target: Array, size: Array) -> Array:
-        loss = focal_loss(logits, target, alpha=alpha, gamma=gamma)
+        loss = focal_loss(logits, target, alpha=options.focal_alpha, gamma=options.focal_gamma)
         rows = jnp.arange(loss.shape[0], dtype=jnp.int32) < size[0]
         columns = jnp.arange(loss.shape[1], dtype=jnp.int32) < size[1]
         return jnp.sum(jnp.where((rows[:, None] & columns[None, :])[:, :, None], loss, 0.0))
@@ -83,7 +81,9 @@ def thing_dice_sums(
 ) -> Float[Array, " P"]:
     """Weighted dice of every (instance, level) pair: sum_i w_i Dice(P_i, Y); 0 for unused slots."""
     things = targets.things
-    return streaming_dice(kernel, weight, things.valid, feature, targets.instance_masks, things.row, targets.extent)
+    return streaming_dice(
+        kernel, weight, things.valid, feature, targets.instance_masks, things.row, targets.padded_size
+    )
 
 
 def stuff_dice_sums(
@@ -96,59 +96,52 @@ def stuff_dice_sums(
     stuff = targets.stuff
     weight = jnp.ones((kernel.shape[0], 1), jnp.float32)
     masks = targets.region_masks
-    return streaming_dice(kernel[:, None], weight, stuff.valid, feature, masks, stuff.class_id, targets.extent)
+    return streaming_dice(kernel[:, None], weight, stuff.valid, feature, masks, stuff.class_id, targets.padded_size)
 
 
 def loss_sums(
-    center_logits: Sequence[Float[Array, "hl wl T"]],
-    region_logits: Sequence[Float[Array, "hl wl C"]],
-    feature: Float[Array, "h w E"],
+    outputs: DenseOutputs,
     thing_kernel: Float[Array, "P k E"],
     thing_weight: Float[Array, "P k"],
     stuff_kernel: Float[Array, "Q E"],
     targets: Targets,
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    strides: tuple[int, ...] = STRIDES,
+    options: LossOptions,
 ) -> LossSums:
-    """All sums of one picture, from the heads' outputs and the embedded kernels."""
-    centers, regions = position_sums(center_logits, region_logits, targets, alpha=alpha, gamma=gamma, strides=strides)
+    """All sums of one image, from the network's outputs and the embedded kernels."""
+    centers, regions = position_sums(outputs.center_logits, outputs.region_logits, targets, options)
     return LossSums(
         centers=jnp.sum(centers),
         regions=jnp.sum(regions),
-        thing_dice=jnp.sum(thing_dice_sums(thing_kernel, thing_weight, feature, targets)),
-        stuff_dice=jnp.sum(stuff_dice_sums(stuff_kernel, feature, targets)),
+        thing_dice=jnp.sum(thing_dice_sums(thing_kernel, thing_weight, outputs.feature, targets)),
+        stuff_dice=jnp.sum(stuff_dice_sums(stuff_kernel, outputs.feature, targets)),
         **target_counts(targets),
     )
 
 
 def target_counts(targets: Targets) -> dict[str, Float[Array, ""]]:
-    """What one picture adds to the denominators of the losses. It follows from the labels alone."""
+    """One image's share of the denominators of the losses. It follows from the labels alone."""
     return {
         "positives": targets.thing_count.astype(jnp.float32),
         "thing_pairs": jnp.sum(targets.things.valid, dtype=jnp.float32),
         "stuff_pairs": jnp.sum(targets.stuff.valid, dtype=jnp.float32),
-        "pictures": jnp.ones((), jnp.float32),
+        "images": jnp.ones((), jnp.float32),
     }
 
 
-def combine(
-    sums: LossSums, *, position_weight: float = 1.0, segment_weight: float = 3.0, usual_positives: float = 10.0
-) -> dict[str, Float[Array, ""]]:
-    """The four losses of a batch from sums over all its pictures; their sum is the total loss.
+def combine(sums: LossSums, options: LossOptions, *, usual_positives: float = 10.0) -> dict[str, Float[Array, ""]]:
+    """The four losses of a batch from sums over all its images; their sum is the total loss.
 
     L_pos = sum FL(centers) / N_th + sum FL(regions) / batch; L_seg = mean WDice of things + mean Dice of stuff.
 
     Args:
       sums: scalars, added over the global batch.
-      usual_positives: what stands for N_th, per picture, in a batch without a single thing. (The original
+      usual_positives: replaces N_th, per image, in a batch without a single thing. (The original
         implementation divides by 1 then, and the loss jumps by three orders of magnitude.)
     """
-    positives = jnp.where(sums.positives > 0.0, sums.positives, usual_positives * jnp.maximum(sums.pictures, 1.0))
+    positives = jnp.where(sums.positives > 0.0, sums.positives, usual_positives * jnp.maximum(sums.images, 1.0))
     return {
-        "loss_pos_th": position_weight * sums.centers / positives,
-        "loss_pos_st": position_weight * sums.regions / jnp.maximum(sums.pictures, 1.0),
-        "loss_seg_th": segment_weight * sums.thing_dice / jnp.maximum(sums.thing_pairs, 1.0),
-        "loss_seg_st": segment_weight * sums.stuff_dice / jnp.maximum(sums.stuff_pairs, 1.0),
+        "loss_pos_th": options.position_weight * sums.centers / positives,
+        "loss_pos_st": options.position_weight * sums.regions / jnp.maximum(sums.images, 1.0),
+        "loss_seg_th": options.segmentation_weight * sums.thing_dice / jnp.maximum(sums.thing_pairs, 1.0),
+        "loss_seg_st": options.segmentation_weight * sums.stuff_dice / jnp.maximum(sums.stuff_pairs, 1.0),
     }

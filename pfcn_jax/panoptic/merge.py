@@ -7,13 +7,16 @@ exists.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from pfcn_jax.panoptic.kernels import convolve, pad_slots, take
+from pfcn_jax.panoptic.kernels import Threshold, convolve, pad_slots, take
+from pfcn_jax.panoptic.options import PredictOptions
 from pfcn_jax.panoptic.upsample import (
     Upsampler,
     for_each_tile,
@@ -22,9 +25,9 @@ from pfcn_jax.panoptic.upsample import (
     upsample_tile,
     whole_box,
 )
-from pfcn_jax.types import VOID, Kernels, PanopticPrediction
+from pfcn_jax.types import VOID, Kernels, PanopticPrediction, RegionChannels
 
-OUTSIDE = -1  # semantic map beyond the picture
+OUTSIDE = -1  # semantic map beyond the image
 
 
 @struct.dataclass
@@ -45,21 +48,18 @@ def probabilities(weight: Float[Array, "N E"], feature: Float[Array, "h w E"]) -
 def place_things(
     things: Kernels,
     feature: Float[Array, "h w E"],
-    extent: Int[Array, " 2"],
     upsampler: Upsampler,
+    options: PredictOptions,
     *,
-    mask_threshold: float = 0.4,
-    merge_score: float = 0.2,
-    merge_overlap: float = 0.5,
     chunk: int = 16,
 ) -> Placed:
-    """Places the things with a score of at least `merge_score` in the order of their slots (sorted, best first).
+    """Places the things with a score of at least `options.merge_score` in the order of their slots (best first).
 
-    A thing is skipped if its mask at the original size is empty or if more than `merge_overlap` of it is taken
+    A thing is skipped if its mask at the original size is empty or if more than `options.merge_overlap` of it is taken
     already; else it gets the free pixels of its mask.
     """
     slots = things.score.shape[0]
-    wanted = jnp.sum(things.valid & (things.score >= merge_score), dtype=jnp.int32)
+    wanted = jnp.sum(things.valid & (things.score >= options.merge_score), dtype=jnp.int32)
     weight = pad_slots(things, chunk).weight
     canvas = (upsampler.row_index.shape[1], upsampler.column_index.shape[1])
     nothing = jnp.zeros(slots, jnp.int32)
@@ -68,7 +68,7 @@ def place_things(
     def place_chunk(index: Int[Array, ""], placed: Placed) -> Placed:
         first = index * chunk
         maps = probabilities(lax.dynamic_slice_in_dim(weight, first, chunk), feature)
-        boxes = output_box(maps, upsampler, extent, threshold=mask_threshold)
+        boxes = output_box(maps, upsampler, threshold=options.mask_threshold)
 
         def place(offset: Int[Array, ""], placed: Placed) -> Placed:
             return _place_one(
@@ -77,8 +77,7 @@ def place_things(
                 lax.dynamic_index_in_dim(maps, offset, axis=0, keepdims=False),
                 boxes[offset],
                 upsampler,
-                mask_threshold=mask_threshold,
-                merge_overlap=merge_overlap,
+                options,
             )
 
         return lax.fori_loop(0, jnp.minimum(wanted - first, chunk), place, placed)
@@ -92,9 +91,7 @@ def _place_one(
     probability: Float[Array, "h w"],
     box: Int[Array, " 4"],
     upsampler: Upsampler,
-    *,
-    mask_threshold: float,
-    merge_overlap: float,
+    options: PredictOptions,
 ) -> Placed:
     """Writes the thing while it counts, and erases it again in the rarer case that it covers too much."""
     segment_id = placed.count + 1
@@ -103,7 +100,7 @@ def _place_one(
         segment_map, area, free = carry
         start, own = tile_frame(upsampler, corner, box)
         value = upsample_tile(probability[:, None, :], upsampler, corner, start)[:, 0, :]
-        mask = own & (value > mask_threshold)
+        mask = own & (value > options.mask_threshold)
         before = lax.dynamic_slice(segment_map, start, upsampler.tile)
         after = jnp.where(mask & (before == VOID), segment_id, before)
         segment_map = lax.dynamic_update_slice(segment_map, after, start)
@@ -122,7 +119,7 @@ def _place_one(
     zero = jnp.int32(0)
     segment_map, area, free = for_each_tile(upsampler, box, write, (placed.segment_map, zero, zero))
     share = (area - free).astype(jnp.float32) / jnp.maximum(area, 1).astype(jnp.float32)
-    accepted = (share <= merge_overlap) & (free > 0)
+    accepted = (share <= options.merge_overlap) & (free > 0)
     to_erase = jnp.where(accepted, jnp.zeros_like(box), box)
     return Placed(
         segment_map=for_each_tile(upsampler, to_erase, erase, segment_map),
@@ -143,7 +140,7 @@ def classify_pixels(
     """The region channel of highest probability at every pixel, and how many free pixels each slot of `stuff` has.
 
     Equal probabilities: the lower slot. Without any valid slot (the original fails there) all pixels are channel 0,
-    "any thing", which becomes void. Beyond the picture: `OUTSIDE`.
+    "any thing", which becomes void. Beyond the image: `OUTSIDE`.
 
     Args:
       stuff: fused kernels of stuff, one slot per region channel.
@@ -213,59 +210,38 @@ def merge(
     things: Kernels,
     stuff: Kernels,
     feature: Float[Array, "h w E"],
-    extent: Int[Array, " 2"],
     upsampler: Upsampler,
+    regions: RegionChannels,
+    options: PredictOptions,
     *,
-    num_things: int,
-    thing_regions: int = 1,
-    mask_threshold: float = 0.4,
-    merge_score: float = 0.2,
-    merge_overlap: float = 0.5,
-    min_stuff_area: int = 4096,
     chunk: int = 16,
     stuff_chunk: int = 8,
 ) -> tuple[PanopticPrediction, Int[Array, "H0 W0"]]:
     """Things in the order of their scores, then stuff on the free pixels, and the semantic map.
 
+    Stuff with fewer than `options.min_stuff_area` free pixels at the original size is dropped; region channels of
+    things become void.
+
     Args:
       things: rescored things, sorted (see `rescore`).
       stuff: fused kernels of stuff, one slot per region channel (see `fuse_stuff`).
-      num_things: T, the number of thing classes.
-      thing_regions: R, how many region channels are things' (1 or T): they become void, channel c >= R becomes class
-        T + c - R.
-      mask_threshold: a pixel belongs to a thing if its probability is above.
-      merge_score: things below are not placed.
-      merge_overlap: a thing of which more than this share is taken is skipped.
-      min_stuff_area: stuff with fewer free pixels at the original size is dropped.
       chunk: things applied to the feature at a time.
       stuff_chunk: kernels of stuff upsampled at a time.
 
     Returns:
       The panoptic prediction with P = things + stuff slots, things in the order of placing, then stuff by class; and
-      the region channel of every pixel, `OUTSIDE` beyond the picture.
+      the region channel of every pixel, `OUTSIDE` beyond the image.
     """
-    placed = place_things(
-        things,
-        feature,
-        extent,
-        upsampler,
-        mask_threshold=mask_threshold,
-        merge_score=merge_score,
-        merge_overlap=merge_overlap,
-        chunk=chunk,
-    )
+    placed = place_things(things, feature, upsampler, options, chunk=chunk)
     semantic_map, free = classify_pixels(stuff, feature, placed.segment_map, upsampler, chunk=stuff_chunk)
-    large = stuff.valid & (stuff.class_id >= thing_regions) & (free > 0) & (free >= min_stuff_area)
+    large = stuff.valid & (stuff.class_id >= regions.things) & (free > 0) & (free >= options.min_stuff_area)
     # Row of each region channel's segment: stuff follows the things without a gap.
     segment_id = jnp.where(large, placed.count + jnp.cumsum(large, dtype=jnp.int32), VOID)
     of_channel = jnp.zeros(stuff.score.shape[0], jnp.int32).at[stuff.class_id].set(segment_id)
     ground = jnp.where(semantic_map >= 0, of_channel[jnp.maximum(semantic_map, 0)], VOID)
     segment_map = jnp.where(placed.segment_map == VOID, ground, placed.segment_map)
-    first_stuff = num_things - thing_regions  # class of a region channel, less the channel
-    table = _table(
-        placed, things, stuff, segment_id, free, segment_map, thing_regions=thing_regions, first_stuff=first_stuff
-    )
-    return table, semantic_map
+    placed = dataclasses.replace(placed, segment_map=segment_map)
+    return _table(placed, things, stuff, segment_id, free, regions), semantic_map
 
 
 def _table(
@@ -274,15 +250,13 @@ def _table(
     stuff: Kernels,
     segment_id: Int[Array, " C"],
     free: Int[Array, " C"],
-    segment_map: Int[Array, "H0 W0"],
-    *,
-    thing_regions: int,
-    first_stuff: int,
+    regions: RegionChannels,
 ) -> PanopticPrediction:
+    """The prediction of a complete segment map."""
     thing_slots, channels = things.score.shape[0], stuff.score.shape[0]
     is_thing = jnp.arange(thing_slots) < placed.count
     # Slot `slots` takes what is not placed and is cut off: channels of things never become segments.
-    slots = thing_slots + channels - thing_regions
+    slots = thing_slots + channels - regions.things
     target = jnp.where(segment_id > 0, segment_id - 1, slots)
 
     def rows(of_things: Array, of_stuff: Array) -> Array:
@@ -295,22 +269,22 @@ def _table(
 
     of_stuff = segment_id > 0
     return PanopticPrediction(
-        segment_map=segment_map,
-        class_id=rows(things.class_id[placed.slot], first_stuff + stuff.class_id),
+        segment_map=placed.segment_map,
+        class_id=rows(things.class_id[placed.slot], regions.stuff_class(stuff.class_id)),
         is_thing=rows(is_thing.astype(jnp.int32), jnp.zeros_like(segment_id)) > 0,
         score=rows(things.score[placed.slot], stuff.score),
         area=rows(placed.area, free),
         valid=rows(is_thing.astype(jnp.int32), of_stuff.astype(jnp.int32)) > 0,
+        kernel=rows(placed.slot, stuff.class_id),
     )
 
 
 def packed_thing_masks(
     things: Kernels,
     feature: Float[Array, "h w E"],
-    extent: Int[Array, " 2"],
     upsampler: Upsampler,
     *,
-    threshold: float = 0.4,
+    threshold: Threshold,
     chunk: int = 16,
 ) -> UInt8[Array, "M H0 W0/8"]:
     """The masks of all valid things at the original size, before any merging (for AP), one bit a pixel.
@@ -325,7 +299,7 @@ def packed_thing_masks(
     def pack_chunk(index: Int[Array, ""], masks: UInt8[Array, "M H0 W0/8"]) -> UInt8[Array, "M H0 W0/8"]:
         first = index * chunk
         maps = probabilities(lax.dynamic_slice_in_dim(weight, first, chunk), feature)
-        boxes = output_box(maps, upsampler, extent, threshold=threshold)
+        boxes = output_box(maps, upsampler, threshold=threshold)
 
         def pack_one(offset: Int[Array, ""], masks: UInt8[Array, "M H0 W0/8"]) -> UInt8[Array, "M H0 W0/8"]:
             box = boxes[offset]

@@ -1,186 +1,163 @@
-"""Prediction of one picture, from what the network says to segments: the right half of the paper's figure 2."""
+"""Prediction of one image, from the network's outputs to segments: the right half of the paper's figure 2.
+
+`propose` goes from peaks to fused, embedded kernels, `paste` from there to segments. Each returns what it made, and
+every kernel and segment says what it was made of (`Kernels.source`, `Kernels.head`, `PanopticPrediction.kernel`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from pfcn_jax.errors import UserError
-from pfcn_jax.panoptic.fusion import fuse_stuff, fuse_things
+from pfcn_jax.panoptic.fusion import Fusion, fuse_stuff, fuse_things
 from pfcn_jax.panoptic.kernels import pick_things, pool_stuff
 from pfcn_jax.panoptic.merge import merge, packed_thing_masks
+from pfcn_jax.panoptic.options import OutputSpec, PredictOptions
 from pfcn_jax.panoptic.rescore import rescore
 from pfcn_jax.panoptic.upsample import make_upsampler
 from pfcn_jax.panoptic.views import Embed, View, view_feature, view_stuff, view_things
-from pfcn_jax.types import DenseOutputs, Kernels, PanopticPrediction
+from pfcn_jax.types import DenseOutputs, ImageGeometry, Kernels, PanopticPrediction, RegionChannels
 
-# Output pixels made at a time, each way: what a CPU's caches hold; on a GPU, where starting a kernel costs more than
-# the work of a small tile, mostly the whole picture.
+# Output pixels per tile and axis: what fits into a CPU's caches; on a GPU, where launching a kernel costs more than
+# the work of a small tile, mostly the whole image.
 TILE, GPU_TILE = 128, 1024
+
+
+class Embeddings(NamedTuple):
+    """The model's embeddings of kernels, `[M, K] -> [M, E]`."""
+
+    things: Embed
+    stuff: Embed
+
+
+@struct.dataclass
+class Proposed:
+    """Embedded kernels of one image, before and after fusion."""
+
+    things: Fusion  # `things.picked` M slots, `things.fused` the heads
+    pooled: Kernels | None  # stuff: one slot per channel of each level; None with several views
+    stuff: Kernels  # fused: one slot per region channel
+    feature: Float[Array, "*B h w E"]  # encoded feature that the kernels apply to
 
 
 @struct.dataclass
 class Prediction:
-    """Everything about one picture. Optional parts are None when not asked for."""
+    """Everything about one image. Optional parts are None when not asked for."""
 
     panoptic: PanopticPrediction
     things: Kernels  # rescored, best first, before the merge: the detections that AP scores
     thing_masks: UInt8[Array, "*B M H0 W0/8"] | None  # their masks at the original size, bits packed along rows
-    semantic_map: Int[Array, "*B H0 W0"] | None  # region channel of every pixel (for mIoU), -1 beyond the picture
+    semantic_map: Int[Array, "*B H0 W0"] | None  # region channel of every pixel (for mIoU), -1 beyond the image
 
 
-def predict_image(
+def propose(
     outputs: DenseOutputs,
-    embed_things: Embed,
-    embed_stuff: Embed,
-    size: Int[Array, " 2"],
-    extent: Int[Array, " 2"],
-    original_size: Int[Array, " 2"],
-    *,
-    output_shape: tuple[int, int],
-    others: Sequence[tuple[DenseOutputs, View]] = (),
-    candidates: int = 50,
-    center_threshold: float = 0.05,
-    stuff_threshold: float = 0.05,
-    fusion_threshold: float = 0.9,
-    class_aware_fusion: bool = True,
-    mask_nms: bool = False,
-    mask_nms_threshold: float = 0.5,
-    mask_threshold: float = 0.4,
-    min_score: float = 0.05,
-    max_things: int = 100,
-    merge_score: float = 0.2,
-    merge_overlap: float = 0.5,
-    min_stuff_area: int = 4096,
-    thing_regions: int = 1,
-    with_thing_masks: bool = False,
-    with_semantic_map: bool = False,
-    tile: int | None = None,
-    window: int | None = None,
-    chunk: int = 16,
-) -> Prediction:
-    """Segments one picture: pick and pool, embed, fuse, rescore, merge (paper section 3.4).
+    embed: Embeddings,
+    geometry: ImageGeometry,
+    options: PredictOptions,
+    views: Sequence[tuple[DenseOutputs, View]] = (),
+) -> Proposed:
+    """Picks peaks and pools regions, embeds their kernels and fuses them (paper section 3.4).
 
     Args:
-      outputs: what the network says about the picture (no batch axis).
-      embed_things: the model's embedding of kernels of things, `[M, K] -> [M, E]`.
-      embed_stuff: that of stuff.
-      size: the resized picture in the canvas. This and the next two are pixels, as data: one compiled program serves
-        all.
-      extent: with its padding.
-      original_size: of the file.
-      output_shape: static canvas of the result, at least as large as every original size.
-      others: further views of the picture (other scales, mirror images) and what the network says about them.
-      candidates: peaks per level.
-      center_threshold: of peaks.
-      stuff_threshold: of stuff regions.
-      fusion_threshold: cosine similarity; above 1 switches the fusion of things off.
-      class_aware_fusion: fuse within a class only.
-      mask_nms: mask NMS after fusion.
-      mask_nms_threshold: of it.
-      mask_threshold: see `rescore`, as for `min_score` and `max_things`.
-      merge_score: see `merge`, as for `merge_overlap`, `min_stuff_area` and `thing_regions`.
-      with_thing_masks: also return the things' masks.
-      with_semantic_map: also return the semantic map.
-      tile: how the work is cut, as by `window` and `chunk` (see `make_upsampler`, `rescore`); results do not depend on
-        it. None: by the platform that runs the program.
+      outputs: of the network for the image (no batch axis).
+      views: further views of the image (other scales, mirror images) with the network's outputs for them.
     """
-    if others:
-        seen, views = [outputs, *(dense for dense, _ in others)], [View(size, extent), *(view for _, view in others)]
-        things = view_things(seen, views, size, embed_things, candidates=candidates, threshold=center_threshold)
-        stuff = view_stuff(seen, views, embed_stuff, threshold=stuff_threshold)
-        feature = view_feature(seen, views, size, extent)
+    if views:
+        seen = [outputs, *(dense for dense, _ in views)]
+        shown = [View(geometry.size, geometry.padded_size), *(view for _, view in views)]
+        things = view_things(seen, shown, geometry.size, embed.things, options)
+        pooled, stuff = None, view_stuff(seen, shown, embed.stuff, threshold=options.stuff_threshold)
+        feature = view_feature(seen, shown, geometry.size, geometry.padded_size)
     else:
         things = pick_things(
-            outputs.center_logits, outputs.kernel_map, extent, candidates=candidates, threshold=center_threshold
+            outputs.center_logits,
+            outputs.kernel_map,
+            geometry.padded_size,
+            candidates=options.candidates,
+            threshold=options.center_threshold,
         )
-        things = dataclasses.replace(things, weight=embed_things(things.weight))
-        stuff = pool_stuff(outputs.region_logits, outputs.kernel_map, extent, threshold=stuff_threshold)
-        stuff = dataclasses.replace(stuff, weight=embed_stuff(stuff.weight))
-        stuff = fuse_stuff(stuff, channels=outputs.region_logits[0].shape[-1])
+        things = dataclasses.replace(things, weight=embed.things(things.weight))
+        pooled = pool_stuff(
+            outputs.region_logits, outputs.kernel_map, geometry.padded_size, threshold=options.stuff_threshold
+        )
+        pooled = dataclasses.replace(pooled, weight=embed.stuff(pooled.weight))
+        stuff = fuse_stuff(pooled, channels=outputs.region_logits[0].shape[-1])
         feature = outputs.feature
-    things = fuse_things(things, threshold=fusion_threshold, class_aware=class_aware_fusion)
+    fusion = fuse_things(things, threshold=options.fusion_threshold, class_aware=options.class_aware_fusion)
+    return Proposed(fusion, pooled, stuff, feature)
+
+
+def paste(
+    proposed: Proposed,
+    geometry: ImageGeometry,
+    options: PredictOptions,
+    regions: RegionChannels,
+    output: OutputSpec,
+) -> Prediction:
+    """Rescores the fused kernels of one image and pastes their masks into a panoptic segmentation."""
     things = rescore(
-        things,
-        feature,
-        extent,
-        mask_threshold=mask_threshold,
-        min_score=min_score,
-        max_things=max_things,
-        mask_nms=mask_nms,
-        mask_nms_threshold=mask_nms_threshold,
-        chunk=chunk,
-    )
-    paste = functools.partial(
-        _paste,
-        output_shape=output_shape,
-        window=window,
-        with_thing_masks=with_thing_masks,
-        num_things=outputs.center_logits[0].shape[-1],
-        thing_regions=thing_regions,
-        mask_threshold=mask_threshold,
-        merge_score=merge_score,
-        merge_overlap=merge_overlap,
-        min_stuff_area=min_stuff_area,
-        chunk=chunk,
-    )
-    arguments = (things, stuff, feature, size, extent, original_size)
-    if tile is None:
-        cut, whole = functools.partial(paste, tile=TILE), functools.partial(paste, tile=GPU_TILE)
+        proposed.things.fused, proposed.feature, geometry.padded_size, options, chunk=output.chunk
+    )  # [max_things]
+
+    def at_original_size(
+        things: Kernels, stuff: Kernels, feature: Array, geometry: ImageGeometry, *, tile: int
+    ) -> tuple[PanopticPrediction, Array, Array | None]:
+        upsampler = make_upsampler(
+            geometry, map_shape=feature.shape[:2], output_shape=output.shape, tile=tile, window=output.window
+        )
+        panoptic, semantic_map = merge(things, stuff, feature, upsampler, regions, options, chunk=output.chunk)
+        if not output.thing_masks:
+            return panoptic, semantic_map, None
+        masks = packed_thing_masks(things, feature, upsampler, threshold=options.mask_threshold)
+        return panoptic, semantic_map, masks
+
+    arguments = (things, proposed.stuff, proposed.feature, geometry)
+    if output.tile is None:
+        cut, whole = (functools.partial(at_original_size, tile=tile) for tile in (TILE, GPU_TILE))
         pasted = lax.platform_dependent(*arguments, cuda=whole, rocm=whole, default=cut)
     else:
-        pasted = paste(*arguments, tile=tile)
+        pasted = at_original_size(*arguments, tile=output.tile)
     panoptic, semantic_map, masks = pasted
     return Prediction(
         panoptic=panoptic,
         things=things,
         thing_masks=masks,
-        semantic_map=semantic_map if with_semantic_map else None,
+        semantic_map=semantic_map if output.semantic_map else None,
     )
 
 
-def _paste(
-    things: Kernels,
-    stuff: Kernels,
-    feature: Float[Array, "h w E"],
-    size: Int[Array, " 2"],
-    extent: Int[Array, " 2"],
-    original_size: Int[Array, " 2"],
-    *,
-    output_shape: tuple[int, int],
-    tile: int,
-    window: int | None,
-    with_thing_masks: bool,
-    mask_threshold: float,
-    **options: Any,
-) -> tuple[PanopticPrediction, Int[Array, "H0 W0"], UInt8[Array, "M H0 W0/8"] | None]:
-    """Everything at the original size: segments, semantic map, and the masks of things if they are asked for."""
-    upsampler = make_upsampler(
-        size, extent, original_size, map_shape=feature.shape[:2], output_shape=output_shape, tile=tile, window=window
-    )
-    panoptic, semantic_map = merge(things, stuff, feature, extent, upsampler, mask_threshold=mask_threshold, **options)
-    if not with_thing_masks:
-        return panoptic, semantic_map, None
-    return panoptic, semantic_map, packed_thing_masks(things, feature, extent, upsampler, threshold=mask_threshold)
+def predict_image(
+    outputs: DenseOutputs,
+    embed: Embeddings,
+    geometry: ImageGeometry,
+    options: PredictOptions,
+    regions: RegionChannels,
+    output: OutputSpec,
+    views: Sequence[tuple[DenseOutputs, View]] = (),
+) -> Prediction:
+    """Segments one image: pick and pool, embed, fuse, rescore, merge (paper section 3.4)."""
+    return paste(propose(outputs, embed, geometry, options, views), geometry, options, regions, output)
 
 
 def crop_prediction(prediction: Prediction, size: Any) -> Prediction:
-    """One picture's prediction without the padding of the output canvas.
+    """One image's prediction without the padding of the output canvas.
 
     Raises:
-      UserError: the picture is larger than the output canvas, so that the program has cut its result off.
+      UserError: the image is larger than the output canvas, so that the program has cut its result off.
     """
     height, width = int(size[0]), int(size[1])
     canvas = prediction.panoptic.segment_map.shape
     if height > canvas[0] or width > canvas[1]:
         raise UserError(
-            f"a picture of {height} x {width} pixels (height x width) does not fit into the output canvas of "
+            f"an image of {height} x {width} pixels (height x width) does not fit into the output canvas of "
             f"{canvas[0]} x {canvas[1]}: its segments would be cut off; use an output_shape that holds it"
         )
     panoptic = dataclasses.replace(prediction.panoptic, segment_map=prediction.panoptic.segment_map[:height, :width])

@@ -1,8 +1,8 @@
 """Bilinear resampling with sizes as data: which inputs an output position reads, and with which weights.
 
 The rule is PyTorch's `interpolate(mode="bilinear", align_corners=False)`: output i reads the source at
-(i + 0.5) * in_size / out_size - 0.5, clamped at 0 from below, and the neighbour above is clamped to the last input.
-Both sizes may be traced scalars, so that one compiled program serves every picture size on a canvas.
+(i + 0.5) * in_size / out_size - 0.5, clamped at 0 from below, and the neighbor above is clamped to the last input.
+Both sizes may be traced scalars, so that one compiled program serves every image size on a canvas.
 """
 
 from __future__ import annotations

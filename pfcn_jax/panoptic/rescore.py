@@ -1,7 +1,7 @@
 """Scores of things from their masks at 1/4 resolution, and mask NMS for the ablation.
 
 The masks are never kept: a chunk of kernels at a time is applied to the feature, with as many chunks as there are
-valid kernels, so that time and memory follow the picture's content and not the number of slots.
+valid kernels, so that time and memory follow the image's content and not the number of slots.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pfcn_jax.panoptic.kernels import convolve, in_use, pad_slots, sort_by_score, take
+from pfcn_jax.panoptic.kernels import Threshold, convolve, in_use, pad_slots, sort_by_score, take
+from pfcn_jax.panoptic.options import PredictOptions
 from pfcn_jax.types import FEATURE_STRIDE, Kernels
 
 
 def mask_means(
-    kernels: Kernels, feature: Float[Array, "h w E"], extent: Int[Array, " 2"], *, threshold: float, chunk: int = 16
+    kernels: Kernels,
+    feature: Float[Array, "h w E"],
+    padded_size: Int[Array, " 2"],
+    *,
+    threshold: Threshold,
+    chunk: int = 16,
 ) -> Float[Array, " M"]:
     """Mean probability of each kernel's mask (probability > threshold) at 1/4 resolution; 0 where the mask is empty.
 
-    Valid slots must come first; the others get 0. The mask extends over the padding of the picture's own `extent`.
+    Valid slots must come first; the others get 0. The mask extends over the padding of the image's own padded size.
     """
     slots = kernels.score.shape[0]
-    used = in_use(feature.shape[:2], extent, FEATURE_STRIDE)
+    used = in_use(feature.shape[:2], padded_size, FEATURE_STRIDE)
     weight = pad_slots(kernels, chunk).weight
 
     def step(index: Int[Array, ""], means: Float[Array, " M"]) -> Float[Array, " M"]:
@@ -44,55 +50,51 @@ def mask_means(
 def rescore(
     kernels: Kernels,
     feature: Float[Array, "h w E"],
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
+    options: PredictOptions,
     *,
-    mask_threshold: float = 0.4,
-    min_score: float = 0.05,
-    max_things: int = 100,
-    mask_nms: bool = False,
-    mask_nms_threshold: float = 0.5,
     chunk: int = 16,
 ) -> Kernels:
-    """The picture's things, best first: `max_things` slots, valid ones first.
+    """The image's things, best first: `options.max_things` slots, valid ones first.
 
     The new score is score x mean probability inside the mask (paper section 3.4; the original's product). Kernels
-    whose new score does not exceed `min_score` are dropped.
+    whose new score does not exceed `options.min_score` are dropped. With `options.mask_nms`, a mask whose IoU with a
+    better kept one of its class exceeds `options.mask_nms_threshold` is suppressed before the best are kept.
 
     Args:
       kernels: fused kernels, valid slots first (as `fuse_things` returns them).
-      mask_nms: after that, suppress a mask whose IoU with a better kept one of its class exceeds
-        `mask_nms_threshold`, before the best `max_things` are kept.
       chunk: kernels applied at a time.
     """
-    means = mask_means(kernels, feature, extent, threshold=mask_threshold, chunk=chunk)
+    means = mask_means(kernels, feature, padded_size, threshold=options.mask_threshold, chunk=chunk)
     score = kernels.score * means
-    things = sort_by_score(dataclasses.replace(kernels, score=score, valid=kernels.valid & (score > min_score)))
-    if mask_nms:
-        overlap = mask_iou(things, feature, extent, threshold=mask_threshold)
-        kept = suppress(things, overlap, threshold=mask_nms_threshold)
+    above = kernels.valid & (score > options.min_score)
+    things = sort_by_score(dataclasses.replace(kernels, score=score, valid=above))
+    if options.mask_nms:
+        overlap = mask_iou(things, feature, padded_size, threshold=options.mask_threshold)
+        kept = suppress(things, overlap, threshold=options.mask_nms_threshold)
         things = take(dataclasses.replace(things, valid=kept), jnp.argsort(~kept, stable=True))
-    best = take(things, jnp.arange(min(max_things, things.score.shape[0])))
-    return pad_slots(best, max_things)
+    best = take(things, jnp.arange(min(options.max_things, things.score.shape[0])))
+    return pad_slots(best, options.max_things)
 
 
 def mask_iou(
     kernels: Kernels,
     feature: Float[Array, "h w E"],
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
     *,
-    threshold: float,
+    threshold: Threshold,
     rows: int = 16,
     chunk: int = 32,
 ) -> Float[Array, "M M"]:
-    """IoU of every pair of masks at 1/4 resolution, over the picture's extent; 0 for invalid slots.
+    """IoU of every pair of masks at 1/4 resolution, over the padded image; 0 for invalid slots.
 
-    Valid slots must come first. The map is visited a few `rows` at a time, as far as the extent reaches, and in each
-    such strip the slots a `chunk` at a time, as many as are valid: n valid masks cost n x n / 2 x h x w products.
+    Valid slots must come first. A loop over strips of `rows`, as far as the padded image reaches; in each strip a loop
+    over the valid slots, a `chunk` at a time: n valid masks cost n x n / 2 x h x w products.
     """
     h, w, _ = feature.shape
     rows = min(rows, h)
     feature = jnp.pad(feature, ((0, -h % rows), (0, 0), (0, 0)))
-    used = in_use((feature.shape[0], w), extent, FEATURE_STRIDE)
+    used = in_use((feature.shape[0], w), padded_size, FEATURE_STRIDE)
     slots, weight = kernels.score.shape[0], pad_slots(kernels, chunk).weight
     chunks = _ceil_div(jnp.sum(kernels.valid, dtype=jnp.int32), chunk)
 
@@ -119,7 +121,7 @@ def mask_iou(
 
         return lax.fori_loop(0, chunks * chunks, add_pairs, both)
 
-    strips = _ceil_div(_ceil_div(extent[0], FEATURE_STRIDE), rows)
+    strips = _ceil_div(_ceil_div(padded_size[0], FEATURE_STRIDE), rows)
     both = jnp.zeros((weight.shape[0], weight.shape[0]), jnp.float32)
     both = jnp.triu(lax.fori_loop(0, strips, visit, both))
     both = (both + jnp.triu(both, 1).T)[:slots, :slots]
@@ -128,7 +130,7 @@ def mask_iou(
     return both / jnp.maximum(area[:, None] + area[None, :] - both, 1.0)
 
 
-def suppress(kernels: Kernels, overlap: Float[Array, "M M"], *, threshold: float) -> Bool[Array, " M"]:
+def suppress(kernels: Kernels, overlap: Float[Array, "M M"], *, threshold: Threshold) -> Bool[Array, " M"]:
     """Greedy NMS: the slots that no better kept slot of the same class overlaps by more than `threshold`.
 
     Slots must be sorted, best first. A suppressed slot suppresses nothing.

@@ -1,13 +1,12 @@
-"""What the heads should say: object centers, stuff regions, and the list of positives (paper section 3.2).
+"""Targets of the heads: object centers, stuff regions, and the list of positives (paper section 3.2).
 
-Every function is for one picture. `make_targets` starts from the id map and the table of segments; `build_targets` is
+Every function is for one image. `make_targets` starts from the id map and the table of segments; `build_targets` is
 the same from masks at 1/4 resolution, whatever they come from.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +22,10 @@ from pfcn_jax.panoptic.labels import (
     quarter_taps,
     region_id_map,
 )
-from pfcn_jax.panoptic.side_by_side import longest
-from pfcn_jax.types import FEATURE_STRIDE, STRIDES, SegmentTable
+from pfcn_jax.panoptic.loops import trip_count
+from pfcn_jax.panoptic.options import TargetOptions
+from pfcn_jax.types import FEATURE_STRIDE, ImageGeometry, RegionChannels, SegmentTable
 
-# sqrt(box area) in pixels, inclusive; the ranges overlap, so an instance may be positive on two levels.
-LEVEL_RANGES = ((1.0, 64.0), (32.0, 128.0), (64.0, 256.0), (128.0, 512.0), (256.0, 2048.0))
 REGION_THRESHOLD = 0.5
 _ROWS_AT_ONCE = 8  # instances per step of the mass-center loop
 
@@ -44,7 +42,7 @@ class Slots:
 
 @struct.dataclass
 class Targets:
-    """Targets of one picture (a leading batch axis after vmap)."""
+    """Targets of one image (a leading batch axis after vmap)."""
 
     center_heatmap: tuple[Float[Array, "hl wl T"], ...]
     region_score: tuple[Float[Array, "hl wl C"], ...]  # 0, or soft in [0.5, 1]
@@ -55,102 +53,67 @@ class Targets:
     instance_masks: Masks  # at 1/4 resolution, [h, w]
     region_masks: IdMapMasks  # at 1/4 resolution, [h, w]; row c is region channel c
     cell_masks: Masks  # instances at level resolution, over the A cells
-    extent: Int[Array, " 2"]
+    padded_size: Int[Array, " 2"]
 
 
 def make_targets(
     segment_map: Integer[Array, "H W"],
     segments: SegmentTable,
-    size: Int[Array, " 2"],
-    extent: Int[Array, " 2"],
-    *,
-    num_things: int,
-    num_stuff: int,
-    level_shapes: tuple[tuple[int, int], ...],
-    max_positives: int,
-    level_ranges: tuple[tuple[float, float], ...] = LEVEL_RANGES,
-    strides: tuple[int, ...] = STRIDES,
-    center: Literal["mass", "box"] = "mass",
-    min_overlap: float = 0.7,
-    thing_regions: int = 1,
+    geometry: ImageGeometry,
+    regions: RegionChannels,
+    options: TargetOptions,
 ) -> Targets:
-    """Targets of one picture from its id map.
-
-    Args:
-      segment_map: 0 = void, i = row i - 1 of `segments`; 0 outside `size`.
-      segments: table without batch axis, S rows.
-      size: (height, width) of the picture in the canvas, pixels.
-      extent: (height, width) of the part of the canvas in use, multiples of 32.
-      num_things: number of thing classes T; num_stuff: of stuff classes, so that C = thing_regions + num_stuff.
-      level_shapes: static (hl, wl) of every level on the canvas.
-      max_positives: static number of slots P for (instance, level) pairs.
-      level_ranges: sqrt(box area) per level in pixels, inclusive.
-      center: the mean of the mask's pixels, or the middle of its box.
-      min_overlap: IoU that a box shifted by the Gaussian's radius keeps.
-      thing_regions: region channels of things: 1 (any thing) or num_things (one for each class).
+    """Targets of one image from its id map.
 
     A crowd makes no instance; its pixels count as "any thing" in the regions, as in the original implementation.
+
+    Args:
+      segment_map: 0 = void, i = row i - 1 of `segments`; 0 outside `geometry.size`.
+      segments: table without batch axis, S rows.
     """
-    height, width = segment_map.shape
-    rows, columns = quarter_taps(size, (height, width))
-    region_ids = region_id_map(segment_map, segments, num_things=num_things, thing_regions=thing_regions)
-    regions = from_id_map(region_ids).resample(rows, columns)
+    canvas = segment_map.shape
+    rows, columns = quarter_taps(geometry.size, canvas)
     return build_targets(
         from_id_map(segment_map).resample(rows, columns),
+        from_id_map(region_id_map(segment_map, segments, regions)).resample(rows, columns),
+        segments,
+        geometry.padded_size,
+        LevelCells.of_canvas(canvas),
         regions,
-        class_id=segments.class_id,
-        box=segments.box,
-        is_instance=segments.valid & segments.is_thing & ~segments.is_crowd,
-        extent=extent,
-        num_things=num_things,
-        num_stuff=num_stuff,
-        cells=LevelCells(level_shapes, strides),
-        max_positives=max_positives,
-        level_ranges=level_ranges,
-        center=center,
-        min_overlap=min_overlap,
-        thing_regions=thing_regions,
+        options,
     )
 
 
 def build_targets(
     instance_masks: Masks,
     region_masks: IdMapMasks,
-    *,
-    class_id: Int[Array, " S"],
-    box: Float[Array, "S 4"],
-    is_instance: Bool[Array, " S"],
-    extent: Int[Array, " 2"],
-    num_things: int,
-    num_stuff: int,
+    segments: SegmentTable,
+    padded_size: Int[Array, " 2"],
     cells: LevelCells,
-    max_positives: int,
-    level_ranges: tuple[tuple[float, float], ...] = LEVEL_RANGES,
-    center: Literal["mass", "box"] = "mass",
-    min_overlap: float = 0.7,
-    thing_regions: int = 1,
+    regions: RegionChannels,
+    options: TargetOptions,
 ) -> Targets:
-    """Targets from masks at 1/4 resolution (row i of `instance_masks` is row i of the table)."""
-    if center not in ("mass", "box"):
-        raise ValueError(f"center must be 'mass' or 'box', got {center!r}")
-    if max_positives < 1:
-        raise ValueError(f"max_positives must be at least 1, got {max_positives}")
+    """Targets from masks at 1/4 resolution (row i of `instance_masks` is row i of `segments`)."""
+    class_id, box = segments.class_id, segments.box
+    is_instance = segments.valid & segments.is_thing & ~segments.is_crowd
     if class_id.shape[0] == 0:  # an empty table: one row that is no instance spares every loop the special case
         class_id, box, is_instance = jnp.zeros((1,), jnp.int32), jnp.zeros((1, 4), jnp.float32), jnp.zeros((1,), bool)
     mass_center, visible = mass_centers(instance_masks, is_instance)
     box_center = (box[:, :2] + box[:, 2:])[:, ::-1] / (2.0 * FEATURE_STRIDE)
-    position = mass_center if center == "mass" else box_center
+    position = mass_center if options.center == "mass" else box_center
     # A mask that vanishes at 1/4 resolution has nothing to learn from: no positive. (The original implementation
     # kept it, with a false Gaussian in the corner, because the mean of no pixels is NaN.)
-    assigned = assign_levels(box, level_ranges) & (is_instance & visible)[:, None]
+    assigned = assign_levels(box, options.level_ranges) & (is_instance & visible)[:, None]
     pairs = _list_true(assigned, assigned.size)
     pairs = dataclasses.replace(pairs, class_id=jnp.take(class_id, pairs.row, axis=0, mode="fill", fill_value=0))
 
-    heatmap = draw_centers(position, box, pairs, extent, num_things=num_things, cells=cells, min_overlap=min_overlap)
-    score = region_scores(region_masks, extent, num_regions=thing_regions + num_stuff, cells=cells)
+    heatmap = draw_centers(
+        position, box, pairs, padded_size, num_things=regions.num_things, cells=cells, min_overlap=options.min_overlap
+    )
+    score = region_scores(region_masks, padded_size, num_regions=regions.count, cells=cells)
     present = jnp.stack([jnp.any(part > 0.0, axis=(0, 1)) for part in cells.split(score)])  # [L, C]
     stuff = _list_true(present.T, present.size)
-    kept = min(max_positives, assigned.size)
+    kept = min(options.max_positives, assigned.size)
     count = jnp.sum(assigned, dtype=jnp.int32)
     return Targets(
         center_heatmap=cells.split(heatmap),
@@ -161,13 +124,13 @@ def build_targets(
         stuff=dataclasses.replace(stuff, class_id=stuff.row),
         instance_masks=instance_masks,
         region_masks=region_masks,
-        cell_masks=level_masks(instance_masks, extent, cells),
-        extent=extent,
+        cell_masks=level_masks(instance_masks, padded_size, cells),
+        padded_size=padded_size,
     )
 
 
 def assign_levels(box: Float[Array, "S 4"], ranges: tuple[tuple[float, float], ...]) -> Bool[Array, "S L"]:
-    """On which levels an instance is positive: lower <= sqrt(box area) <= upper; outside all ranges on none."""
+    """True on the levels where an instance is positive: lower <= sqrt(box area) <= upper."""
     area = jnp.maximum(box[:, 2] - box[:, 0], 0.0) * jnp.maximum(box[:, 3] - box[:, 1], 0.0)
     bounds = jnp.asarray(ranges, jnp.float32) ** 2  # compares areas: no square root that could round
     return (area[:, None] >= bounds[None, :, 0]) & (area[:, None] <= bounds[None, :, 1])
@@ -192,7 +155,7 @@ def mass_centers(masks: Masks, wanted: Bool[Array, " S"]) -> tuple[Float[Array, 
         new = [jnp.sum(per_row, axis=1), _first_moment(per_row), _first_moment(per_column)]
         return jax.lax.dynamic_update_slice_in_dim(sums, jnp.stack(new, axis=1), start, axis=0)
 
-    chunks = longest((jnp.sum(wanted, dtype=jnp.int32) + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE)
+    chunks = trip_count((jnp.sum(wanted, dtype=jnp.int32) + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE)
     sums = jax.lax.fori_loop(0, chunks, step, jnp.zeros((padded, 3), jnp.int32))
     count = jnp.maximum(sums[:, :1], 1)
     # Whole and fractional part apart: a center that falls on an integer is exact on every device.
@@ -221,7 +184,7 @@ def _list_true(flags: Bool[Array, "rows levels"], slots: int) -> Slots:
     )
 
 
-def gaussian_radius(size: Float[Array, "*n 2"], *, min_overlap: float = 0.7) -> Float[Array, "*n"]:
+def gaussian_radius(size: Float[Array, "*n 2"], *, min_overlap: float) -> Float[Array, "*n"]:
     """CornerNet's radius for a box (height, width): the smallest of its three cases.
 
     The published formulas lack factors 1/a in the roots (r = (b + sqrt(b^2 - 4ac)) / 2), and the original
@@ -239,27 +202,27 @@ def gaussian_radius(size: Float[Array, "*n 2"], *, min_overlap: float = 0.7) -> 
 
 
 def level_scales(
-    extent: Int[Array, " 2"], pairs: Slots, cells: LevelCells, *, source: Int[Array, " 2"]
+    padded_size: Int[Array, " 2"], pairs: Slots, cells: LevelCells, *, source: Int[Array, " 2"]
 ) -> Float[Array, "P 2"]:
     """Positions of each pair's level per position of a map of size `source`, for (rows, columns).
 
     The ratio of the two sizes, as in the original implementation: below source stride / level stride by up to half a
-    cell on p6 and a cell on p7 at the far border, where `extent` is no multiple of the level's stride.
+    cell on p6 and a cell on p7 at the far border, where `padded_size` is no multiple of the level's stride.
     """
-    used = jnp.take(cells.used_sizes(extent), pairs.level, axis=0)
+    used = jnp.take(cells.used_sizes(padded_size), pairs.level, axis=0)
     return used.astype(jnp.float32) / source.astype(jnp.float32)[None]
 
 
 def center_cells(
-    position: Float[Array, "S 2"], pairs: Slots, extent: Int[Array, " 2"], cells: LevelCells
+    position: Float[Array, "S 2"], pairs: Slots, padded_size: Int[Array, " 2"], cells: LevelCells
 ) -> Int[Array, "P 2"]:
     """(row, column) of each pair's center on its level, from positions at 1/4 resolution.
 
     Clamped into the level (the original implementation clamps one past its end).
     """
-    scale = level_scales(extent, pairs, cells, source=extent // FEATURE_STRIDE)
+    scale = level_scales(padded_size, pairs, cells, source=padded_size // FEATURE_STRIDE)
     center = jnp.floor(jnp.take(position, pairs.row, axis=0, mode="clip") * scale)
-    last = jnp.take(cells.used_sizes(extent), pairs.level, axis=0) - 1
+    last = jnp.take(cells.used_sizes(padded_size), pairs.level, axis=0) - 1
     return jnp.clip(center.astype(jnp.int32), 0, last)
 
 
@@ -267,20 +230,20 @@ def draw_centers(
     position: Float[Array, "S 2"],
     box: Float[Array, "S 4"],
     pairs: Slots,
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
     *,
     num_things: int,
     cells: LevelCells,
-    min_overlap: float = 0.7,
+    min_overlap: float,
 ) -> Float[Array, "A T"]:
     """One Gaussian per pair in its class's channel, sigma (2r + 1) / 3, cut at the radius r; overlaps by maximum.
 
     `position` is (row, column) at 1/4 resolution.
     """
     level_of_cell, row_column = jnp.asarray(cells.level), jnp.asarray(cells.row_column)
-    in_use = cells.in_use(extent)
-    center = center_cells(position, pairs, extent, cells)
-    scale = level_scales(extent, pairs, cells, source=extent)
+    in_use = cells.in_use(padded_size)
+    center = center_cells(position, pairs, padded_size, cells)
+    scale = level_scales(padded_size, pairs, cells, source=padded_size)
     corners = jnp.take(box, pairs.row, axis=0, mode="clip") * jnp.tile(scale[:, ::-1], (1, 2))  # x0, y0, x1, y1
     width_height = jnp.maximum(corners[:, 2:] - corners[:, :2], 0.0)
     radius = jnp.floor(gaussian_radius(width_height, min_overlap=min_overlap)).astype(jnp.int32)
@@ -295,16 +258,16 @@ def draw_centers(
         return heatmap.at[pairs.class_id[slot]].max(gaussian)
 
     heatmap = jnp.zeros((num_things, row_column.shape[1]), jnp.float32)
-    return jax.lax.fori_loop(0, longest(jnp.sum(pairs.valid, dtype=jnp.int32)), draw, heatmap).T
+    return jax.lax.fori_loop(0, trip_count(jnp.sum(pairs.valid, dtype=jnp.int32)), draw, heatmap).T
 
 
 def region_scores(
-    region_masks: IdMapMasks, extent: Int[Array, " 2"], *, num_regions: int, cells: LevelCells
+    region_masks: IdMapMasks, padded_size: Int[Array, " 2"], *, num_regions: int, cells: LevelCells
 ) -> Float[Array, "A C"]:
     """Soft one-hot semantic labels at level resolution; values below 0.5 are 0, the others stay in [0.5, 1].
 
     Straight borders give many values of exactly one half, which the original keeps; the slack keeps them whatever the
     rounding of the device.
     """
-    soft = level_masks(region_masks, extent, cells).take(jnp.arange(num_regions, dtype=jnp.int32)).T
+    soft = level_masks(region_masks, padded_size, cells).take(jnp.arange(num_regions, dtype=jnp.int32)).T
     return jnp.where(soft >= REGION_THRESHOLD - 1e-6, soft, 0.0)

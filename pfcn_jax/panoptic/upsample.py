@@ -1,9 +1,9 @@
-"""Probabilities at 1/4 resolution -> the picture's original size, tile by tile, with all sizes as data.
+"""Probabilities at 1/4 resolution -> the image's original size, tile by tile, with all sizes as data.
 
 The original upsamples by 4 (bilinear), crops the padding and resizes to the original size (bilinear, no
 antialiasing). Both steps are linear and separable, so one matrix per axis does both, and the result is exact. A tile
 of the output reads a small window of the map only; tiles are made where an object is, and nowhere else, so that the
-cost follows the content. (A GPU takes tiles so large that one is mostly the whole picture.) Tiles are dense products of
+cost follows the content. (A GPU takes tiles so large that one is mostly the whole image.) Tiles are dense products of
 matrices: fast on every accelerator, no gather.
 """
 
@@ -18,8 +18,9 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from pfcn_jax.panoptic.kernels import Threshold
 from pfcn_jax.panoptic.resample import Taps, linear_taps, taps_matrix
-from pfcn_jax.types import FEATURE_STRIDE
+from pfcn_jax.types import FEATURE_STRIDE, ImageGeometry
 
 Carry = TypeVar("Carry")
 
@@ -35,40 +36,38 @@ class Upsampler:
     row_index: Int[Array, "taps H0"]  # the map's rows that an output row reads
     column_index: Int[Array, "taps W0"]
     limit: Int[Array, " 2"]  # original size, at most the canvas
+    padded_size: Int[Array, " 2"]
     step: Int[Array, " 2"]  # output pixels that a tile may own: its window reaches no further
     tile: tuple[int, int] = struct.field(pytree_node=False)
     window: tuple[int, int] = struct.field(pytree_node=False)
 
 
 def make_upsampler(
-    size: Int[Array, " 2"],
-    extent: Int[Array, " 2"],
-    original_size: Int[Array, " 2"],
+    geometry: ImageGeometry,
     *,
     map_shape: tuple[int, ...],
     output_shape: tuple[int, int],
     tile: int = 128,
     window: int | None = None,
 ) -> Upsampler:
-    """Everything about one picture's sizes.
+    """The upsampler of one image.
 
     Args:
-      size: the resized picture in the canvas, pixels.
-      extent: `size` with the padding that the original would have made (both at least 1).
-      original_size: pixels of the file; what does not fit into `output_shape` is cut off.
+      geometry: an original size that does not fit into `output_shape` is cut off.
       map_shape: static (h, w) of the 1/4 map.
       output_shape: static output canvas.
       tile: output pixels that are made at a time, each way.
       window: map positions that a tile may read, each way (at least 8). None: as many as a whole tile needs when the
-        picture fills both canvases. A picture that is shrunk more gets smaller tiles, never a wrong result.
+        image fills both canvases. An image that is shrunk more gets smaller tiles, never a wrong result.
     """
-    size, extent, original_size = (jnp.maximum(value, 1) for value in (size, extent, original_size))
+    sizes = (geometry.size, geometry.padded_size, geometry.original_size)
+    size, padded_size, original_size = (jnp.maximum(value, 1) for value in sizes)
     tiles, windows, rows_and_columns = [], [], []
     for axis in (0, 1):
         length, in_length = output_shape[axis], map_shape[axis]
         tiles.append(min(tile, length))
         windows.append(min(window or _round_up(tiles[axis] * in_length / length + 6, 8), in_length))
-        taps = composed_taps(length, size[axis], extent[axis], original_size[axis], in_length=in_length)
+        taps = composed_taps(length, size[axis], padded_size[axis], original_size[axis], in_length=in_length)
         step = _step(size[axis], original_size[axis], tile=tiles[axis], window=windows[axis], in_length=in_length)
         rows_and_columns.append((taps_matrix(taps, in_length), taps.index, step))
     (rows, row_index, row_step), (columns, column_index, column_step) = rows_and_columns
@@ -78,6 +77,7 @@ def make_upsampler(
         row_index=row_index,
         column_index=column_index,
         limit=jnp.minimum(original_size, jnp.asarray(output_shape, original_size.dtype)).astype(jnp.int32),
+        padded_size=geometry.padded_size,
         step=jnp.stack([row_step, column_step]),
         tile=(tiles[0], tiles[1]),
         window=(windows[0], windows[1]),
@@ -91,7 +91,7 @@ def _round_up(number: float, multiple: int) -> int:
 def _step(
     size: Int[Array, ""], original_size: Int[Array, ""], *, tile: int, window: int, in_length: int
 ) -> Int[Array, ""]:
-    """Output positions whose inputs fit into a window: n neighbours read at most (n - 1) * ratio + 4 inputs."""
+    """Output positions whose inputs fit into a window: n neighbors read at most (n - 1) * ratio + 4 inputs."""
     if window == in_length:
         return jnp.int32(tile)
     ratio = size.astype(jnp.float32) / (FEATURE_STRIDE * original_size.astype(jnp.float32))
@@ -99,10 +99,10 @@ def _step(
 
 
 def composed_taps(
-    length: int, size: Int[Array, ""], extent: Int[Array, ""], original_size: Int[Array, ""], *, in_length: int
+    length: int, size: Int[Array, ""], padded_size: Int[Array, ""], original_size: Int[Array, ""], *, in_length: int
 ) -> Taps:
     """The four taps of each output position in the 1/4 map: x4, crop to `size`, resize to `original_size`."""
-    cells = -(-extent // FEATURE_STRIDE)
+    cells = -(-padded_size // FEATURE_STRIDE)
     enlarge = linear_taps(FEATURE_STRIDE * in_length, cells, FEATURE_STRIDE * cells)
     resize = linear_taps(length, size, original_size)
     index = enlarge.index[:, resize.index]  # [2, 2, length]
@@ -110,9 +110,7 @@ def composed_taps(
     return Taps(index=index.reshape(4, length), weight=weight.reshape(4, length))
 
 
-def output_box(
-    probability: Float[Array, "N h w"], upsampler: Upsampler, extent: Int[Array, " 2"], *, threshold: float
-) -> Int[Array, "N 4"]:
+def output_box(probability: Float[Array, "N h w"], upsampler: Upsampler, *, threshold: Threshold) -> Int[Array, "N 4"]:
     """Box (top, left, bottom, right; ends exclusive) outside of which no output pixel exceeds `threshold`.
 
     An output pixel is a mean of positions, so it can only exceed what one of them exceeds. No such position: an
@@ -120,8 +118,8 @@ def output_box(
     """
     hot = probability > threshold - _ROUNDING
     cells = jnp.arange(max(hot.shape[1:])) * FEATURE_STRIDE
-    hot_rows = jnp.any(hot & (cells[: hot.shape[2]] < extent[1])[None, None, :], axis=2)
-    hot_columns = jnp.any(hot & (cells[: hot.shape[1]] < extent[0])[None, :, None], axis=1)
+    hot_rows = jnp.any(hot & (cells[: hot.shape[2]] < upsampler.padded_size[1])[None, None, :], axis=2)
+    hot_columns = jnp.any(hot & (cells[: hot.shape[1]] < upsampler.padded_size[0])[None, :, None], axis=1)
     top, bottom = _hot_range(hot_rows, upsampler.row_index, upsampler.limit[0])
     left, right = _hot_range(hot_columns, upsampler.column_index, upsampler.limit[1])
     return jnp.stack([top, left, bottom, right], axis=-1)
@@ -139,7 +137,7 @@ def _hot_range(
 
 
 def whole_box(upsampler: Upsampler) -> Int[Array, " 4"]:
-    """The box of the whole picture."""
+    """The box of the whole image."""
     return jnp.concatenate([jnp.zeros(2, jnp.int32), upsampler.limit])
 
 

@@ -1,8 +1,8 @@
-"""Test-time augmentation at kernel level: other scales and mirror images of a picture join in its kernels.
+"""Test-time augmentation at kernel level: other scales and mirror images contribute to an image's kernels.
 
-Every view proposes objects; each proposal is looked up in all other views, at the same place of the picture. Its
-kernel is then the row of its kernels in all views, and the picture's feature is the row of the features of all views,
-brought to the picture's own grid: one product of both is the weighted mean of the mask logits of all views. So fusion,
+Every view proposes objects; each proposal is looked up in all other views, at the same place of the image. Its
+kernel is then the row of its kernels in all views, and the image's feature is the row of the features of all views,
+brought to the image's own grid: one product of both is the weighted mean of the mask logits of all views. So fusion,
 rescoring and merge stay as they are, masks are made once, and the same object found in two views has (nearly) the same
 kernel and is fused as repeats on two levels are.
 
@@ -25,14 +25,26 @@ from pfcn_jax.panoptic.fusion import fuse_stuff
 from pfcn_jax.panoptic.kernels import (
     POOL_WINDOWS,
     Picks,
+    Threshold,
     best_peaks,
     center_scores,
     in_use,
     keep_peaks,
+    peak_source,
     pool_stuff,
 )
+from pfcn_jax.panoptic.options import PredictOptions
 from pfcn_jax.panoptic.resample import antialiased_matrix, taps_at, taps_matrix
-from pfcn_jax.types import FEATURE_STRIDE, SIZE_DIVISOR, STRIDES, DenseOutputs, Kernels, round_up
+from pfcn_jax.types import (
+    FEATURE_STRIDE,
+    SIZE_DIVISOR,
+    STRIDES,
+    DenseOutputs,
+    ImageGeometry,
+    Kernels,
+    KernelSource,
+    round_up,
+)
 
 Embed = Callable[[Float[Array, "M K"]], Float[Array, "M E"]]
 MAX_PROPOSALS = 2048  # of all views together; the best go on
@@ -40,11 +52,16 @@ MAX_PROPOSALS = 2048  # of all views together; the best go on
 
 @struct.dataclass
 class View:
-    """How a view shows its picture: resized to `size`, mirrored or not, in a canvas of its own."""
+    """An image resized to `size`, mirrored or not, in a canvas of its own."""
 
     size: Int[Array, "*B 2"]
-    extent: Int[Array, "*B 2"]  # `size` rounded up to multiples of 32
+    padded_size: Int[Array, "*B 2"]  # `size` rounded up to multiples of 32
     mirrored: bool = struct.field(pytree_node=False, default=False)
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        """The view's sizes; nothing is resized back from it."""
+        return ImageGeometry(self.size, self.padded_size, self.size)
 
 
 @struct.dataclass
@@ -52,18 +69,18 @@ class Proposals:
     """Peaks of one view, level after level."""
 
     picks: Picks
-    level: Int[Array, " N"]
-    point: Float[Array, "N 2"]  # in pixels of the picture itself
+    source: KernelSource
+    point: Float[Array, "N 2"]  # in pixels of the image itself
     kernel: Float[Array, "N K"]  # not yet embedded
 
 
-# ------------------------------------------------------------------------------------------------ pictures of views
+# ------------------------------------------------------------------------------------------------ images of views
 def make_view(
     image: UInt8[Array, "H W 3"], size: Int[Array, " 2"], *, scale: float, mirrored: bool
 ) -> tuple[UInt8[Array, "Hv Wv 3"], View]:
-    """The picture enlarged or shrunk by `scale` (bilinear, antialiased) and mirrored, and where everything went.
+    """The image enlarged or shrunk by `scale` (bilinear, antialiased) and mirrored, and where everything went.
 
-    Its canvas is that of the picture times `scale`, rounded up to multiples of 32.
+    Its canvas is that of the image times `scale`, rounded up to multiples of 32.
     """
     canvas = tuple(math.ceil(side * scale / SIZE_DIVISOR) * SIZE_DIVISOR for side in image.shape[:2])
     new_size = jnp.maximum(jnp.floor(size.astype(jnp.float32) * scale + 0.5), 1.0).astype(jnp.int32)
@@ -78,17 +95,17 @@ def make_view(
     if mirrored:
         position = jnp.arange(canvas[1], dtype=jnp.int32)
         image = image[:, jnp.where(position < new_size[1], new_size[1] - 1 - position, position)]
-    extent = round_up(new_size)
-    return image, View(size=new_size, extent=extent, mirrored=mirrored)
+    padded_size = round_up(new_size)
+    return image, View(size=new_size, padded_size=padded_size, mirrored=mirrored)
 
 
 def _to_view(point: Float[Array, "N 2"], size: Int[Array, " 2"], view: View) -> Float[Array, "N 2"]:
-    """Points of the picture (row, column in pixels) as points of a view."""
+    """Points of the image (row, column in pixels) as points of a view."""
     point = point * (view.size.astype(jnp.float32) / size.astype(jnp.float32))[None, :]
     return _mirror(point, view)
 
 
-def _to_picture(point: Float[Array, "N 2"], size: Int[Array, " 2"], view: View) -> Float[Array, "N 2"]:
+def _to_image(point: Float[Array, "N 2"], size: Int[Array, " 2"], view: View) -> Float[Array, "N 2"]:
     return _mirror(point, view) * (size.astype(jnp.float32) / view.size.astype(jnp.float32))[None, :]
 
 
@@ -102,26 +119,28 @@ def align_feature(
     feature: Float[Array, "hv wv E"],
     view: View,
     size: Int[Array, " 2"],
-    extent: Int[Array, " 2"],
+    padded_size: Int[Array, " 2"],
     shape: tuple[int, ...],
 ) -> Float[Array, "h w E"]:
-    """A view's encoded feature on the 1/4 grid of the picture itself (bilinear); zero beyond the extent."""
+    """A view's encoded feature on the 1/4 grid of the image itself (bilinear); zero beyond the padded image."""
     matrices = []
     for axis in (0, 1):
         center = (jnp.arange(shape[axis], dtype=jnp.float32) + 0.5) * FEATURE_STRIDE
         both = jnp.stack([center, center], axis=1)
         source = _to_view(both, size, view)[:, axis] / FEATURE_STRIDE - 0.5
-        used = jnp.arange(shape[axis]) * FEATURE_STRIDE < extent[axis]
-        matrices.append(taps_matrix(taps_at(source, view.extent[axis] // FEATURE_STRIDE, used), feature.shape[axis]))
+        used = jnp.arange(shape[axis]) * FEATURE_STRIDE < padded_size[axis]
+        matrices.append(
+            taps_matrix(taps_at(source, view.padded_size[axis] // FEATURE_STRIDE, used), feature.shape[axis])
+        )
     exact = lax.Precision.HIGHEST
     tall = jnp.einsum("yh,hwe->ywe", matrices[0], feature.astype(jnp.float32), precision=exact)
     return jnp.einsum("xw,ywe->yxe", matrices[1], tall, precision=exact)
 
 
 # ------------------------------------------------------------------------------------------------------------ things
-def _scores(outputs: DenseOutputs, extent: Int[Array, " 2"]) -> list[Float[Array, "hl wl T"]]:
+def _scores(outputs: DenseOutputs, padded_size: Int[Array, " 2"]) -> list[Float[Array, "hl wl T"]]:
     levels = zip(outputs.center_logits, STRIDES, POOL_WINDOWS, strict=True)
-    return [center_scores(logits, extent, stride=stride, window=window) for logits, stride, window in levels]
+    return [center_scores(logits, padded_size, stride=stride, window=window) for logits, stride, window in levels]
 
 
 def _propose(
@@ -129,20 +148,25 @@ def _propose(
     peaks: Sequence[Float[Array, "hl wl T"]],
     view: View,
     size: Int[Array, " 2"],
-    *,
-    candidates: int,
-    threshold: float,
+    index: int,
+    options: PredictOptions,
 ) -> Proposals:
+    """Proposals of view number `index`."""
     parts = []
     for level, stride in enumerate(STRIDES):
-        picks = best_peaks(peaks[level], view.extent, stride=stride, candidates=candidates, threshold=threshold)
-        columns = peaks[level].shape[1]
-        cell = jnp.stack([picks.position // columns, picks.position % columns], axis=1)
+        picks = best_peaks(
+            peaks[level],
+            view.padded_size,
+            stride=stride,
+            candidates=options.candidates,
+            threshold=options.center_threshold,
+        )
+        source = peak_source(picks, level, peaks[level].shape[1], index)
         parts.append(
             Proposals(
                 picks=picks,
-                level=jnp.full(picks.score.shape, level, jnp.int32),
-                point=_to_picture((cell.astype(jnp.float32) + 0.5) * stride, size, view),
+                source=source,
+                point=_to_image((source.cell.astype(jnp.float32) + 0.5) * stride, size, view),
                 kernel=_at(outputs.kernel_map[level], picks.position),
             )
         )
@@ -177,7 +201,7 @@ def look_up(
     best, score = jnp.full(class_id.shape, -1.0, jnp.float32), jnp.zeros(class_id.shape, jnp.float32)
     kernel = jnp.zeros((*class_id.shape, 1), jnp.float32)
     for level, stride in enumerate(STRIDES):
-        used = (view.extent + (stride - 1)) // stride
+        used = (view.padded_size + (stride - 1)) // stride
         cell = jnp.clip((point / stride).astype(jnp.int32), 0, used[None, :] - 1)
         columns = scores[level].shape[1]
         position = cell[:, 0] * columns + cell[:, 1]
@@ -204,33 +228,33 @@ def view_things(
     views: Sequence[View],
     size: Int[Array, " 2"],
     embed: Embed,
-    *,
-    candidates: int,
-    threshold: float,
+    options: PredictOptions,
 ) -> Kernels:
     """Kernels of things of all views, `[M, V E]`, not yet fused.
 
-    A thing's score is the mean of its scores in all views and must be above `threshold`; the weights of the views'
-    mask logits are its scores, w_v = s_v / sum(s), as training weights the positions of an object.
+    A thing's score is the mean of its scores in all views and must be above `options.center_threshold`. These scores
+    weight the views' mask logits, w_v = s_v / sum(s), as training weights the positions of an object.
     """
-    scores = [_scores(output, view.extent) for output, view in zip(outputs, views, strict=True)]
+    scores = [_scores(output, view.padded_size) for output, view in zip(outputs, views, strict=True)]
     peaks = [[keep_peaks(level) for level in levels] for levels in scores]
     parts = [
-        _propose(output, peak, view, size, candidates=candidates, threshold=threshold)
-        for output, peak, view in zip(outputs, peaks, views, strict=True)
+        _propose(output, peak, view, size, index, options)
+        for index, (output, peak, view) in enumerate(zip(outputs, peaks, views, strict=True))
     ]
-    origin = jnp.concatenate([jnp.full(part.level.shape, v, jnp.int32) for v, part in enumerate(parts)])
     proposals: Proposals = jax.tree.map(lambda *fields: jnp.concatenate(fields), *parts)
     order = lax.top_k(
-        jnp.where(proposals.picks.valid, proposals.picks.score, -1.0), min(MAX_PROPOSALS, origin.shape[0])
+        jnp.where(proposals.picks.valid, proposals.picks.score, -1.0),
+        min(MAX_PROPOSALS, proposals.picks.score.shape[0]),
     )[1]
-    origin, proposals = origin[order], jax.tree.map(lambda field: field[order], proposals)
+    proposals = jax.tree.map(lambda field: field[order], proposals)
 
     found, kernels = [], []
     for v, (output, view) in enumerate(zip(outputs, views, strict=True)):
         point = _to_view(proposals.point, size, view)
-        score, kernel = look_up(output, scores[v], peaks[v], view, point, proposals.picks.class_id, proposals.level)
-        own = origin == v
+        score, kernel = look_up(
+            output, scores[v], peaks[v], view, point, proposals.picks.class_id, proposals.source.level
+        )
+        own = proposals.source.view == v
         found.append(jnp.where(own, proposals.picks.score, score))
         kernels.append(embed(jnp.where(own[:, None], proposals.kernel, kernel)))
     score = jnp.stack(found, axis=1)  # [M, V]
@@ -239,7 +263,8 @@ def view_things(
         weight=_weighted_row(kernels, score),
         class_id=proposals.picks.class_id,
         score=mean,
-        valid=proposals.picks.valid & (mean > threshold),
+        valid=proposals.picks.valid & (mean > options.center_threshold),
+        source=proposals.source,
     )
 
 
@@ -249,14 +274,16 @@ def _weighted_row(kernels: Sequence[Float[Array, "M E"]], score: Float[Array, "M
 
 
 # ------------------------------------------------------------------------------------------------------------- stuff
-def view_stuff(outputs: Sequence[DenseOutputs], views: Sequence[View], embed: Embed, *, threshold: float) -> Kernels:
+def view_stuff(
+    outputs: Sequence[DenseOutputs], views: Sequence[View], embed: Embed, *, threshold: Threshold
+) -> Kernels:
     """One kernel for each region channel, `[C, V E]`, fused over levels and joined over views.
 
     A channel's score is the mean over all views, 0 where a view does not see it, and must be above `threshold`.
     """
     parts = []
     for output, view in zip(outputs, views, strict=True):
-        pooled = pool_stuff(output.region_logits, output.kernel_map, view.extent, threshold=threshold)
+        pooled = pool_stuff(output.region_logits, output.kernel_map, view.padded_size, threshold=threshold)
         pooled = dataclasses.replace(pooled, weight=embed(pooled.weight))
         parts.append(fuse_stuff(pooled, channels=output.region_logits[0].shape[-1]))
     score = jnp.stack([jnp.where(part.valid, part.score, 0.0) for part in parts], axis=1)  # [C, V]
@@ -270,13 +297,13 @@ def view_stuff(outputs: Sequence[DenseOutputs], views: Sequence[View], embed: Em
 
 
 def view_feature(
-    outputs: Sequence[DenseOutputs], views: Sequence[View], size: Int[Array, " 2"], extent: Int[Array, " 2"]
+    outputs: Sequence[DenseOutputs], views: Sequence[View], size: Int[Array, " 2"], padded_size: Int[Array, " 2"]
 ) -> Float[Array, "h w V*E"]:
-    """The features of all views on the grid of the first, which is the picture itself."""
+    """The features of all views on the grid of the first, which is the image itself."""
     own = outputs[0].feature.astype(jnp.float32)
-    own = jnp.where(in_use(own.shape[:2], extent, FEATURE_STRIDE)[:, :, None], own, 0.0)
+    own = jnp.where(in_use(own.shape[:2], padded_size, FEATURE_STRIDE)[:, :, None], own, 0.0)
     others = [
-        align_feature(output.feature, view, size, extent, own.shape[:2])
+        align_feature(output.feature, view, size, padded_size, own.shape[:2])
         for output, view in zip(outputs[1:], views[1:], strict=True)
     ]
     return jnp.concatenate([own, *others], axis=2)

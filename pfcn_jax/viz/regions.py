@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.types import RegionChannels
 
 _ANY_THING = (255, 255, 255)  # color of region channel 0
 
@@ -17,9 +18,11 @@ def draw_regions(
 
     The image is darkened; white is "any thing" (channel 0, where the region head does not tell things apart).
     """
-    palette = classes.palette.astype(np.float32)
-    if score.shape[-1] < len(classes):
-        palette = np.concatenate([[_ANY_THING], classes.palette[classes.num_things :]]).astype(np.float32)
+    things = score.shape[-1] - classes.num_stuff
+    palette = np.full((score.shape[-1], 3), _ANY_THING, np.float32)
+    channel = RegionChannels(*classes.counts, things).of_class(np.arange(len(classes)))
+    named = channel > 0 if things == 1 else channel >= 0
+    palette[channel[named]] = classes.palette[named]
     height, width = image.shape[:2]
 
     def enlarge(values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.inference.two_stage import StagedPredictor
+from pfcn_jax.inference.two_stage import TwoStagePredictor
 from pfcn_jax.models.build import build_model
 from tests.support.tiny import TINY, tiny_variables
 
@@ -20,7 +20,7 @@ EAGER = {"center_threshold": 0.02, "stuff_threshold": 0.0, "min_score": 0.0, "me
 
 
 @functools.cache
-def tiny_predictor() -> StagedPredictor:
+def tiny_predictor() -> TwoStagePredictor:
     """Shared by all tests of a process, so that it compiles once."""
     config = from_command_line(TINY)
     config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, **EAGER))
@@ -28,7 +28,7 @@ def tiny_predictor() -> StagedPredictor:
     model = build_model(config.model, *classes.counts)
     variables = tiny_variables(model, sharpness=5.0)
     loaded = LoadedModel(pathlib.Path("tiny"), config, classes, model, variables)
-    return StagedPredictor(loaded)
+    return TwoStagePredictor(loaded)
 
 
 def scene(index: int = 0) -> np.ndarray:

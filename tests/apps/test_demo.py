@@ -58,7 +58,7 @@ def test_segments_are_those_of_the_prediction():
     added = demo.add(good_upload(), "a.png")
     image = np.asarray(hostile.picture())
     answer = demo.segment(added["key"], {"fusion_threshold": 0.7})
-    prediction, counts = predictor.segment(predictor.look(image), fusion_threshold=0.7)
+    prediction, counts = predictor.segment(predictor.encode(image), fusion_threshold=0.7)
     ids = np.frombuffer(zlib.decompress(base64.b64decode(answer["ids"])), "<u2").reshape(40, 48)
     valid = prediction.panoptic.valid
     assert [segment["area"] for segment in answer["segments"]] == prediction.panoptic.area[valid].tolist()

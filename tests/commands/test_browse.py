@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +13,7 @@ from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.models.build import build_model
-from pfcn_jax.steps import batch_targets, picture_extent
+from pfcn_jax.steps import batch_geometry, batch_targets
 from pfcn_jax.viz.regions import draw_regions
 from tests.support.tiny import TINY
 
@@ -41,8 +40,9 @@ def test_targets_are_those_of_the_training_step():
     with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
         batch = next(batches)
     model = build_model(config.model, *source.classes.counts)
-    extent = picture_extent(jnp.asarray(batch.size), batch.image.shape[1:3], config.targets.padding)
-    expected = jax.jit(lambda batch, extent: batch_targets(batch, extent, model, config.targets, None))(batch, extent)
+    geometry = batch_geometry(batch, config.targets)
+    make = jax.jit(lambda batch, geometry: batch_targets(batch, geometry, model, config.targets, None))
+    expected = make(batch, geometry)
     ours = picture_targets(batch, 1, config, source.classes)
     for name in ("center_heatmap", "region_score"):
         for level, theirs in zip(getattr(ours, name), getattr(expected, name)):

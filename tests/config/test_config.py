@@ -9,7 +9,10 @@ import re
 
 import pytest
 
+from pfcn_jax.checkpoints.loading import CHANGEABLE
 from pfcn_jax.config import schema as config_lib
+from pfcn_jax.panoptic.options import THRESHOLDS, PredictOptions, TargetOptions
+from pfcn_jax.utils.settings import Bounds, bounds_of, names_affecting
 
 CANONICAL = pathlib.Path(__file__).parents[2] / "configs" / "panoptic_fcn_r50.py"
 
@@ -40,8 +43,8 @@ def test_json_round_trip():
         ("inference.mask_threshold=-0.5", "config.inference.mask_threshold: must be at least 0"),
         ("loss.positives=0", "config.loss.positives: must be at least 1"),
         ("seed=-1", "config.seed: must be at least 0"),
-        ("model.freeze_at=-1", "config.model.freeze_at: must be at least 0"),
-        ("model.freeze_at=6", "config.model.freeze_at: from 0 (nothing) to 5"),
+        ("model.freeze_at=-1", "config.model.freeze_at: must be from 0 to 5"),
+        ("model.freeze_at=6", "config.model.freeze_at: must be from 0 to 5"),
         ("model.deformable_stages=(6,)", "config.model.deformable_stages: stages are 2 to 5"),
         ("model.pixel_std=(1.0, 0.0, 1.0)", "config.model.pixel_std: each must be above 0"),
         ("data.scene_size=(0, 0)", "config.data.scene_size: sides of at least 32"),
@@ -87,3 +90,13 @@ def test_missing_config_is_an_error():
 def test_config_is_hashable_all_the_way():
     hash(config_lib.Config())
     assert dataclasses.is_dataclass(config_lib.Config().data)
+
+
+def test_fields_say_their_bounds_and_what_they_affect():
+    bounds = {field.name: str(bounds_of(field)) for field in dataclasses.fields(TargetOptions)}
+    assert bounds["min_overlap"] == "from 0 to 1" and bounds["max_positives"] == "at least 1"
+    assert not Bounds(at_least=0).hold(float("nan"))
+    assert CHANGEABLE == ("dtype", "remat")
+    everything = {field.name for field in dataclasses.fields(PredictOptions)}
+    assert set(names_affecting(PredictOptions, "scores")) == everything
+    assert set(THRESHOLDS) < everything

@@ -1,10 +1,12 @@
-"""The network once, the thresholds as data: the same segments as in one go, and every kernel's fate told."""
+"""The network once, the thresholds as data: the segments of `Predictor`, and the fate of every kernel."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,8 +17,9 @@ from pfcn_jax.apps.explain.command import explain_picture
 from pfcn_jax.apps.explain.fates import tell_fates
 from pfcn_jax.errors import ConfigError
 from pfcn_jax.inference.predictor import Predictor
-from pfcn_jax.inference.two_stage import THRESHOLDS, StagedPredictor, threshold_values
+from pfcn_jax.inference.two_stage import TwoStagePredictor, with_thresholds
 from pfcn_jax.panoptic.fusion import fuse_things
+from pfcn_jax.panoptic.options import THRESHOLDS
 from tests.apps.demo_parts import scene, tiny_predictor
 
 OTHERS = [{}, {"fusion_threshold": 0.6, "merge_score": 0.05}, {"fusion_threshold": 1.01, "min_stuff_area": 300}]
@@ -24,7 +27,7 @@ OTHERS = [{}, {"fusion_threshold": 0.6, "merge_score": 0.05}, {"fusion_threshold
 
 @pytest.fixture(scope="module")
 def seen():
-    return tiny_predictor().look(scene())
+    return tiny_predictor().encode(scene())
 
 
 def same_segments(one, other):
@@ -51,19 +54,19 @@ def test_thresholds_are_data(seen):
     assert fused[0] < fused[-1] == int(counts[-1].picked)
     for name in THRESHOLDS:
         predictor.segment(seen, **{name: 0.6})
-    assert predictor._segment._cache_size() == 1
+    assert predictor._run._cache_size() == 1
 
 
 def test_fusion_above_one_only_sorts_in_both_forms(seen):
-    picked = tiny_predictor().trace(seen).picked
-    plain, data = fuse_things(picked, threshold=1.5), fuse_things(picked, threshold=np.float32(1.5))
-    np.testing.assert_array_equal(plain.weight, data.weight)
-    np.testing.assert_array_equal(plain.valid, data.valid)
+    picked = jax.tree.map(jnp.asarray, tiny_predictor().trace(seen).proposed.things.picked)
+    plain, data = (fuse_things(picked, threshold=value, class_aware=True) for value in (1.5, np.float32(1.5)))
+    np.testing.assert_array_equal(plain.fused.weight, data.fused.weight)
+    np.testing.assert_array_equal(plain.fused.valid, data.fused.valid)
 
 
 def test_unknown_thresholds_are_named():
     with pytest.raises(KeyError, match="fusion: no threshold"):
-        threshold_values(tiny_predictor().config.inference, {"fusion": 0.5})
+        with_thresholds(tiny_predictor().config.inference, {"fusion": 0.5})
 
 
 @pytest.mark.parametrize("changed", OTHERS)
@@ -74,7 +77,7 @@ def test_every_kernel_has_one_fate(seen, changed):
     merge_score = changed.get("merge_score", predictor.config.inference.merge_score)
     clusters, dropped = tell_fates(trace, merge_score=merge_score)
     told = [fate.kernel for cluster in clusters for fate in cluster.members] + [fate.kernel for fate in dropped]
-    assert sorted(told) == np.flatnonzero(trace.picked.valid).tolist() and len(told) > 5
+    assert sorted(told) == np.flatnonzero(trace.proposed.things.picked.valid).tolist() and len(told) > 5
     panoptic = trace.prediction.panoptic
     placed = sorted(cluster.segment for cluster in clusters if cluster.segment)
     assert placed == list(range(1, int(panoptic.is_thing.sum()) + 1)) and placed
@@ -88,7 +91,7 @@ def test_every_kernel_has_one_fate(seen, changed):
             assert panoptic.class_id[row] == cluster.head.class_id
             assert panoptic.score[row] == pytest.approx(cluster.score)
     survivors = sum(cluster.score is not None for cluster in clusters)
-    assert survivors == int(trace.things.valid.sum())
+    assert survivors == int(trace.prediction.things.valid.sum())
 
 
 def test_a_peak_is_where_the_centers_are_highest(seen):
@@ -117,14 +120,14 @@ def test_several_views_are_refused():
     loaded = tiny_predictor().loaded
     config = dataclasses.replace(loaded.config, tta=dataclasses.replace(loaded.config.tta, flip=True))
     with pytest.raises(ConfigError, match="one view"):
-        StagedPredictor(dataclasses.replace(loaded, config=config))
+        TwoStagePredictor(dataclasses.replace(loaded, config=config))
 
 
 def test_explain_goes_on_over_what_it_cannot_read(tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     Image.fromarray(scene()).save(tmp_path / "good.png")
     monkeypatch.setattr(explain, "load_with_config", lambda path, argv: tiny_predictor().loaded)
-    monkeypatch.setattr(explain, "StagedPredictor", lambda loaded: tiny_predictor())
+    monkeypatch.setattr(explain, "TwoStagePredictor", lambda loaded: tiny_predictor())
     assert front_door.main(["explain", "--checkpoint", "x", "--output", str(tmp_path / "out"), str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "good.html" in out and (tmp_path / "out" / "good.html").is_file() and "bad.png" in err

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfcn_jax.panoptic.fusion import first_claimant, fuse_stuff, fuse_things
+from pfcn_jax.panoptic.fusion import fuse_stuff, fuse_things
 from pfcn_jax.types import Kernels
 
 
@@ -51,48 +51,50 @@ def test_fusion_is_the_walk_through_the_list(class_aware: bool, threshold: float
     dropped = 0
     for _ in range(40):
         case = random_kernels(rng, 20)
-        ours, expected = fuse(make(*case)), slow_fusion(*case, threshold, class_aware)
-        count = len(expected)
+        fusion, expected = fuse(make(*case)), slow_fusion(*case, threshold, class_aware)
+        ours, count = fusion.fused, len(expected)
         np.testing.assert_array_equal(ours.valid, np.arange(20) < count)
         np.testing.assert_array_equal(ours.class_id[:count], [e[0] for e in expected])
         np.testing.assert_allclose(ours.score[:count], [e[1] for e in expected], rtol=1e-6)
         np.testing.assert_allclose(ours.weight[:count], [e[2] for e in expected], atol=1e-5)
-        owner = np.asarray(first_claimant(sorted_case(case), threshold=threshold, class_aware=class_aware))
+        owner, head = np.asarray(fusion.owner), np.asarray(ours.head)[:count]
         dropped += int((owner[owner] != owner).sum())
+        np.testing.assert_array_equal(owner[head], head)  # every fused kernel is the mean of its members
+        picked = np.asarray(fusion.picked.weight, np.float64)
+        members = [(owner == slot) & np.asarray(fusion.picked.valid) for slot in head]
+        means = [picked[member].mean(axis=0) for member in members]
+        np.testing.assert_allclose(ours.weight[:count], np.reshape(means, (count, 3)), atol=1e-5)
     assert dropped > 0  # the cases hold kernels whose first claimant was itself claimed
-
-
-def sorted_case(case: tuple[np.ndarray, ...]) -> Kernels:
-    return fuse_things(make(*case), threshold=None)
 
 
 def test_a_kernel_claimed_by_a_claimed_one_is_dropped() -> None:
     angle = np.deg2rad([0.0, 20.0, 40.0])
     weight = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     case = (weight, np.zeros(3), np.asarray([0.9, 0.8, 0.7]), np.ones(3, bool))
-    ours = fuse_things(make(*case), threshold=0.9)  # cos 20 = .94 is alike, cos 40 = .77 is not
+    ours = fuse_things(make(*case), threshold=0.9, class_aware=True).fused  # cos 20 = .94 is alike, cos 40 = .77 is not
     assert ours.valid.tolist() == [True, False, False]
     np.testing.assert_allclose(ours.weight[0], weight[:2].mean(axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("threshold", [None, 1.5])
-def test_without_fusion_kernels_are_only_sorted(threshold: float | None) -> None:
+@pytest.mark.parametrize("threshold", [1.5, np.float32(1.5)])
+def test_without_fusion_kernels_are_only_sorted(threshold: float) -> None:
     case = (np.ones((4, 2)), np.zeros(4), np.asarray([0.1, 0.4, 0.3, 0.2]), np.asarray([True, True, False, True]))
-    ours = fuse_things(make(*case), threshold=threshold)
+    ours = fuse_things(make(*case), threshold=threshold, class_aware=True).fused
     assert ours.valid.tolist() == [True, True, True, False]
     np.testing.assert_allclose(ours.score[:3], [0.4, 0.2, 0.1])
 
 
 def test_identical_kernels_fuse_at_threshold_one_and_zero_kernels_stay_alone() -> None:
     weight = np.asarray([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
-    ours = fuse_things(make(weight, np.zeros(4), np.asarray([4.0, 3.0, 2.0, 1.0]), np.ones(4, bool)), threshold=1.0)
+    case = make(weight, np.zeros(4), np.asarray([4.0, 3.0, 2.0, 1.0]), np.ones(4, bool))
+    ours = fuse_things(case, threshold=1.0, class_aware=True).fused
     assert ours.valid.tolist() == [True, True, True, False]
     np.testing.assert_array_equal(ours.score[:3], [4.0, 2.0, 1.0])
 
 
 def test_nothing_valid_stays_nothing() -> None:
     case = (np.ones((3, 2)), np.zeros(3), np.ones(3), np.zeros(3, bool))
-    assert not fuse_things(make(*case)).valid.any()
+    assert not fuse_things(make(*case), threshold=0.9, class_aware=True).fused.valid.any()
     stuff = fuse_stuff(make(*case), channels=2)
     assert not stuff.valid.any()
     assert np.isfinite(stuff.weight).all() and np.isfinite(stuff.score).all()

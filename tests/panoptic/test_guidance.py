@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pfcn_jax.panoptic.guidance import guide_things, pool_stuff
+from pfcn_jax.panoptic.options import TargetOptions
 from pfcn_jax.panoptic.targets import Targets, make_targets
-from pfcn_jax.types import STRIDES
+from pfcn_jax.types import STRIDES, ImageGeometry, RegionChannels
 from tests.panoptic import slow_training as slow
 from tests.panoptic.training_scene import EXTENT, NUM_STUFF, NUM_THINGS, SIZE, as_table, on_canvas, scene
 
@@ -30,12 +31,9 @@ def targets_of(segment_map, segments, size, extent, *, max_positives: int) -> Ta
     return make_targets(
         segment_map,
         segments,
-        size,
-        extent,
-        num_things=NUM_THINGS,
-        num_stuff=NUM_STUFF,
-        level_shapes=shapes_of(segment_map.shape),
-        max_positives=max_positives,
+        ImageGeometry(size, extent, size),
+        RegionChannels(NUM_THINGS, NUM_STUFF),
+        TargetOptions(max_positives=max_positives),
     )
 
 
@@ -65,7 +63,7 @@ def maps(channels: int, *, seed: int, canvas: tuple[int, int] = EXTENT, dtype=jn
 def test_guided_positions(canvas: tuple[int, int], k: int) -> None:
     expected, table = slow_scene(), scene()[1]
     logits, kernels = maps(NUM_THINGS, seed=0, canvas=canvas), maps(CHANNELS, seed=1, canvas=canvas)
-    guided = guide(logits, kernels, scene_targets(canvas), num_positions=k)
+    guided = guide(logits, kernels, scene_targets(canvas), num_positions=k, weighted=True)
     short = 0
     for slot, (row, level) in enumerate(expected.pairs):
         class_logits = np.asarray(logits[level])[..., table[row][0]]
@@ -88,7 +86,7 @@ def test_equal_logits_take_the_first_cells() -> None:
         jnp.stack(jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij"), axis=-1).astype(jnp.float32)
         for h, w in shapes_of(EXTENT)
     ]
-    guided = guide(logits, where, scene_targets(), num_positions=4)
+    guided = guide(logits, where, scene_targets(), num_positions=4, weighted=True)
     expected = slow_scene()
     for slot, (row, level) in enumerate(expected.pairs):
         first = np.argwhere(expected.level_masks[row, level] > 0.1)[:4]
@@ -113,7 +111,7 @@ def test_a_level_with_fewer_cells_than_positions() -> None:
     assert levels.tolist() == [0, 1], "32 pixels: on p3 (4 x 4 cells) and p4 (2 x 2)"
     logits = [jnp.ones((*shape, NUM_THINGS)) for shape in shapes_of((32, 32))]
     kernels = [jnp.ones((*shape, CHANNELS)) for shape in shapes_of((32, 32))]
-    guided = guide(logits, kernels, targets, num_positions=30)  # more than all levels together have
+    guided = guide(logits, kernels, targets, num_positions=30, weighted=True)  # more than all levels together have
     np.testing.assert_array_equal((np.asarray(guided.weight) > 0).sum(axis=1), [16, 4, 0, 0])
     np.testing.assert_allclose(np.asarray(guided.weight).sum(axis=1), [1, 1, 0, 0], rtol=1e-6)
 
@@ -128,7 +126,7 @@ def test_mask_without_a_cell_on_its_level_has_weight_zero_and_finite_gradients()
     logits = [jnp.ones((*shape, NUM_THINGS)) for shape in shapes_of((64, 64))]
 
     def total(logits):
-        guided = guide_things(logits, logits, targets, num_positions=3)
+        guided = guide_things(logits, logits, targets, num_positions=3, weighted=True)
         return jnp.sum(guided.weight**2 + guided.score), guided
 
     gradient, guided = jax.jit(jax.grad(total, has_aux=True))(logits)
@@ -144,7 +142,7 @@ def test_gradient_reaches_the_center_head_and_the_kernel_map() -> None:
     factor = np.random.default_rng(5).normal(size=(16, k))
 
     def total(logits, kernels):
-        guided = guide_things(logits, kernels, targets, num_positions=k)
+        guided = guide_things(logits, kernels, targets, num_positions=k, weighted=True)
         return jnp.sum(guided.weight * jnp.asarray(factor, jnp.float32)) + jnp.sum(guided.kernel[:7])
 
     of_logits, of_kernels = jax.jit(jax.grad(total, argnums=(0, 1)))(logits, kernels)
@@ -186,7 +184,7 @@ def test_half_precision_maps() -> None:
     exact = pool([level.astype(jnp.float32) for level in rounded], scene_targets())
     np.testing.assert_allclose(half, exact, rtol=1e-5, atol=1e-6)
     logits, kernels = maps(NUM_THINGS, seed=0, dtype=jnp.bfloat16), maps(CHANNELS, seed=1, dtype=jnp.bfloat16)
-    guided = guide(logits, kernels, scene_targets(), num_positions=3)
+    guided = guide(logits, kernels, scene_targets(), num_positions=3, weighted=True)
     assert guided.weight.dtype == jnp.float32 and guided.kernel.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(guided.weight).sum(axis=1)[:7], 1.0, rtol=1e-5)
 
@@ -199,8 +197,8 @@ def test_vmapped_pictures_do_not_mix() -> None:
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), empty, targets)
     logits, kernels = maps(NUM_THINGS, seed=0), maps(CHANNELS, seed=1)
     twice = jax.tree.map(lambda x: jnp.stack([x + 1.0, x]), (logits, kernels))
-    guided = jax.jit(jax.vmap(functools.partial(guide_things, num_positions=3)))(*twice, both)
-    alone = guide(logits, kernels, targets, num_positions=3)
+    guided = jax.jit(jax.vmap(functools.partial(guide_things, num_positions=3, weighted=True)))(*twice, both)
+    alone = guide(logits, kernels, targets, num_positions=3, weighted=True)
     np.testing.assert_allclose(guided.weight[1], alone.weight, rtol=1e-6)
     np.testing.assert_array_equal(guided.kernel[1], alone.kernel)
     assert not np.asarray(guided.weight[0]).any()

@@ -80,7 +80,7 @@ def test_picks_the_best_positions_over_all_classes(candidates: int, extent: tupl
         jnp.asarray(peaks),
         jnp.asarray(kernel_map),
         jnp.asarray(extent),
-        stride=8,
+        level=0,
         candidates=candidates,
         threshold=0.25,
     )
@@ -98,7 +98,7 @@ def test_threshold_is_strict_and_no_peak_gives_no_kernel() -> None:
     peaks[0, 0], peaks[1, 1] = 0.5, 0.25
     for threshold, count in ((0.0, 2), (0.25, 1), (0.5, 0)):
         ours = pick_level(
-            jnp.asarray(peaks), jnp.zeros((2, 2, 3)), jnp.asarray([16, 16]), stride=8, candidates=9, threshold=threshold
+            jnp.asarray(peaks), jnp.zeros((2, 2, 3)), jnp.asarray([16, 16]), level=0, candidates=9, threshold=threshold
         )
         assert int(ours.valid.sum()) == count
 
@@ -118,7 +118,7 @@ def test_stuff_is_pooled_over_its_region_and_divided_by_the_whole_area(extent: t
     rng = np.random.default_rng(2)
     logits = rng.normal(size=(8, 8, 6)).astype(np.float32)
     kernel_map = rng.normal(size=(8, 8, 5)).astype(np.float32)
-    ours = pool_level(jnp.asarray(logits), jnp.asarray(kernel_map), jnp.asarray(extent), stride=8, threshold=0.6)
+    ours = pool_level(jnp.asarray(logits), jnp.asarray(kernel_map), jnp.asarray(extent), level=0, threshold=0.6)
     expected = slow_pool(logits, kernel_map, -(-extent[0] // 8), -(-extent[1] // 8))
     kept = [channel for channel, (score, _) in expected.items() if score > 0.6]
     np.testing.assert_array_equal(np.flatnonzero(ours.valid), kept)
@@ -164,7 +164,7 @@ def test_levels_follow_each_other_and_the_canvas_does_not_matter() -> None:
         center_peaks(centers[0], extent, stride=8, window=POOL_WINDOWS[0]),
         maps[0],
         extent,
-        stride=8,
+        level=0,
         candidates=6,
         threshold=0.3,
     )

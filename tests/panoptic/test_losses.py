@@ -20,6 +20,8 @@ from pfcn_jax.panoptic.losses import (
     stuff_dice_sums,
     thing_dice_sums,
 )
+from pfcn_jax.panoptic.options import LossOptions
+from pfcn_jax.types import DenseOutputs
 from tests.panoptic import slow_training as slow
 from tests.panoptic.test_guidance import CANVAS, maps, scene_targets, slow_scene
 from tests.panoptic.training_scene import EXTENT, NUM_STUFF, NUM_THINGS
@@ -31,7 +33,8 @@ WHOLE = jnp.array([4 * HEIGHT, 4 * WIDTH])
 def test_focal_loss_with_soft_targets() -> None:
     rng = np.random.default_rng(0)
     logits, target = rng.normal(size=(4, 50)) * 4, rng.uniform(size=(4, 50)).round(1)
-    value = jax.jit(focal_loss)(jnp.asarray(logits, jnp.float32), jnp.asarray(target, jnp.float32))
+    usual = functools.partial(focal_loss, alpha=0.25, gamma=2.0)
+    value = jax.jit(usual)(jnp.asarray(logits, jnp.float32), jnp.asarray(target, jnp.float32))
     np.testing.assert_allclose(value, slow.focal(logits, target), rtol=2e-5, atol=1e-7)
     other = focal_loss(jnp.asarray(logits, jnp.float32), jnp.asarray(target, jnp.float32), alpha=0.5, gamma=1.5)
     np.testing.assert_allclose(other, slow.focal(logits, target, 0.5, 1.5), rtol=2e-5, atol=1e-7)
@@ -40,7 +43,7 @@ def test_focal_loss_with_soft_targets() -> None:
 def test_focal_loss_is_finite_at_the_ends() -> None:
     logits = jnp.array([-200.0, 200.0, -200.0, 200.0])
     target = jnp.array([0.0, 0.0, 1.0, 1.0])
-    value, slope = jax.vmap(jax.value_and_grad(focal_loss))(logits, target)
+    value, slope = jax.vmap(jax.value_and_grad(functools.partial(focal_loss, alpha=0.25, gamma=2.0)))(logits, target)
     np.testing.assert_allclose(value, [0.0, 150.0, 50.0, 0.0], rtol=1e-5)
     np.testing.assert_allclose(slope, [0.0, 0.75, -0.25, 0.0], atol=1e-5)
 
@@ -49,7 +52,7 @@ def test_focal_loss_is_finite_at_the_ends() -> None:
 def test_position_sums_and_their_gradients(canvas: tuple[int, int]) -> None:
     centers, regions = maps(NUM_THINGS, seed=3, canvas=canvas), maps(1 + NUM_STUFF, seed=4, canvas=canvas)
     targets, expected = scene_targets(canvas), slow_scene()
-    ours = jax.jit(position_sums)(centers, regions, targets)
+    ours = jax.jit(position_sums, static_argnums=3)(centers, regions, targets, LossOptions())
     for level, (heatmap, region) in enumerate(zip(expected.heatmap, expected.region)):
         height, width = heatmap.shape[:2]
         sums = [
@@ -60,7 +63,7 @@ def test_position_sums_and_their_gradients(canvas: tuple[int, int]) -> None:
         np.testing.assert_allclose(ours[1][level], sums[1] / (height * width), rtol=1e-5)
 
     def total(centers, regions):
-        parts = position_sums(centers, regions, targets)
+        parts = position_sums(centers, regions, targets, LossOptions())
         return jnp.sum(parts[0]) + jnp.sum(parts[1])
 
     for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(centers, regions):
@@ -83,7 +86,7 @@ def dice_case(slots: int = 7, used: int = 5, k: int = 3, *, dense: bool = False,
         "feature": jnp.asarray(rng.normal(size=(HEIGHT, WIDTH, CHANNELS)), dtype),
         "masks": DenseMasks(values=ids.take(jnp.arange(slots))) if dense else ids,
         "rows": jnp.asarray(rng.permutation(slots), jnp.int32),
-        "extent": WHOLE,
+        "padded_size": WHOLE,
     }
 
 
@@ -208,7 +211,8 @@ def test_sums_of_a_scene_and_the_batch_they_make() -> None:
     things, stuff = rng.normal(size=(slots, 2, CHANNELS)), rng.normal(size=(stuff_slots, CHANNELS))
     weight = np.tile([0.7, 0.3], (slots, 1))
     as_float32 = [jnp.asarray(values, jnp.float32) for values in (feature, things, weight, stuff)]
-    sums = jax.jit(loss_sums)(centers, regions, *as_float32, targets)
+    outputs = DenseOutputs(centers, regions, (), as_float32[0])
+    sums = jax.jit(loss_sums, static_argnums=5)(outputs, *as_float32[1:], targets, LossOptions())
 
     thing = [
         sum(w * slow.dice(feature @ things[slot, i], expected.masks[row]) for i, w in enumerate((0.7, 0.3)))
@@ -227,21 +231,21 @@ def test_sums_of_a_scene_and_the_batch_they_make() -> None:
     means = sum(slow.focal(np.asarray(a), b).mean(axis=(0, 1)).sum() for a, b in zip(regions, expected.region))
 
     batch = jax.tree.map(lambda value: value + value, sums)  # the same picture twice
-    losses = combine(batch, segment_weight=3.0)
+    losses = combine(batch, LossOptions())
     np.testing.assert_allclose(losses["loss_pos_th"], focal / len(expected.pairs), rtol=1e-5)
     np.testing.assert_allclose(losses["loss_pos_st"], means, rtol=1e-5)
     np.testing.assert_allclose(losses["loss_seg_th"], 3 * np.mean(thing), rtol=1e-5)
     np.testing.assert_allclose(losses["loss_seg_st"], 3 * np.mean(region), rtol=1e-5)
-    weighted = combine(batch, position_weight=2.0, segment_weight=4.0)
+    weighted = combine(batch, LossOptions(position_weight=2.0, segmentation_weight=4.0))
     np.testing.assert_allclose(weighted["loss_pos_th"], 2 * losses["loss_pos_th"], rtol=1e-6)
     np.testing.assert_allclose(weighted["loss_seg_st"] * 3, 4 * losses["loss_seg_st"], rtol=1e-6)
 
 
 def test_positives_are_counted_over_the_batch_not_per_picture() -> None:
-    one = {"regions": 0.5, "thing_dice": 2.0, "stuff_dice": 3.0, "stuff_pairs": 6.0, "pictures": 1.0}
+    one = {"regions": 0.5, "thing_dice": 2.0, "stuff_dice": 3.0, "stuff_pairs": 6.0, "images": 1.0}
     first = LossSums(centers=jnp.array(30.0), positives=jnp.array(9.0), thing_pairs=jnp.array(8.0), **one)
     second = LossSums(centers=jnp.array(10.0), positives=jnp.array(1.0), thing_pairs=jnp.array(0.0), **one)
-    losses = combine(jax.tree.map(lambda a, b: jnp.asarray(a + b), first, second))
+    losses = combine(jax.tree.map(lambda a, b: jnp.asarray(a + b), first, second), LossOptions())
     np.testing.assert_allclose(losses["loss_pos_th"], 4.0)
     np.testing.assert_allclose(losses["loss_pos_st"], 0.5)
     np.testing.assert_allclose(losses["loss_seg_th"], 3 * 4.0 / 8)
@@ -251,8 +255,8 @@ def test_positives_are_counted_over_the_batch_not_per_picture() -> None:
 def test_batch_without_a_thing_does_not_blow_up() -> None:
     zero = jnp.zeros(())
     sums = LossSums(jnp.array(900.0), jnp.array(8.0), zero, zero, zero, zero, zero, jnp.array(2.0))
-    losses = combine(sums)
+    losses = combine(sums, LossOptions())
     np.testing.assert_allclose(losses["loss_pos_th"], 900.0 / 20)
     np.testing.assert_allclose([losses["loss_pos_st"], losses["loss_seg_th"], losses["loss_seg_st"]], [4.0, 0.0, 0.0])
-    nothing = combine(jax.tree.map(jnp.zeros_like, sums))  # only filler pictures
+    nothing = combine(jax.tree.map(jnp.zeros_like, sums), LossOptions())  # only filler pictures
     assert all(float(value) == 0.0 for value in nothing.values())

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pfcn_jax.panoptic.merge import OUTSIDE, merge, packed_thing_masks, place_things
+from pfcn_jax.panoptic.options import PredictOptions
 from pfcn_jax.panoptic.resample import linear_taps, taps_matrix
 from pfcn_jax.panoptic.upsample import make_upsampler
-from pfcn_jax.types import Kernels
+from pfcn_jax.types import ImageGeometry, Kernels, RegionChannels
 
 NUM_THINGS, CHANNELS, MAP, CANVAS = 7, 5, (16, 24), (100, 90)
 
@@ -100,8 +101,12 @@ def scene(seed: int, things: int, stuff: int, slots: int = 12) -> tuple[Kernels,
 
 def run_merge(things, stuff, feature, size, extent, original, **options):
     tile, window = options.pop("tile", 32), options.pop("window", 12)
-    upsampler = make_upsampler(size, extent, original, map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
-    return merge(things, stuff, feature, extent, upsampler, num_things=NUM_THINGS, **options)
+    work = {name: options.pop(name) for name in ("chunk", "stuff_chunk") if name in options}
+    thing_channels = options.pop("thing_channels", 1)
+    geometry = ImageGeometry(size, extent, original)
+    upsampler = make_upsampler(geometry, map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
+    regions = RegionChannels(NUM_THINGS, CHANNELS - thing_channels, thing_channels)
+    return merge(things, stuff, feature, upsampler, regions, PredictOptions(**options), **work)
 
 
 def arrays(*values) -> tuple[jax.Array, ...]:
@@ -190,8 +195,8 @@ def test_masks_of_things_before_the_merge(size: tuple, original: tuple, tile: in
 
     @jax.jit
     def run(things):
-        upsampler = make_upsampler(*sizes, map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
-        return packed_thing_masks(things, coordinates(), sizes[1], upsampler, chunk=4)
+        upsampler = make_upsampler(ImageGeometry(*sizes), map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
+        return packed_thing_masks(things, coordinates(), upsampler, threshold=0.4, chunk=4)
 
     ours = np.unpackbits(np.asarray(run(things)), axis=-1, count=CANVAS[1]).astype(bool)
     np.testing.assert_array_equal(ours[:9, : original[0], : original[1]], masks)
@@ -202,8 +207,8 @@ def test_masks_of_things_before_the_merge(size: tuple, original: tuple, tile: in
 def test_placed_slots_name_the_things() -> None:
     things, _ = scene(2, 12, 0)
     sizes = arrays((64, 96), (64, 96), (60, 90))
-    upsampler = make_upsampler(*sizes, map_shape=MAP, output_shape=CANVAS)
-    placed = place_things(things, coordinates(), sizes[1], upsampler, merge_score=0.3)
+    upsampler = make_upsampler(ImageGeometry(*sizes), map_shape=MAP, output_shape=CANVAS)
+    placed = place_things(things, coordinates(), upsampler, PredictOptions(merge_score=0.3))
     slots = np.asarray(placed.slot)[: int(placed.count)]
     assert (np.diff(slots) > 0).all() and (np.asarray(things.score)[slots] >= 0.3).all()
     assert 0 < len(slots) < 12

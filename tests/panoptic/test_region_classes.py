@@ -17,10 +17,11 @@ from pfcn_jax.errors import ConfigError
 from pfcn_jax.metrics.miou import MeanIoU
 from pfcn_jax.metrics.protocol import Labels, PredictedImage, Task
 from pfcn_jax.models.build import abstract_variables, build_model
+from pfcn_jax.panoptic.options import OutputSpec, TargetOptions
 from pfcn_jax.panoptic.targets import make_targets
 from pfcn_jax.steps import loss_fn, predict_step
+from pfcn_jax.types import RegionChannels, image_geometry
 from tests.panoptic import test_merge as merging
-from tests.panoptic.test_targets import shapes_of
 from tests.panoptic.training_scene import EXTENT, NUM_STUFF, NUM_THINGS, SIZE, as_table, on_canvas, scene
 from tests.support.tiny import TINY
 
@@ -28,9 +29,12 @@ from tests.support.tiny import TINY
 @functools.partial(jax.jit, static_argnames=("num_things", "num_stuff", "thing_regions"))
 def targets(segment_map, table, *, num_things: int, num_stuff: int, thing_regions: int):
     return make_targets(
-        segment_map, table, jnp.array(SIZE), jnp.array(EXTENT), num_things=num_things, num_stuff=num_stuff,
-        level_shapes=shapes_of(EXTENT), max_positives=16, thing_regions=thing_regions,
-    )  # fmt: skip
+        segment_map,
+        table,
+        image_geometry(jnp.array(SIZE)),
+        RegionChannels(num_things, num_stuff, thing_regions),
+        TargetOptions(max_positives=16),
+    )
 
 
 def test_targets_are_those_of_things_taken_for_stuff():
@@ -61,7 +65,7 @@ def test_merge_leaves_pixels_of_thing_regions_void(seed):
     size, extent, original = merging.arrays((64, 90), (64, 96), (60, 90))
     run = functools.partial(merging.run_merge, things, stuff, merging.coordinates(), size, extent, original)
     regions = 3
-    panoptic, semantic = run(min_stuff_area=20, thing_regions=regions)
+    panoptic, semantic = run(min_stuff_area=20, thing_channels=regions)
     usual, semantic_usual = run(min_stuff_area=20)
     np.testing.assert_array_equal(semantic, semantic_usual)
     placed = int(np.asarray(usual.is_thing).sum())
@@ -91,7 +95,7 @@ def test_heads_losses_and_prediction_have_a_channel_for_every_class():
         functools.partial(loss_fn, model=model, config=config), variables["params"], variables["batch_stats"], batch
     )
     assert total.shape == ()
-    step = functools.partial(predict_step, model=model, config=config.inference, output_shape=(64, 64))
+    step = functools.partial(predict_step, model=model, config=config, output=OutputSpec((64, 64)))
     predicted = jax.eval_shape(step, variables, batch.image, batch.size, batch.original_size)
     assert predicted.panoptic.valid.shape == (2, config.inference.max_things + classes.num_stuff)
     with pytest.raises(ConfigError, match="region_classes: must be one of stuff, all"):

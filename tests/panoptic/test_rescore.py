@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfcn_jax.panoptic.options import PredictOptions
 from pfcn_jax.panoptic.rescore import mask_iou, mask_means, rescore, suppress
 from pfcn_jax.types import Kernels
 
@@ -59,7 +60,11 @@ def test_keeps_the_best_above_the_least_score_in_order() -> None:
     least = float(np.sort(score)[2] + 1e-4)
     order = [i for i in np.argsort(-score, kind="stable") if score[i] > least]
     for slots in (3, 20):
-        run = jax.jit(lambda k, f, slots=slots: rescore(k, f, jnp.asarray(extent), min_score=least, max_things=slots))
+        run = jax.jit(
+            lambda k, f, slots=slots: rescore(
+                k, f, jnp.asarray(extent), PredictOptions(min_score=least, max_things=slots)
+            )
+        )
         ours = run(kernels, feature)
         count = min(slots, len(order))
         np.testing.assert_array_equal(ours.valid, np.arange(slots) < count)
@@ -107,8 +112,8 @@ def test_nms_lets_one_of_two_equal_masks_live() -> None:
     )
     extent = jnp.asarray([48, 64])
     scores = np.asarray(kernels.score * mask_means(kernels, feature, extent, threshold=0.4))
-    kept = rescore(kernels, feature, extent, mask_nms=True, mask_nms_threshold=0.99, max_things=4)
-    without = rescore(kernels, feature, extent, max_things=4)
+    kept = rescore(kernels, feature, extent, PredictOptions(mask_nms=True, mask_nms_threshold=0.99, max_things=4))
+    without = rescore(kernels, feature, extent, PredictOptions(max_things=4))
     np.testing.assert_allclose(without.score, np.sort(scores)[::-1], rtol=1e-6)
     assert kept.valid.tolist() == [True, True, True, False]
     np.testing.assert_allclose(np.asarray(kept.score)[:3], np.sort(np.delete(scores, 2))[::-1], rtol=1e-6)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pfcn_jax.panoptic.labels import DenseMasks, LevelCells, from_id_map, level_masks, quarter_taps
+from pfcn_jax.panoptic.options import TargetOptions
 from pfcn_jax.panoptic.targets import (
-    LEVEL_RANGES,
     Slots,
     Targets,
     assign_levels,
@@ -21,7 +21,7 @@ from pfcn_jax.panoptic.targets import (
     make_targets,
     mass_centers,
 )
-from pfcn_jax.types import STRIDES, SegmentTable
+from pfcn_jax.types import STRIDES, ImageGeometry, RegionChannels, SegmentTable
 from tests.panoptic import slow_training as slow
 from tests.panoptic.training_scene import EXTENT, NUM_STUFF, NUM_THINGS, SIZE, as_table, on_canvas, scene
 
@@ -37,13 +37,9 @@ def ours(segment_map, segments, size, extent, *, max_positives=16, center="mass"
     return make_targets(
         segment_map,
         segments,
-        size,
-        extent,
-        num_things=NUM_THINGS,
-        num_stuff=NUM_STUFF,
-        level_shapes=shapes_of(segment_map.shape),
-        max_positives=max_positives,
-        center=center,
+        ImageGeometry(size, extent, size),
+        RegionChannels(NUM_THINGS, NUM_STUFF),
+        TargetOptions(max_positives=max_positives, center=center),
     )
 
 
@@ -244,15 +240,11 @@ def test_center_clamps_inside_the_level() -> None:
         build_targets,
         masks,
         from_id_map(jnp.zeros((64, 64), jnp.int32)).resample(*quarter_taps(jnp.array([64, 64]), (64, 64))),
-        class_id=jnp.array([0]),
-        box=jnp.array([[60.0, 60.0, 68.0, 68.0]]),
-        is_instance=jnp.array([True]),
-        extent=jnp.array([64, 64]),
-        num_things=1,
-        num_stuff=1,
-        cells=LevelCells(shapes_of((64, 64))),
-        max_positives=2,
-        center="box",
+        as_table([(0, False, (60, 60, 68, 68))], 1),
+        jnp.array([64, 64]),
+        LevelCells.of_canvas((64, 64)),
+        RegionChannels(1, 1),
+        TargetOptions(max_positives=2, center="box"),
     )
     targets = jax.jit(build)()
     assert float(targets.center_heatmap[0][7, 7, 0]) == 1.0
@@ -261,9 +253,9 @@ def test_center_clamps_inside_the_level() -> None:
 def test_levels_are_inclusive_and_overlap() -> None:
     sides = [0.5, 1, 32, 64, 64.5, 128, 129, 2048, 2049]
     box = jnp.array([[3.0, 5.0, 3.0 + side, 5.0 + side] for side in sides])
-    expected = [[low <= side <= high for low, high in LEVEL_RANGES] for side in sides]
-    np.testing.assert_array_equal(assign_levels(box, LEVEL_RANGES), expected)
-    assert not np.asarray(assign_levels(jnp.array([[5.0, 5.0, 1.0, 1.0]]), LEVEL_RANGES)).any()
+    expected = [[low <= side <= high for low, high in TargetOptions().level_ranges] for side in sides]
+    np.testing.assert_array_equal(assign_levels(box, TargetOptions().level_ranges), expected)
+    assert not np.asarray(assign_levels(jnp.array([[5.0, 5.0, 1.0, 1.0]]), TargetOptions().level_ranges)).any()
 
 
 def test_radius_has_the_integer_part_of_float64() -> None:
@@ -271,16 +263,12 @@ def test_radius_has_the_integer_part_of_float64() -> None:
     height, width = (values.reshape(-1) for values in np.meshgrid(sides, sides[::-1]))
     size = np.concatenate([np.stack([height, width], axis=-1)[:: 7 * stride] / stride for stride in STRIDES])
     expected = np.array([slow.radius(*pair) for pair in size])
-    value = np.asarray(jax.jit(gaussian_radius)(jnp.asarray(size, jnp.float32)))
+    value = np.asarray(jax.jit(functools.partial(gaussian_radius, min_overlap=0.7))(jnp.asarray(size, jnp.float32)))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_array_equal(np.floor(value), np.floor(expected))
-    assert np.isfinite(np.asarray(gaussian_radius(jnp.zeros((1, 2))))).all()
+    assert np.isfinite(np.asarray(gaussian_radius(jnp.zeros((1, 2)), min_overlap=0.7))).all()
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="center"):
-        of_scene(center="middle")
-    with pytest.raises(ValueError, match="max_positives"):
-        of_scene(max_positives=0)
     with pytest.raises(ValueError, match="level shapes"):
         LevelCells(((4, 4),))

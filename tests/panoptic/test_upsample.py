@@ -15,6 +15,7 @@ from pfcn_jax.panoptic.upsample import (
     upsample_tile,
     whole_box,
 )
+from pfcn_jax.types import ImageGeometry, image_geometry
 
 
 def slow_resize(x: np.ndarray, out: tuple[int, int]) -> np.ndarray:
@@ -75,9 +76,8 @@ def test_tiles_give_the_two_resizes_at_any_size_without_compiling_again(tile: in
 
     @jax.jit
     def run(size, extent, original):
-        upsampler = make_upsampler(
-            size, extent, original, map_shape=(20, 24), output_shape=shape, tile=tile, window=window
-        )
+        geometry = ImageGeometry(size, extent, original)
+        upsampler = make_upsampler(geometry, map_shape=(20, 24), output_shape=shape, tile=tile, window=window)
         return tiled(maps, upsampler, shape)
 
     for size, original in SIZES:
@@ -97,8 +97,8 @@ def test_windows_reach_far_enough_for_every_step() -> None:
 
     @jax.jit
     def axis(size, original):
-        extent = -(-size // 32) * 32
-        return make_upsampler(size, extent, original, map_shape=(64, 64), output_shape=(300, 300), tile=40, window=16)
+        geometry = image_geometry(size, original)
+        return make_upsampler(geometry, map_shape=(64, 64), output_shape=(300, 300), tile=40, window=16)
 
     for _ in range(200):
         size = rng.integers(1, 257, 2)
@@ -118,10 +118,9 @@ def test_boxes_hold_every_pixel_above_the_threshold_and_nothing_needless() -> No
     maps[1, 10, 10] = 0.6
     maps[2, 0, 18] = 1.0  # beyond the extent
     maps[3, 15, 4] = 1.0  # in the padding of the picture, below its last row
-    upsampler = make_upsampler(
-        *(jnp.asarray(n, jnp.int32) for n in (size, extent, original)), map_shape=(24, 20), output_shape=shape
-    )
-    boxes = np.asarray(output_box(jnp.asarray(maps), upsampler, jnp.asarray(extent), threshold=0.4))
+    geometry = ImageGeometry(*(jnp.asarray(n, jnp.int32) for n in (size, extent, original)))
+    upsampler = make_upsampler(geometry, map_shape=(24, 20), output_shape=shape)
+    boxes = np.asarray(output_box(jnp.asarray(maps), upsampler, threshold=0.4))
     for n in (0, 1):
         above = slow_original(maps[n], size, extent, original) > 0.4
         y, x = np.nonzero(above)

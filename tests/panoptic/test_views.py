@@ -13,7 +13,7 @@ from PIL import Image
 from pfcn_jax.panoptic.kernels import center_scores, keep_peaks
 from pfcn_jax.panoptic.views import View, align_feature, look_up, make_view
 from pfcn_jax.types import STRIDES, DenseOutputs
-from tests.panoptic.test_predict import SIZES, arrays, dense, predict
+from tests.panoptic.test_predict import EVERYTHING, SIZES, arrays, dense, predict
 
 
 def picture(height: int, width: int, canvas: tuple[int, int]) -> np.ndarray:
@@ -28,7 +28,7 @@ def test_a_scaled_view_is_pillows_resize(scale: float) -> None:
     made, view = jax.jit(functools.partial(make_view, scale=scale, mirrored=False))(image, *arrays((50, 61)))
     height, width = (int(side * scale + 0.5) for side in (50, 61))
     assert view.size.tolist() == [height, width]
-    assert made.shape[0] % 32 == made.shape[1] % 32 == 0 and (np.asarray(view.extent) <= made.shape[:2]).all()
+    assert made.shape[0] % 32 == made.shape[1] % 32 == 0 and (np.asarray(view.padded_size) <= made.shape[:2]).all()
     expected = np.asarray(Image.fromarray(image[:50, :61]).resize((width, height), Image.Resampling.BILINEAR))
     difference = np.abs(np.asarray(made)[:height, :width].astype(int) - expected.astype(int))
     assert difference.max() <= 1  # Pillow rounds between rows and columns
@@ -105,9 +105,9 @@ def test_a_view_that_says_the_same_changes_nothing(mirrored: bool) -> None:
     outputs = dense((64, 64), (64, 64))
     size, extent = arrays((64, 64), (64, 64))
     original = arrays((70, 81))[0]
-    alone = jax.jit(functools.partial(predict, with_semantic_map=True))(outputs, size, extent, original)
+    alone = jax.jit(functools.partial(predict, output=EVERYTHING))(outputs, size, extent, original)
     other = (mirror(outputs) if mirrored else outputs, View(size, extent, mirrored=mirrored))
-    both = jax.jit(functools.partial(predict, with_semantic_map=True))(outputs, size, extent, original, others=(other,))
+    both = jax.jit(functools.partial(predict, output=EVERYTHING))(outputs, size, extent, original, views=(other,))
     assert int(alone.panoptic.is_thing.sum()) > 1
     np.testing.assert_array_equal(both.panoptic.class_id, alone.panoptic.class_id)
     np.testing.assert_array_equal(both.panoptic.segment_map, alone.panoptic.segment_map)
@@ -122,6 +122,6 @@ def test_views_that_see_nothing_halve_the_scores() -> None:
     blind = outputs.replace(center_logits=tuple(level - 30.0 for level in outputs.center_logits))
     run = jax.jit(functools.partial(predict, center_threshold=0.1))
     alone = run(outputs, size, extent, original)
-    both = run(outputs, size, extent, original, others=((blind, View(size, extent)),))
+    both = run(outputs, size, extent, original, views=((blind, View(size, extent)),))
     best = int(np.argmax(np.asarray(alone.things.score)))
     np.testing.assert_allclose(both.things.score[best], alone.things.score[best] / 2.0, rtol=0.1)

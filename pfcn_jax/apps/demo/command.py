@@ -14,7 +14,7 @@ from pfcn_jax.apps.demo.session import DemoSession
 from pfcn_jax.apps.demo.uploads import Limits
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.errors import UserError
-from pfcn_jax.inference.two_stage import StagedPredictor
+from pfcn_jax.inference.two_stage import TwoStagePredictor
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     if args.long_side < 32:
         raise UserError(f"--long-side {args.long_side}: must be at least 32 pixels")
     loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
-    session = DemoSession(StagedPredictor(loaded), limits, long_side=args.long_side)
+    session = DemoSession(TwoStagePredictor(loaded), limits, long_side=args.long_side)
     hosts: tuple[str, ...] = LOOPBACK
     if args.host not in LOOPBACK:
         hosts = ("*",)

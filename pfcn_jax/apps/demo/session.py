@@ -1,4 +1,4 @@
-"""What the demo does with an upload: the network once, and its kernels fused again for every change of a threshold."""
+"""The demo's uploads: the network runs once for each, fusion and merge again for every change of a threshold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from pfcn_jax.apps.demo.uploads import Limits, read_upload
 from pfcn_jax.errors import UserError
-from pfcn_jax.inference.two_stage import THRESHOLDS, KernelCounts, Seen, StagedPredictor
+from pfcn_jax.inference.two_stage import EncodedImage, KernelCounts, TwoStagePredictor
+from pfcn_jax.panoptic.options import THRESHOLDS
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.viz import data_uri, encode_webp, overlay, segment_colors
 from pfcn_jax.viz.preview import compact, draw_prediction
@@ -40,25 +41,25 @@ _READABLE = 720  # long side of the drawing, about: names on a smaller one are h
 @dataclasses.dataclass(frozen=True)
 class Uploaded:
     name: str
-    seen: Seen
+    encoded: EncodedImage
 
 
 class DemoSession:
-    """Uploads by their keys, and the answers to the page; safe to call from several threads.
+    """Uploads by their keys, and the answers to the page; thread-safe.
 
     Args:
-      long_side: larger pictures are shrunk to it before anything else, so that sliders stay quick.
-      kept: pictures whose network outputs stay in memory; the one used longest ago goes first.
+      long_side: larger images are downscaled to it first, so that sliders stay fast.
+      kept: images whose network outputs stay in memory; the least recently used goes first.
     """
 
-    def __init__(self, predictor: StagedPredictor, limits: Limits, *, long_side: int = 1024, kept: int = 8):
+    def __init__(self, predictor: TwoStagePredictor, limits: Limits, *, long_side: int = 1024, kept: int = 8):
         self.limits = limits
         self._predictor, self._long_side, self._kept = predictor, long_side, kept
         self._uploads: collections.OrderedDict[str, Uploaded] = collections.OrderedDict()
-        self._lock = threading.Lock()  # one picture at a time: a device is not faster with two
+        self._lock = threading.Lock()  # one image at a time: a device is not faster with two
 
     def info(self) -> dict[str, Any]:
-        """What the page needs to know: the model, the limits, the sliders."""
+        """The model, the limits and the sliders, for the page."""
         inference = self._predictor.config.inference
         sliders = [
             {"name": name, "low": low, "high": high, "step": step, "text": text, "value": getattr(inference, name)}
@@ -82,10 +83,10 @@ class DemoSession:
         with self._lock:
             image = _shrunk(read_upload(data, name, self.limits), self._long_side)
             begin = time.monotonic()
-            seen = self._predictor.look(image)
+            encoded = self._predictor.encode(image)
             seconds = time.monotonic() - begin
             key = secrets.token_urlsafe(16)
-            self._uploads[key] = Uploaded(name, seen)
+            self._uploads[key] = Uploaded(name, encoded)
             while len(self._uploads) > self._kept:
                 self._uploads.popitem(last=False)
         blank = np.zeros(image.shape[:2], np.int32)
@@ -109,12 +110,12 @@ class DemoSession:
         with self._lock:
             upload = self._uploads.get(key) if isinstance(key, str) else None
             if upload is None:
-                raise UserError("this picture is no longer kept here: drop it again")
+                raise UserError("this image is no longer in memory: upload it again")
             self._uploads.move_to_end(key)
             begin = time.monotonic()
-            prediction, counts = self._predictor.segment(upload.seen, **checked)
+            prediction, counts = self._predictor.segment(upload.encoded, **checked)
             seconds = time.monotonic() - begin
-        return self._answer(upload.seen.image, prediction, counts, seconds)
+        return self._answer(upload.encoded.image, prediction, counts, seconds)
 
     def _answer(
         self, image: np.ndarray, prediction: Prediction, counts: KernelCounts, seconds: float
@@ -140,9 +141,9 @@ class DemoSession:
             "ids": base64.b64encode(zlib.compress(segment_map.astype("<u2").tobytes())).decode("ascii"),
             "overlay": data_uri(encode_webp(drawn)),
             "kernels": {
-                "picked": int(counts.picked),
-                "fused": int(counts.fused),
-                "rescored": int(counts.rescored),
+                "picked": counts.picked,
+                "fused": counts.fused,
+                "rescored": counts.rescored,
                 "placed": sum(segment["thing"] for segment in segments),
             },
             "seconds": round(seconds, 3),
@@ -176,5 +177,5 @@ def _shrunk(image: np.ndarray, long_side: int) -> np.ndarray:
 
 
 def _scale(image: np.ndarray) -> float:
-    """Small pictures are drawn magnified."""
+    """Magnification of the drawing of a small image."""
     return float(max(1, round(_READABLE / max(image.shape[:2]))))

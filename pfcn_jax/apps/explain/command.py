@@ -1,4 +1,4 @@
-"""`explain`: what the method does inside, for single pictures: one page of HTML each, and its panels as PNG.
+"""`explain`: the intermediate results for single images: one page of HTML each, and its panels as PNG.
 
 Object centers and stuff regions of every level, every kernel's mask before and after fusion, which kernels merged with
 what similarity, which were removed and why, and the segments that are left.
@@ -19,13 +19,13 @@ from pfcn_jax.apps.explain.insides import Insides, Panel, Row, segment_table
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.input_files import find_inputs, read_ahead
-from pfcn_jax.inference.two_stage import StagedPredictor
+from pfcn_jax.inference.two_stage import TwoStagePredictor
 from pfcn_jax.types import LEVELS
 from pfcn_jax.utils.atomic import write_text
 from pfcn_jax.viz import contact_sheet, data_uri, encode_webp, overlay, render
 from pfcn_jax.viz.preview import draw_prediction
 
-_SIDE = 640  # long side of the two large pictures
+_SIDE = 640  # long side of the two large images
 _CELL = (192, 256)
 
 
@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint or a working directory of `train`")
     parser.add_argument("--output", required=True, help="folder for NAME.html and NAME/*.png")
     parser.add_argument("--kernels", type=int, default=40, help="clusters of kernels shown, the best first")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files and folders of pictures")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files and folders of images")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -42,8 +42,8 @@ def main(args: argparse.Namespace) -> int:
     output = pathlib.Path(args.output)
     inputs = find_inputs(args.pictures, exclude=output)
     pictures = [entry for entry in inputs if not entry.is_video]
-    broken = [f"{entry.path}: a video; explain looks at pictures" for entry in inputs if entry.is_video]
-    predictor = StagedPredictor(load_with_config(pathlib.Path(args.checkpoint), args.config_argv))
+    broken = [f"{entry.path}: a video; explain takes images" for entry in inputs if entry.is_video]
+    predictor = TwoStagePredictor(load_with_config(pathlib.Path(args.checkpoint), args.config_argv))
     for entry, image in read_ahead(pictures, broken, upright=True):
         print(explain_picture(predictor, image, entry.name, output, kernels=args.kernels))
     for message in broken:
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def explain_picture(
-    predictor: StagedPredictor, image: np.ndarray, name: str, output: pathlib.Path, *, kernels: int = 40
+    predictor: TwoStagePredictor, image: np.ndarray, name: str, output: pathlib.Path, *, kernels: int = 40
 ) -> pathlib.Path:
     """Writes `output/name.html` and its panels as `output/name/*.png`; returns the page.
 
@@ -61,10 +61,10 @@ def explain_picture(
       kernels: clusters that are shown, the best first.
     """
     config, classes = predictor.config.inference, predictor.loaded.classes
-    seen = predictor.look(image)
-    trace = predictor.trace(seen)
+    encoded = predictor.encode(image)
+    trace = predictor.trace(encoded)
     clusters, dropped = tell_fates(trace, merge_score=config.merge_score)
-    insides = Insides(seen, trace, classes)
+    insides = Insides(encoded, trace, classes)
     scale = _SIDE / max(image.shape[:2])
     blank = np.zeros(image.shape[:2], np.int32)
     sheets = {

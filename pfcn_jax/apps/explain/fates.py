@@ -1,19 +1,23 @@
-"""What became of every kernel of things, told from a trace: merged into which, removed by what, or on the canvas."""
+"""The fate of every kernel of things in a prediction: merged, removed, or pasted as a segment."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from pfcn_jax.inference.two_stage import Trace
+from pfcn_jax.panoptic.fusion import Fusion
 from pfcn_jax.types import LEVELS
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Fate:
-    """One picked kernel. `kernel`, `owner` are slots of the trace's `picked`."""
+    """One picked kernel. `kernel` and `owner` are slots of the picked kernels."""
 
     kernel: int
     owner: int
@@ -36,7 +40,7 @@ class Fate:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """A head with its members, best first (the head is the first), and what became of the kernel they make."""
+    """A head with its members, best first (the head is the first), and the fate of their fused kernel."""
 
     members: tuple[Fate, ...]
     weight: Float[np.ndarray, " E"]  # the mean of the members
@@ -57,55 +61,58 @@ def tell_fates(trace: Trace, *, merge_score: float) -> tuple[list[Cluster], list
     Args:
       merge_score: the threshold that the trace was made with.
     """
-    fates = _fates(trace)
-    heads = [fate for fate in fates if fate.is_head]
-    things = np.flatnonzero(trace.things.valid)
-    clusters, used = [], set()
-    for slot, head in enumerate(heads):
-        members = (head, *(fate for fate in fates if fate.owner == head.kernel and not fate.is_head))
-        weight = np.asarray(trace.fused.weight[slot])
-        # Rescoring copies weights as they are, so that equal bits tell which thing this cluster became.
-        same = [row for row in things if row not in used and np.array_equal(trace.things.weight[row], weight)]
-        thing = int(same[0]) if same else None
-        used.update(same[:1])
-        clusters.append(_cluster(members, weight, thing, trace, merge_score))
-    owners = {head.kernel for head in heads}
-    return clusters, [fate for fate in fates if fate.owner not in owners]
+    fusion, prediction = trace.proposed.things, trace.prediction
+    fates = {fate.kernel: fate for fate in _fates(fusion)}
+    things, panoptic = prediction.things, prediction.panoptic
+    thing_of = {int(_made(things.head)[slot]): slot for slot in np.flatnonzero(things.valid).tolist()}
+    rows = np.flatnonzero(np.asarray(panoptic.valid) & np.asarray(panoptic.is_thing)).tolist()
+    segment_of = {int(_made(panoptic.kernel)[row]): row + 1 for row in rows}
+    clusters, heads = [], set()
+    for slot in np.flatnonzero(fusion.fused.valid).tolist():
+        head = fates[int(_made(fusion.fused.head)[slot])]
+        heads.add(head.kernel)
+        members = (head, *(fate for fate in fates.values() if fate.owner == head.kernel and not fate.is_head))
+        thing = thing_of.get(head.kernel)
+        score = None if thing is None else float(things.score[thing])
+        segment = None if thing is None else segment_of.get(thing)
+        verdict = _verdict(score, segment, merge_score)
+        clusters.append(Cluster(members, np.asarray(fusion.fused.weight[slot]), score, segment, verdict))
+    return clusters, [fate for fate in fates.values() if fate.owner not in heads]
 
 
-def _fates(trace: Trace) -> list[Fate]:
-    picked = trace.picked
+def _fates(fusion: Fusion) -> list[Fate]:
+    picked, source = fusion.picked, _made(fusion.picked.source)
     found = []
     for kernel in np.flatnonzero(picked.valid).tolist():
-        owner = int(trace.owner[kernel])
-        level, row, column = (int(value) for value in trace.position[kernel])
+        owner = int(fusion.owner[kernel])
+        row, column = (int(value) for value in source.cell[kernel])
         found.append(
             Fate(
                 kernel=kernel,
                 owner=owner,
                 class_id=int(picked.class_id[kernel]),
                 score=float(picked.score[kernel]),
-                level=level,
+                level=int(source.level[kernel]),
                 row=row,
                 column=column,
-                similarity=float(trace.similarity[kernel, owner]),
+                similarity=float(fusion.similarity[kernel, owner]),
                 weight=np.asarray(picked.weight[kernel]),
             )
         )
     return found
 
 
-def _cluster(
-    members: tuple[Fate, ...], weight: np.ndarray, thing: int | None, trace: Trace, merge_score: float
-) -> Cluster:
-    if thing is None:
-        verdict = "removed: its score after rescoring is too low (or mask NMS or the limit of things took it)"
-        return Cluster(members, weight, None, None, verdict)
-    score = float(trace.things.score[thing])
-    placed = trace.placed[: int(trace.placed_count)].tolist()
-    if thing in placed:
-        segment = 1 + placed.index(thing)
-        return Cluster(members, weight, score, segment, f"segment {segment}")
+def _made(part: T | None) -> T:
+    """A part that every prediction of one view has."""
+    assert part is not None
+    return part
+
+
+def _verdict(score: float | None, segment: int | None, merge_score: float) -> str:
+    if score is None:
+        return "removed: its score after rescoring is too low (or by mask NMS or the limit of things)"
+    if segment is not None:
+        return f"segment {segment}"
     if score < np.float32(merge_score):
-        return Cluster(members, weight, score, None, f"removed: score {score:.2f} is below {merge_score:g}")
-    return Cluster(members, weight, score, None, "removed as a duplicate: too much of its mask is taken already")
+        return f"removed: score {score:.2f} is below {merge_score:g}"
+    return "removed as a duplicate: too much of its mask is taken already"

@@ -1,4 +1,4 @@
-"""The method's insides for one picture as panels: centers, regions, kernels before and after fusion, similarities."""
+"""Intermediate results for one image as panels: centers, regions, kernels before and after fusion, similarities."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from jaxtyping import Array, Float, UInt8
 from pfcn_jax.apps.explain.fates import Cluster, Fate
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.transforms import resize_image
-from pfcn_jax.inference.two_stage import Seen, Trace
-from pfcn_jax.types import FEATURE_STRIDE, LEVELS, STRIDES
+from pfcn_jax.inference.two_stage import EncodedImage, Trace
+from pfcn_jax.types import FEATURE_STRIDE, LEVELS, STRIDES, RegionChannels
 from pfcn_jax.viz import heatmap, mark_points, similarity_matrix
 from pfcn_jax.viz.regions import draw_regions
 
-Picture = UInt8[np.ndarray, "h w 3"]
+Image = UInt8[np.ndarray, "h w 3"]
 _SIDE = 256  # long side of a panel of a level or a mask
 _SHOWN_MEMBERS = 7  # of a cluster: the five levels, and repeats
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    image: Picture
+    image: Image
     title: str
 
 
@@ -38,22 +38,23 @@ class Row:
 
 
 class Insides:
-    """Draws the panels of one picture.
+    """Draws the panels of one image.
 
     Args:
-      seen: the picture with the network's answer, trace: what became of it.
+      encoded: the image with the network's outputs.
+      trace: of its prediction.
     """
 
-    def __init__(self, seen: Seen, trace: Trace, classes: ClassTable):
-        self._trace, self._classes = trace, classes
-        self._dense, self._extent = seen.dense, np.asarray(seen.extent)
-        height, width = (int(side) for side in np.asarray(seen.size))
-        self._resized = resize_image(seen.image, (height, width))
+    def __init__(self, encoded: EncodedImage, trace: Trace, classes: ClassTable):
+        self._proposed, self._classes = trace.proposed, classes
+        self._dense = encoded.dense
+        height, width = (int(side) for side in np.asarray(encoded.geometry.size))
+        self._resized = resize_image(encoded.image, (height, width))
         self._zoom = _SIDE / max(height, width)
         size = (max(1, round(height * self._zoom)), max(1, round(width * self._zoom)))
         method = cv2.INTER_CUBIC if self._zoom > 1 else cv2.INTER_AREA
         self._thumbnail = cv2.resize(self._resized, size[::-1], interpolation=method)
-        self._feature = np.asarray(seen.dense.feature, np.float32)
+        self._feature = np.asarray(encoded.dense.feature, np.float32)
 
     def centers(self, fates: list[Fate]) -> list[Panel]:
         """The best center score of any class on each level, with rings at the peaks that became kernels."""
@@ -77,7 +78,7 @@ class Insides:
         return panels
 
     def cluster(self, cluster: Cluster) -> Row:
-        """What a cluster's kernel segments, and what each of its members would have."""
+        """The mask of a cluster's kernel, and those of its members."""
         head = cluster.head
         after = "" if cluster.score is None else f" -> {cluster.score:.2f}"
         count = len(cluster.members)
@@ -97,15 +98,14 @@ class Insides:
     def stuff(self) -> list[Row]:
         """For each region channel with a kernel: its mean kernel's mask, then those of its levels."""
         rows = []
-        channels = len(self._trace.fused_stuff.valid)
-        for channel in np.flatnonzero(self._trace.fused_stuff.valid).tolist():
-            panels = [Panel(self._mask(self._trace.fused_stuff.weight[channel]), "mean of the levels")]
-            for level in range(len(LEVELS)):
-                slot = level * channels + channel
-                if self._trace.stuff.valid[slot]:
-                    score = float(self._trace.stuff.score[slot])
-                    panels.append(Panel(self._mask(self._trace.stuff.weight[slot]), f"{LEVELS[level]} {score:.2f}"))
-            name = self._channel_name(channel, channels)
+        stuff, pooled = self._proposed.stuff, self._proposed.pooled
+        assert pooled is not None and pooled.source is not None  # one view
+        for channel in np.flatnonzero(stuff.valid).tolist():
+            panels = [Panel(self._mask(stuff.weight[channel]), "mean of the levels")]
+            for slot in np.flatnonzero(pooled.valid & (pooled.class_id == channel)).tolist():
+                title = f"{LEVELS[pooled.source.level[slot]]} {float(pooled.score[slot]):.2f}"
+                panels.append(Panel(self._mask(pooled.weight[slot]), title))
+            name = self._channel_name(channel, len(stuff.valid))
             title = f"{name}: {len(panels) - 1} level{'s' if len(panels) > 2 else ''}"
             rows.append(Row(title, "", False, tuple(panels)))
         return rows
@@ -114,7 +114,7 @@ class Insides:
         """Cosine similarity of the picked kernels, cluster by cluster."""
         groups = [[fate.kernel for fate in cluster.members] for cluster in clusters]
         order = np.array([kernel for group in groups for kernel in group][:largest], np.int64)
-        matrix = np.asarray(self._trace.similarity)[np.ix_(order, order)]
+        matrix = np.asarray(self._proposed.things.similarity)[np.ix_(order, order)]
         ends = np.cumsum([len(group) for group in groups])
         title = f"cosine similarity of {len(order)} kernels; squares: clusters"
         return Panel(similarity_matrix(matrix, ends[ends <= len(order)].tolist()), title)
@@ -124,17 +124,17 @@ class Insides:
         return f"{fate.place} {fate.score:.2f}, {relation}"
 
     def _channel_name(self, channel: int, channels: int) -> str:
-        things = channels - self._classes.num_stuff  # channels of things: 1 ("any thing") or all of them
-        if channel >= things:
-            return self._classes.names[self._classes.num_things + channel - things]
-        return "any thing" if things == 1 else self._classes.names[channel]
+        regions = RegionChannels(*self._classes.counts, channels - self._classes.num_stuff)
+        if channel >= regions.things:
+            return self._classes.names[regions.stuff_class(channel)]
+        return "any thing" if regions.things == 1 else self._classes.names[channel]
 
-    def _mask(self, weight: Float[np.ndarray, " E"] | Array) -> Picture:
-        """The kernel as a 1x1 convolution of the encoded feature, over the picture."""
+    def _mask(self, weight: Float[np.ndarray, " E"] | Array) -> Image:
+        """The kernel as a 1x1 convolution of the encoded feature, over the image."""
         probability = _sigmoid(self._feature @ np.asarray(weight))
         return self._fit(heatmap(probability, self._resized, stride=FEATURE_STRIDE))
 
-    def _fit(self, drawn: Picture) -> Picture:
+    def _fit(self, drawn: Image) -> Image:
         height, width = self._thumbnail.shape[:2]
         return cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA if self._zoom < 1 else cv2.INTER_CUBIC)
 

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,49 +24,27 @@ from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.curves import read_metrics
 from pfcn_jax.evaluation.evaluate import EvaluationResult, evaluate_model
-from pfcn_jax.panoptic.options import PredictOptions, TTAOptions
 from pfcn_jax.parallel.protocol import number_of_process_0
 from pfcn_jax.parallel.sharding import data_mesh
 from pfcn_jax.studies.ablate.tables import Figures
 from pfcn_jax.training.trainer import Trainer
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.environment import environment
-
-# Keys that say how a run is computed and kept, not what comes out: they may change without a new training.
-_HOW = {
-    "data": ("workers", "cache"),
-    "model": ("remat",),
-    "train": (
-        "log_every",
-        "eval_every",
-        "eval_examples",
-        "eval_batch_size",
-        "checkpoint_every",
-        "keep_latest",
-        "keep_best",
-        "preview_pictures",
-    ),
-}
-# Keys of the evaluation: the weights do not depend on them.
-_SCORED = {
-    "evaluation": ("metrics",),
-    "data": ("eval_split", "eval_examples", "eval_short_side", "eval_max_long_side", "eval_canvases"),
-}
+from pfcn_jax.utils.settings import Affects, names_affecting
 
 
 def training_key(config: Config) -> str:
-    """The hash of what the weights depend on: not of inference, of the name, or of how it is computed."""
-    config = dataclasses.replace(config, inference=PredictOptions(), tta=TTAOptions())
-    return evaluation_key(_without(config, _SCORED))
+    """The hash of everything that the weights depend on."""
+    return evaluation_key(_without(config, "scores"))
 
 
 def evaluation_key(config: Config) -> str:
-    """The hash of what the figures depend on: not of the name, or of how it is computed.
+    """The hash of everything that the figures depend on.
 
     Only values that differ from the schema's defaults are in it, so that a key which the schema gets later, switched
     off by default, leaves the trainings of before where they are.
     """
-    values, defaults = (dataclasses.asdict(tree) for tree in (_without(config, _HOW), Config()))
+    values, defaults = (dataclasses.asdict(tree) for tree in (_without(config, "speed", "run"), Config()))
     values["name"] = defaults["name"]
     text = json.dumps(_differences(values, defaults), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -85,13 +62,15 @@ def _differences(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
     return found
 
 
-def _without(config: Config, keys: Mapping[str, tuple[str, ...]]) -> Config:
-    """The config with the schema's defaults for some keys."""
-    usual = Config()
-    for name, names in keys.items():
-        section = {key: getattr(getattr(usual, name), key) for key in names}
-        config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **section)})
-    return config
+def _without(config: Config, *kinds: Affects) -> Config:
+    """The config with the schema's defaults for the keys that affect one of `kinds`."""
+    usual, sections = Config(), dict[str, Any]()
+    for field in dataclasses.fields(config):
+        section, default = getattr(config, field.name), getattr(usual, field.name)
+        if dataclasses.is_dataclass(section):
+            names = names_affecting(section, *kinds)
+            sections[field.name] = dataclasses.replace(section, **{name: getattr(default, name) for name in names})
+    return dataclasses.replace(config, **sections)
 
 
 class Runs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,8 @@ import jax
 import numpy as np
 
 from pfcn_jax.data.inputs import output_shape
-from pfcn_jax.steps import generate_apart, per_picture, picture_extent, predict_step, segment
+from pfcn_jax.panoptic.options import OutputSpec
+from pfcn_jax.steps import generate_for_prediction, per_image, predict_step, segment
 from pfcn_jax.studies.benchmark.measure import (
     Row,
     Yardstick,
@@ -22,6 +22,7 @@ from pfcn_jax.studies.benchmark.measure import (
     time_runs,
 )
 from pfcn_jax.studies.benchmark.subject import Placed, Subject, load_subject, place, read_pictures
+from pfcn_jax.types import image_geometry
 
 PyTree = Any
 
@@ -30,8 +31,7 @@ def network_program(subject: Subject) -> Callable[..., PyTree]:
     """(variables, image, size) -> what the heads say."""
 
     def network(variables: PyTree, image: Any, size: Any) -> PyTree:
-        extent = picture_extent(size, image.shape[1:3], "picture")
-        return generate_apart(variables, image, size, extent, subject.model, None)
+        return generate_for_prediction(variables, image, image_geometry(size), subject.model, None)
 
     return network
 
@@ -41,9 +41,8 @@ def predict_program(subject: Subject, placed: Placed) -> Callable[..., PyTree]:
     return functools.partial(
         predict_step,
         model=subject.model,
-        config=subject.config.inference,
-        tta=subject.config.tta,
-        output_shape=output_shape(placed.original_size),
+        config=subject.config,
+        output=OutputSpec(output_shape(placed.original_size)),
     )
 
 
@@ -52,13 +51,12 @@ def post_program(subject: Subject, placed: Placed) -> Callable[..., PyTree]:
     one = functools.partial(
         segment,
         model=subject.model,
-        output_shape=output_shape(placed.original_size),
-        **dataclasses.asdict(subject.config.inference),
+        options=subject.config.inference,
+        output=OutputSpec(output_shape(placed.original_size)),
     )
 
     def post(variables: PyTree, dense: PyTree, image: Any, size: Any, original_size: Any) -> PyTree:
-        extent = picture_extent(size, image.shape[1:3], "picture")
-        return per_picture(one, None, variables)(dense, size, extent, original_size)
+        return per_image(one, None, variables)(dense, image_geometry(size, original_size))
 
     return post
 

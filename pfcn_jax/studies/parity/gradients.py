@@ -24,6 +24,7 @@ from pfcn_jax.optim.build import make_optimizer
 from pfcn_jax.optim.options import OptimOptions
 from pfcn_jax.optim.rules import decay_mask, frozen_mask
 from pfcn_jax.panoptic.losses import combine
+from pfcn_jax.panoptic.options import LossOptions
 from pfcn_jax.panoptic.targets import Targets
 from pfcn_jax.studies.parity.network import load_model, place, recorded_pictures
 from pfcn_jax.studies.parity.reference import Check, Recorded, check, make_state_dict, recorded_files
@@ -148,7 +149,7 @@ def step_gradients(
             )
             for index, one in enumerate(targets)
         ]
-        return sum(combine(sum_over_pictures(parts)).values(), start=jnp.zeros(())), dense
+        return sum(combine(sum_over_pictures(parts), LossOptions()).values(), start=jnp.zeros(())), dense
 
     shapes = jax.eval_shape(lambda: _features(model, variables, image, size, extent))
     nudge = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -17,11 +17,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pfcn_jax.checkpoints.loading import load_checkpoint
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.example import Source
 from pfcn_jax.data.inputs import output_shape
 from pfcn_jax.data.registry import open_source
 from pfcn_jax.data.transforms import resize_image, resized_size
-from pfcn_jax.panoptic.options import PredictOptions
+from pfcn_jax.panoptic.options import OutputSpec
 from pfcn_jax.panoptic.predict import Prediction, crop_prediction
 from pfcn_jax.parallel.sharding import local_row
 from pfcn_jax.steps import predict_step
@@ -99,10 +100,10 @@ def mixed_batches(photos: Sequence[Photo], batch_size: int, seed: int = 0) -> It
 
 
 def make_predict(
-    variables: Any, model: Any, config: PredictOptions, shape: Size
+    variables: Any, model: Any, config: Config, shape: Size
 ) -> Callable[[Size, Sequence[Photo], int], list[Prediction]]:
     """`(canvas, photos, batch size) -> predictions`, compiled once for each canvas and batch size."""
-    step = jax.jit(functools.partial(predict_step, model=model, config=config, output_shape=shape))
+    step = jax.jit(functools.partial(predict_step, model=model, config=config, output=OutputSpec(shape)))
 
     def predict(canvas: Size, photos: Sequence[Photo], batch_size: int) -> list[Prediction]:
         image = np.zeros((batch_size, *canvas, 3), np.uint8)
@@ -126,7 +127,7 @@ def compare(photo: Photo, alone: Prediction, batched: Prediction) -> Difference:
 
 
 def find_differences(
-    photos: Sequence[Photo], variables: Any, model: Any, config: PredictOptions, *, batch_size: int = _PHOTOS_AT_ONCE
+    photos: Sequence[Photo], variables: Any, model: Any, config: Config, *, batch_size: int = _PHOTOS_AT_ONCE
 ) -> tuple[list[Difference], int]:
     """Every photo alone against the photo in a mixed batch; also how many segments there are in all."""
     predict = make_predict(variables, model, config, output_shape([photo.original_size for photo in photos]))
@@ -157,10 +158,10 @@ def check_independence(
     """
     source = open_source("coco", str(pictures / "coco_sample"), "val2017")
     if checkpoint is None:
-        (model, variables), config, kind = load_model(reference, "R50-1x"), PredictOptions(), "random"
+        (model, variables), config, kind = load_model(reference, "R50-1x"), Config(), "random"
     else:
         loaded = load_checkpoint(checkpoint)
-        model, variables, config, kind = loaded.model, loaded.variables, loaded.config.inference, "trained"
+        model, variables, config, kind = loaded.model, loaded.variables, loaded.config, "trained"
     photos = read_photos(source, short_side=short_side, max_long_side=short_side * 5 // 3)
     photos = photos[:max_photos] if max_photos else photos
     differences, segments = find_differences(photos, variables, model, config)

@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from pfcn_jax.panoptic.fusion import fuse_stuff, fuse_things
-from pfcn_jax.panoptic.kernels import (
-    POOL_WINDOWS,
-    center_peaks,
-    concatenate,
-    convolve,
-    pick_level,
-    pool_level,
-    sort_by_score,
-)
-from pfcn_jax.panoptic.merge import merge, packed_thing_masks
-from pfcn_jax.panoptic.predict import Prediction, predict_image
-from pfcn_jax.panoptic.rescore import mask_means, rescore
+from pfcn_jax.panoptic.kernels import POOL_WINDOWS, center_peaks, convolve, pick_things, pool_stuff
+from pfcn_jax.panoptic.options import OutputSpec, PredictOptions
+from pfcn_jax.panoptic.predict import Prediction, Proposed, paste, predict_image, propose
+from pfcn_jax.panoptic.rescore import mask_means
 from pfcn_jax.panoptic.upsample import Upsampler, make_upsampler
+from pfcn_jax.steps import embeddings, region_channels
 from pfcn_jax.studies.parity.network import load_model
 from pfcn_jax.studies.parity.prediction_stages import (
     SCORE_TOLERANCE,
     compare_kernels,
     compare_pixels,
     compare_probabilities,
+    geometry_of,
     settings,
-    sizes,
     valid_part,
 )
 from pfcn_jax.studies.parity.reference import Check, Recorded, check, recorded_files
-from pfcn_jax.types import LEVELS, STRIDES, DenseOutputs, Kernels, PanopticPrediction
+from pfcn_jax.types import LEVELS, STRIDES, DenseOutputs, ImageGeometry, Kernels
 
 AREA_TOLERANCE = 1e-3  # relative
 
@@ -66,10 +56,11 @@ def _checkpoint(recorded: Recorded) -> str:
 
 
 def _run_network(model: Any, variables: Any, recorded: Recorded, margin: int) -> DenseOutputs:
-    size, extent, _ = sizes(recorded)
-    canvas = np.zeros((1, extent[0] + margin, extent[1] + margin, 3), np.uint8)
-    canvas[0, : size[0], : size[1]] = recorded["image"][:, :, ::-1]  # recorded as BGR
-    outputs = _apply(model, variables, canvas, size[None], extent[None])
+    geometry = geometry_of(recorded)
+    height, width = (int(side) for side in geometry.size)
+    canvas = np.zeros((1, *(int(side) + margin for side in geometry.padded_size), 3), np.uint8)
+    canvas[0, :height, :width] = recorded["image"][:, :, ::-1]  # recorded as BGR
+    outputs = _apply(model, variables, canvas, geometry.size[None], geometry.padded_size[None])
     return jax.tree.map(lambda batch: batch[0], outputs)
 
 
@@ -80,107 +71,79 @@ def _apply(model: Any, variables: Any, *batch: jax.Array) -> DenseOutputs:
 
 @struct.dataclass
 class Stages:
-    """Everything on the way from the heads to the segments of one picture."""
+    """Everything on the way from the heads to the segments of one image."""
 
     peaks: tuple[jax.Array, ...]  # per level
-    picked: tuple[Kernels, ...]
-    pooled: tuple[Kernels, ...]
-    things: Kernels  # embedded
-    stuff: Kernels
-    fused: Kernels
-    fused_stuff: Kernels
+    picked: Kernels  # of all levels, not yet embedded
+    pooled: Kernels
+    proposed: Proposed
+    prediction: Prediction
     thing_logits: jax.Array
     stuff_logits: jax.Array
     means: jax.Array
-    final: Kernels
-    final_masks: jax.Array  # packed
-    panoptic: PanopticPrediction
-    semantic_map: jax.Array
     upsampler: Upsampler
 
 
 # Compiled once per shape; thresholds and sizes are data, so that recorded settings share a program.
-@functools.partial(jax.jit, static_argnames=("model", "output_shape", "candidates", "fusion_threshold", "class_aware"))
+@functools.partial(jax.jit, static_argnames=("model", "output"))
 def _run_stages(
     model: Any,
     variables: Any,
     outputs: DenseOutputs,
-    size: jax.Array,
-    extent: jax.Array,
-    original_size: jax.Array,
-    data: dict[str, jax.Array],
+    geometry: ImageGeometry,
+    options: PredictOptions,
     *,
-    output_shape: tuple[int, int],
-    candidates: int,
-    fusion_threshold: float,
-    class_aware: bool,
+    output: OutputSpec,
 ) -> Stages:
-    """`predict_image` with nothing thrown away: each stage is fed with our own previous stage."""
-    feature, maps = outputs.feature, outputs.kernel_map
-    peaks, picked, pooled = [], [], []
-    for level, stride in enumerate(STRIDES):
-        peaks.append(center_peaks(outputs.center_logits[level], extent, stride=stride, window=POOL_WINDOWS[level]))
-        limits: dict[str, Any] = {"candidates": candidates, "threshold": data["center_threshold"]}
-        picked.append(pick_level(peaks[level], maps[level], extent, stride=stride, **limits))
-        threshold: Any = data["stuff_threshold"]
-        pooled.append(pool_level(outputs.region_logits[level], maps[level], extent, stride=stride, threshold=threshold))
-
-    def embed(parts: list[Kernels], method: str) -> Kernels:
-        kernels = concatenate(parts)
-        return dataclasses.replace(kernels, weight=model.apply(variables, kernels.weight, method=method))
-
-    things, stuff = embed(picked, "embed_things"), embed(pooled, "embed_stuff")
-    fused = fuse_things(things, threshold=fusion_threshold, class_aware=class_aware)
-    fused_stuff = fuse_stuff(stuff, channels=outputs.region_logits[0].shape[-1])
-    cut: Any = data["mask_threshold"]
-    final = rescore(fused, feature, extent, mask_threshold=cut)
-    upsampler = make_upsampler(size, extent, original_size, map_shape=feature.shape[:2], output_shape=output_shape)
-    rules: dict[str, Any] = {name: data[name] for name in ("merge_score", "merge_overlap", "min_stuff_area")}
-    num_things = outputs.center_logits[0].shape[-1]
-    panoptic, semantic_map = merge(
-        final, fused_stuff, feature, extent, upsampler, num_things=num_things, mask_threshold=cut, **rules
-    )
+    """`predict_image` with all intermediate results."""
+    padded_size = geometry.padded_size
+    levels = zip(outputs.center_logits, STRIDES, POOL_WINDOWS)
+    proposed = propose(outputs, embeddings(variables, model), geometry, options)
+    fused, feature = proposed.things.fused, proposed.feature
     return Stages(
-        peaks=tuple(peaks),
-        picked=tuple(picked),
-        pooled=tuple(pooled),
-        things=sort_by_score(things),
-        stuff=stuff,
-        fused=fused,
-        fused_stuff=fused_stuff,
+        peaks=tuple(center_peaks(logits, padded_size, stride=s, window=window) for logits, s, window in levels),
+        picked=pick_things(
+            outputs.center_logits,
+            outputs.kernel_map,
+            padded_size,
+            candidates=options.candidates,
+            threshold=options.center_threshold,
+        ),
+        pooled=pool_stuff(outputs.region_logits, outputs.kernel_map, padded_size, threshold=options.stuff_threshold),
+        proposed=proposed,
+        prediction=paste(proposed, geometry, options, region_channels(model), output),
         thing_logits=convolve(fused.weight, feature),
-        stuff_logits=convolve(fused_stuff.weight, feature),
-        means=mask_means(fused, feature, extent, threshold=cut),
-        final=final,
-        final_masks=packed_thing_masks(final, feature, extent, upsampler, threshold=cut),
-        panoptic=panoptic,
-        semantic_map=semantic_map,
-        upsampler=upsampler,
+        stuff_logits=convolve(proposed.stuff.weight, feature),
+        means=mask_means(fused, feature, padded_size, threshold=options.mask_threshold),
+        upsampler=make_upsampler(geometry, map_shape=feature.shape[:2], output_shape=output.shape),
     )
 
 
 def check_chain(recorded: Recorded, outputs: DenseOutputs, model: Any, variables: Any) -> list[Check]:
     """All stages of one recorded result."""
-    options = dataclasses.asdict(settings(recorded))
-    static = {
-        "candidates": options.pop("candidates"),
-        "fusion_threshold": options.pop("fusion_threshold"),
-        "class_aware": options.pop("class_aware_fusion"),
-    }
     height, width = (int(n) for n in recorded["out_size"])
-    stages = _run_stages(model, variables, outputs, *sizes(recorded), options, output_shape=(height, width), **static)
+    output = OutputSpec((height, width), thing_masks=True, semantic_map=True)
+    options = settings(recorded).as_data()
+    stages = _run_stages(model, variables, outputs, geometry_of(recorded), options, output=output)
     checks: list[Check] = []
     for index, level in enumerate(LEVELS):
-        checks += _check_picks(recorded, level, stages.peaks[index], stages.picked[index])
-        checks += compare_kernels(recorded, f"{level}.thing_{{}}", stages.picked[index], weight="kernel")
-        checks += compare_kernels(recorded, f"{level}.stuff_{{}}", stages.pooled[index], weight="kernel")
-    things, stuff = stages.things, stages.stuff
-    checks += compare_kernels(recorded, "thing_{}", things, class_id="class_sorted", score="score_sorted")
+        picked, pooled = (_on_level(kernels, index) for kernels in (stages.picked, stages.pooled))
+        checks += _check_picks(recorded, level, stages.peaks[index], picked)
+        checks += compare_kernels(recorded, f"{level}.thing_{{}}", picked, weight="kernel")
+        checks += compare_kernels(recorded, f"{level}.stuff_{{}}", pooled, weight="kernel")
+    things, stuff = stages.proposed.things, stages.proposed.pooled
+    checks += compare_kernels(recorded, "thing_{}", things.picked, class_id="class_sorted", score="score_sorted")
     checks += compare_kernels(recorded, "stuff_{}", stuff, class_id="class_all", score="score_all")
-    checks += compare_kernels(recorded, "thing_{}_fused", stages.fused)
-    checks += compare_kernels(recorded, "stuff_{}_fused", stages.fused_stuff)
+    checks += compare_kernels(recorded, "thing_{}_fused", things.fused)
+    checks += compare_kernels(recorded, "stuff_{}_fused", stages.proposed.stuff)
     checks += _check_masks(recorded, stages)
     return checks + _check_segments(recorded, stages)
+
+
+def _on_level(kernels: Kernels, level: int) -> Kernels:
+    assert kernels.source is not None
+    here = np.asarray(kernels.source.level) == level
+    return jax.tree.map(lambda field: np.asarray(field)[here], kernels)
 
 
 def _check_picks(recorded: Recorded, level: str, peaks: Any, picked: Kernels) -> Iterator[Check]:
@@ -204,33 +167,34 @@ def _check_picks(recorded: Recorded, level: str, peaks: Any, picked: Kernels) ->
 
 def _check_masks(recorded: Recorded, stages: Stages) -> list[Check]:
     """Logits, new scores, and at the original size: probabilities of stuff and the masks of the best things."""
-    name, final = recorded.name, stages.final
+    name, final, semantic_map = recorded.name, stages.prediction.things, np.asarray(stages.prediction.semantic_map)
+    fused, stuff = stages.proposed.things.fused, stages.proposed.stuff
     checks = []
     for key, logits, kernels in (
-        ("thing_logits", stages.thing_logits, stages.fused),
-        ("stuff_logits", stages.stuff_logits, stages.fused_stuff),
+        ("thing_logits", stages.thing_logits, fused),
+        ("stuff_logits", stages.stuff_logits, stuff),
     ):
         ours = valid_part(logits, kernels)[:, : recorded[key].shape[2], : recorded[key].shape[3]]
         checks.append(recorded.compare(key, np.moveaxis(ours, 0, -1)[None], relative=1e-4))
-    probability = jax.nn.sigmoid(valid_part(stages.stuff_logits, stages.fused_stuff))
+    probability = jax.nn.sigmoid(valid_part(stages.stuff_logits, stuff))
     checks.append(compare_probabilities(recorded, probability, stages.upsampler, step=1))
     for key, value, kernels, tolerance in (
-        ("rescored_unsorted", stages.fused.score * stages.means, stages.fused, SCORE_TOLERANCE),
+        ("rescored_unsorted", fused.score * stages.means, fused, SCORE_TOLERANCE),
         ("final_class", final.class_id, final, 0.0),
         ("final_score", final.score, final, SCORE_TOLERANCE),
-        ("sem_present", stages.fused_stuff.class_id, stages.fused_stuff, 0.0),
+        ("sem_present", stuff.class_id, stuff, 0.0),
     ):
         checks.append(check(name, key, valid_part(value, kernels), recorded[key], tolerance))
-    masks = np.unpackbits(valid_part(stages.final_masks, final), axis=-1, count=int(recorded["out_size"][1]))
+    masks = np.unpackbits(valid_part(stages.prediction.thing_masks, final), axis=-1, count=int(recorded["out_size"][1]))
     checks.append(compare_pixels(recorded, "final_mask", masks.astype(bool), recorded["final_mask"]))
     checks.append(_check_boxes(recorded, masks.astype(bool)))
-    checks.append(compare_pixels(recorded, "sem_argmax", np.asarray(stages.semantic_map), recorded["sem_argmax"]))
+    checks.append(compare_pixels(recorded, "sem_argmax", semantic_map, recorded["sem_argmax"]))
     return checks
 
 
 def _check_segments(recorded: Recorded, stages: Stages) -> list[Check]:
     """The map, and the list: the original counts things by class and stuff by region channel, both from its heads."""
-    name, panoptic, theirs = recorded.name, stages.panoptic, recorded["panoptic_seg"]
+    name, panoptic, theirs = recorded.name, stages.prediction.panoptic, recorded["panoptic_seg"]
     info = recorded.json("segments_info")
     valid = np.asarray(panoptic.valid)
     checks = [
@@ -247,9 +211,7 @@ def _check_segments(recorded: Recorded, stages: Stages) -> list[Check]:
     def column(key: str, *, things_only: bool = False) -> np.ndarray:
         return np.asarray([entry[key] for entry in info if entry["isthing"] or not things_only])
 
-    # The score travels unchanged from the list of things into the table: it names the thing.
-    finals = np.asarray(stages.final.score).tolist()
-    instances = np.asarray([finals.index(value) for value in score[is_thing].tolist()])
+    instances = np.asarray(panoptic.kernel)[valid][is_thing]
     counted = np.bincount(np.asarray(panoptic.segment_map).ravel(), minlength=len(info) + 1)[1:]
     checks += [
         check(name, "segments: id", np.flatnonzero(valid) + 1, column("id"), 0.0),
@@ -272,7 +234,7 @@ def _check_segments(recorded: Recorded, stages: Stages) -> list[Check]:
 
 
 def check_composed(reference: pathlib.Path, file: str, *, margin: int = 0) -> list[Check]:
-    """`predict_image`, the function that the engine calls, on one recorded picture.
+    """`predict_image` on one recorded image.
 
     Args:
       margin: extra rows and columns of canvas, of the input and of the result; nothing may depend on it.
@@ -282,22 +244,15 @@ def check_composed(reference: pathlib.Path, file: str, *, margin: int = 0) -> li
     outputs = _run_network(model, variables, recorded, margin)
     height, width = (int(n) for n in recorded["out_size"])
 
-    def embed(method: str) -> Callable[[jax.Array], Any]:
-        return lambda kernels: model.apply(variables, kernels, method=method)
-
-    def run(outputs: DenseOutputs, *sizes: jax.Array) -> Prediction:
-        return predict_image(
-            outputs,
-            embed("embed_things"),
-            embed("embed_stuff"),
-            *sizes,
-            output_shape=(height + margin, width + margin),
-            with_semantic_map=True,
-            with_thing_masks=True,
-            **dataclasses.asdict(settings(recorded)),
-        )
-
-    ours = jax.jit(run)(outputs, *(jnp.asarray(value) for value in sizes(recorded)))
+    run = functools.partial(
+        predict_image,
+        options=settings(recorded),
+        regions=region_channels(model),
+        output=OutputSpec((height + margin, width + margin), thing_masks=True, semantic_map=True),
+    )
+    ours = jax.jit(lambda outputs, geometry: run(outputs, embeddings(variables, model), geometry))(
+        outputs, geometry_of(recorded)
+    )
     packed = valid_part(ours.thing_masks, ours.things)
     masks = np.unpackbits(packed, axis=-1, count=width + margin).astype(bool)[:, :height, :width]
     maps = {"panoptic_seg": ours.panoptic.segment_map, "sem_argmax": ours.semantic_map}

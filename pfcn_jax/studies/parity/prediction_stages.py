@@ -1,12 +1,11 @@
 """Recorded predictions of the original implementation, stage by stage, without a network.
 
 Recorded embedded kernels and recorded logits go through our fusion, rescoring, upsampling and merge, each stage fed
-with what the original's previous stage gave. Also: the recorded settings by our names, and how results are compared.
+with what the original's previous stage gave. Also: the recorded settings by our names, and the comparison of results.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,10 +17,11 @@ import numpy as np
 from pfcn_jax.panoptic.fusion import fuse_stuff, fuse_things
 from pfcn_jax.panoptic.kernels import convolve
 from pfcn_jax.panoptic.merge import classify_pixels, packed_thing_masks
+from pfcn_jax.panoptic.options import PredictOptions
 from pfcn_jax.panoptic.rescore import mask_means
 from pfcn_jax.panoptic.upsample import Upsampler, make_upsampler
 from pfcn_jax.studies.parity.reference import Check, Recorded, check, recorded_files
-from pfcn_jax.types import Kernels, round_up
+from pfcn_jax.types import ImageGeometry, Kernels, image_geometry
 
 # Compiled once per shape: recorded runs share shapes.
 _packed_thing_masks = jax.jit(packed_thing_masks, static_argnames=("threshold",))
@@ -31,21 +31,6 @@ _classify_pixels = jax.jit(classify_pixels)
 SCORE_TOLERANCE = 1e-4
 KERNEL_TOLERANCE = 1e-4  # relative to the largest entry
 PIXEL_TOLERANCE = 5e-4  # share of pixels that may differ
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The original's options of a recorded run, by our names."""
-
-    candidates: int = 50
-    center_threshold: float = 0.05
-    stuff_threshold: float = 0.05
-    fusion_threshold: float = 0.9
-    class_aware_fusion: bool = True
-    mask_threshold: float = 0.4
-    merge_score: float = 0.2
-    merge_overlap: float = 0.5
-    min_stuff_area: int = 4096
 
 
 _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -61,8 +46,8 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-def settings(recorded: Recorded) -> Settings:
-    """What the recorded run was set to; an option that is not known is an error."""
+def settings(recorded: Recorded) -> PredictOptions:
+    """The options of the recorded run by our names; an option that is not known is an error."""
     ours: dict[str, Any] = {}
     if recorded.config["config"].endswith("-FAST"):
         ours.update(center_threshold=0.2, stuff_threshold=0.1)
@@ -71,19 +56,18 @@ def settings(recorded: Recorded) -> Settings:
             raise ValueError(f"{recorded.name}: option {name!r} of the recorded run is not known ({sorted(_OPTIONS)})")
         key, convert = _OPTIONS[name]
         ours[key] = convert(value)
-    return Settings(**ours)
+    return PredictOptions(**ours)
 
 
-def sizes(recorded: Recorded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Size of the picture, its extent, and the original size."""
+def geometry_of(recorded: Recorded) -> ImageGeometry:
+    """The sizes of the recorded image."""
     size = np.asarray(recorded["image"].shape[:2], np.int32)
-    return size, round_up(size), recorded["out_size"].astype(np.int32)
+    return jax.tree.map(jnp.asarray, image_geometry(size, recorded["out_size"].astype(np.int32)))
 
 
 def recorded_upsampler(recorded: Recorded, map_shape: tuple[int, ...]) -> Upsampler:
-    size, extent, original_size = (jnp.asarray(value) for value in sizes(recorded))
     height, width = (int(n) for n in recorded["out_size"])
-    return make_upsampler(size, extent, original_size, map_shape=map_shape, output_shape=(height, width))
+    return make_upsampler(geometry_of(recorded), map_shape=map_shape, output_shape=(height, width))
 
 
 def valid_part(field: Any, kernels: Kernels) -> np.ndarray:
@@ -99,10 +83,9 @@ def compare_pixels(recorded: Recorded, name: str, ours: np.ndarray, theirs: np.n
 
 
 def unpacked_masks(
-    kernels: Kernels, feature: Any, recorded: Recorded, upsampler: Upsampler, options: Settings
+    kernels: Kernels, feature: Any, recorded: Recorded, upsampler: Upsampler, options: PredictOptions
 ) -> np.ndarray:
-    extent = jnp.asarray(sizes(recorded)[1])
-    packed = _packed_thing_masks(kernels, feature, extent, upsampler, threshold=options.mask_threshold)
+    packed = _packed_thing_masks(kernels, feature, upsampler, threshold=options.mask_threshold)
     return np.unpackbits(np.asarray(packed), axis=-1, count=int(recorded["out_size"][1])).astype(bool)
 
 
@@ -159,7 +142,7 @@ def kernels_of(weight: np.ndarray, class_id: np.ndarray, score: np.ndarray) -> K
 def _check_fusion(recorded: Recorded) -> Iterator[Check]:
     options = settings(recorded)
     things = kernels_of(recorded["thing_embed"], recorded["thing_class_sorted"], recorded["thing_score_sorted"])
-    fused = fuse_things(things, threshold=options.fusion_threshold, class_aware=options.class_aware_fusion)
+    fused = fuse_things(things, threshold=options.fusion_threshold, class_aware=options.class_aware_fusion).fused
     yield from compare_kernels(recorded, "thing_{}_fused", fused)
     keep = recorded["thing_keep"]
     expected = recorded["thing_score_sorted"][keep]
@@ -181,8 +164,8 @@ def _check_masks(recorded: Recorded) -> Iterator[Check]:
     options = settings(recorded)
     key = "thing_logits"
     kernels, feature = _identity_kernels(recorded, key, recorded["thing_class_fused"], recorded["thing_score_fused"])
-    _, extent, _ = sizes(recorded)
-    score = kernels.score * _mask_means(kernels, feature, jnp.asarray(extent), threshold=options.mask_threshold)
+    padded_size = geometry_of(recorded).padded_size
+    score = kernels.score * _mask_means(kernels, feature, padded_size, threshold=options.mask_threshold)
     expected = recorded["rescored_unsorted"][:: recorded.meta[key]["step"]]
     yield check(recorded.name, "rescored_unsorted from logits", np.asarray(score), expected, SCORE_TOLERANCE / 10)
 

@@ -15,8 +15,8 @@ import numpy as np
 from flax import struct
 
 from pfcn_jax.panoptic.labels import DenseMasks, LevelCells, from_id_map, quarter_taps
+from pfcn_jax.panoptic.options import TargetOptions
 from pfcn_jax.panoptic.targets import (
-    LEVEL_RANGES,
     Targets,
     build_targets,
     center_cells,
@@ -24,10 +24,10 @@ from pfcn_jax.panoptic.targets import (
     mass_centers,
 )
 from pfcn_jax.studies.parity.reference import Check, Recorded, check, recorded_files
-from pfcn_jax.types import IGNORE, LEVELS, STRIDES
+from pfcn_jax.types import IGNORE, LEVELS, RegionChannels, SegmentTable
 
 NUM_THINGS, NUM_STUFF = 80, 53
-MAX_POSITIVES = 32  # more than any recorded picture has
+OPTIONS = TargetOptions(max_positives=32)  # more than any recorded image has
 TOLERANCE = 1e-5  # of target values, which are at most 1
 
 
@@ -40,7 +40,7 @@ class Labels:
     class_id: np.ndarray
     box: np.ndarray
     size: np.ndarray
-    extent: np.ndarray
+    padded_size: np.ndarray
 
 
 def recorded_labels(recorded: Recorded, picture: int) -> Labels:
@@ -56,13 +56,8 @@ def recorded_labels(recorded: Recorded, picture: int) -> Labels:
         class_id=recorded[f"in{picture}.classes"].astype(np.int32),
         box=recorded[f"in{picture}.boxes"].astype(np.float32).reshape(-1, 4),
         size=size,
-        extent=np.asarray([height, width], np.int32),
+        padded_size=np.asarray([height, width], np.int32),
     )
-
-
-def level_cells_of(extent: tuple[int, int]) -> LevelCells:
-    """The levels of a canvas that is all in use."""
-    return LevelCells(tuple((-(-extent[0] // s), -(-extent[1] // s)) for s in STRIDES))
 
 
 @jax.jit
@@ -70,17 +65,15 @@ def targets_of(labels: Labels) -> Targets:
     """Our targets for recorded labels."""
     height, width = labels.region_ids.shape
     rows, columns = quarter_taps(jnp.asarray(labels.size), (height, width))
+    every = jnp.ones(labels.class_id.shape, bool)
     return build_targets(
         labels.masks.resample(rows, columns),
         from_id_map(jnp.asarray(labels.region_ids)).resample(rows, columns),
-        class_id=jnp.asarray(labels.class_id),
-        box=jnp.asarray(labels.box),
-        is_instance=jnp.ones(labels.class_id.shape, bool),
-        extent=jnp.asarray(labels.extent),
-        num_things=NUM_THINGS,
-        num_stuff=NUM_STUFF,
-        cells=level_cells_of((height, width)),
-        max_positives=MAX_POSITIVES,
+        SegmentTable(jnp.asarray(labels.class_id), every, ~every, jnp.asarray(labels.box), every),
+        jnp.asarray(labels.padded_size),
+        LevelCells.of_canvas((height, width)),
+        RegionChannels(NUM_THINGS, NUM_STUFF),
+        OPTIONS,
     )
 
 
@@ -91,7 +84,11 @@ def centers_of(labels: Labels, targets: Targets) -> tuple[jax.Array, jax.Array, 
     height, width = labels.region_ids.shape
     if labels.class_id.shape[0] == 0:
         return position, visible, jnp.zeros((targets.things.row.shape[0], 2), jnp.int32)
-    return position, visible, center_cells(position, targets.things, targets.extent, level_cells_of((height, width)))
+    return (
+        position,
+        visible,
+        center_cells(position, targets.things, targets.padded_size, LevelCells.of_canvas((height, width))),
+    )
 
 
 def check_targets(recorded: Recorded) -> list[Check]:
@@ -118,7 +115,7 @@ def vanished_removed(recorded: Recorded, labels: Labels, targets: Targets, pictu
     side = np.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
     visible = np.asarray(targets.instance_masks.take(jnp.arange(len(box)))).max(axis=(1, 2), initial=0.0) > 0.0
     kept = {}
-    for level, (low, high) in zip(LEVELS, LEVEL_RANGES):
+    for level, (low, high) in zip(LEVELS, OPTIONS.level_ranges):
         on_level = (side >= low) & (side <= high)
         slots = np.zeros(recorded[f"gt.{level}.index_mask"].shape[1], bool)
         slots[: on_level.sum()] = visible[on_level]
@@ -145,7 +142,9 @@ def _check_thing_targets(
         row = _rows_on_level(labels, index)[slot]
         side = labels.box[row, 2:] - labels.box[row, :2]
         cells = np.asarray(heatmap.shape[1:][::-1])  # width, height
-        radius = int(gaussian_radius(jnp.asarray(side * cells / labels.extent[::-1])))
+        radius = int(
+            gaussian_radius(jnp.asarray(side * cells / labels.padded_size[::-1]), min_overlap=OPTIONS.min_overlap)
+        )
         compared[labels.class_id[row], : radius + 1, : radius + 1] = False
     return [
         check(recorded.name, f"{name}index_mask", np.asarray(len(rows)), np.sum(used & kept), 0.0),
@@ -166,7 +165,7 @@ def _check_thing_targets(
 def _rows_on_level(labels: Labels, index: int) -> np.ndarray:
     box = labels.box.astype(np.float64)
     side = np.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
-    low, high = LEVEL_RANGES[index]
+    low, high = OPTIONS.level_ranges[index]
     return np.flatnonzero((side >= low) & (side <= high))
 
 

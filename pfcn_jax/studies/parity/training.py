@@ -13,6 +13,7 @@ from flax import struct
 
 from pfcn_jax.panoptic.guidance import GuidedKernels, guide_things, pool_stuff
 from pfcn_jax.panoptic.losses import LossSums, combine, loss_sums, position_sums
+from pfcn_jax.panoptic.options import LossOptions
 from pfcn_jax.panoptic.targets import Slots, Targets
 from pfcn_jax.studies.parity.reference import Check, Recorded, check, make_state_dict, recorded_files
 from pfcn_jax.studies.parity.targets import check_all_targets, recorded_labels, targets_of
@@ -68,11 +69,18 @@ def picture_losses(
     dense: DenseOutputs, targets: Targets, *, embed_things: Embedding, embed_stuff: Embedding, num_positions: int
 ) -> PictureLosses:
     """Our losses of one picture from the heads' outputs."""
-    guided = guide_things(dense.center_logits, dense.kernel_map, targets, num_positions=num_positions)
+    options = LossOptions(positives=num_positions)
+    guided = guide_things(
+        dense.center_logits,
+        dense.kernel_map,
+        targets,
+        num_positions=options.positives,
+        weighted=options.weighted_dice,
+    )
     pooled = pool_stuff(dense.kernel_map, targets)
     things, stuff = embed_things(guided.kernel), embed_stuff(pooled)
-    sums = loss_sums(dense.center_logits, dense.region_logits, dense.feature, things, guided.weight, stuff, targets)
-    centers, regions = position_sums(dense.center_logits, dense.region_logits, targets)
+    sums = loss_sums(dense, things, guided.weight, stuff, targets, options)
+    centers, regions = position_sums(dense.center_logits, dense.region_logits, targets, options)
     return PictureLosses(sums, centers, regions, guided, pooled, things, stuff)
 
 
@@ -103,7 +111,7 @@ def check_losses(
                 num_positions=recorded.config["pos_num"],
             )
         )
-    losses = combine(sum_over_pictures(parts))
+    losses = combine(sum_over_pictures(parts), LossOptions())
     expected = {**recorded.json("loss_f64"), "total_loss": float(recorded["total_loss"])}
     losses["total_loss"] = sum(losses.values(), start=jnp.zeros(()))
     checks = [_check_scalar(recorded, name, float(value), expected[name]) for name, value in losses.items()]
