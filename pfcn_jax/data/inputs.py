@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-
-import numpy as np
-from jaxtyping import Int32
 
 from pfcn_jax.data.augment import LargeScaleJitter, Recipe, ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
@@ -139,10 +135,3 @@ def eval_pipeline(data: DataOptions, source: Source, *, batch_size: int, process
         process_count=process[1],
         workers=data.workers,
     )
-
-
-def output_shape(sizes: Int32[np.ndarray, "n 2"] | Sequence[tuple[int, int]], multiple: int = 32) -> tuple[int, int]:
-    """A static canvas that holds pictures of these original sizes."""
-    largest = np.max(np.asarray(sizes).reshape(-1, 2), axis=0, initial=1)
-    height, width = (int(-(-side // multiple) * multiple) for side in largest)
-    return height, width

@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 
 from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.inputs import eval_pipeline, output_shape
+from pfcn_jax.data.inputs import eval_pipeline
+from pfcn_jax.data.plan import output_shape
 from pfcn_jax.data.sources import Example, Source
 from pfcn_jax.metrics.ap import APResult, InstanceRecords, ap_result, encode_packed_masks
 from pfcn_jax.metrics.miou import SemanticCounts, SemanticResult, semantic_counts, semantic_map, semantic_result

@@ -6,12 +6,14 @@ import base64
 import functools
 import io
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def render(template: str, **values: Any) -> str:
@@ -25,6 +27,8 @@ def render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
+    import jinja2  # here: only those who write pages need it
+
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates"), encoding="utf-8"),
         autoescape=True,

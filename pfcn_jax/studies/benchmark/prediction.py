@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pfcn_jax.data.inputs import output_shape
+from pfcn_jax.data.plan import output_shape
 from pfcn_jax.steps import generate_apart, per_picture, picture_extent, predict_step, segment
 from pfcn_jax.studies.benchmark.measure import (
     Row,

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.data.inputs import output_shape
+from pfcn_jax.data.plan import output_shape
 from pfcn_jax.data.sources import Source, open_source
 from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.panoptic.options import PredictOptions
