@@ -1,4 +1,4 @@
-"""The part `scaling`: time and cost of a whole training over numbers of chips, from counted operations and stated
+"""The part `scaling`: time of a whole training over numbers of chips, from counted operations and stated
 assumptions.
 
 A step takes as long as the dearest of three (docs/scaling.md):
@@ -40,7 +40,7 @@ from pfcn_jax.training.state import build_optimizer
 from pfcn_jax.types import Batch, SegmentTable
 
 _BYTES = 4  # of a gradient element: parameters and their gradients are float32, whatever is computed with
-FLAGS = ("chips", "per-chip", "peak-tflops", "share", "link-gbytes", "chips-per-host", "host-images", "price")
+FLAGS = ("chips", "per-chip", "peak-tflops", "share", "link-gbytes", "chips-per-host", "host-images")
 _WORTHWHILE = 0.8  # efficiency down to which adding chips is counted as scaling
 
 
@@ -110,12 +110,8 @@ def last_worthwhile(work: Work, machine: Machine, *, least: float = _WORTHWHILE)
     return max((chips for chips in divisors if efficiency(work, machine, chips) >= least), default=0)
 
 
-def scaling_row(work: Work, machine: Machine, chips: int, *, price: float | None = None) -> Row:
-    """One line: the whole training on `chips` chips.
-
-    Args:
-      price: of one chip for one hour, in any currency.
-    """
+def scaling_row(work: Work, machine: Machine, chips: int) -> Row:
+    """One row of the table: the whole training on `chips` chips."""
     step = step_time(work, machine, chips)
     hours = work.steps * step.seconds / 3600.0
     return {
@@ -131,7 +127,6 @@ def scaling_row(work: Work, machine: Machine, chips: int, *, price: float | None
         "efficiency_of_chips": efficiency(work, machine, chips),
         "hours": hours,
         "chip_hours": hours * chips,
-        "cost": None if price is None else hours * chips * price,
     }
 
 
@@ -220,7 +215,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--link-gbytes", type=float, help="GB/s from chip to chip, the slowest link of the ring")
     group.add_argument("--chips-per-host", type=int, default=8)
     group.add_argument("--host-images", type=float, help="pictures/s that a host decodes (default: not looked at)")
-    group.add_argument("--price", type=float, help="of one chip for one hour, in your currency")
 
 
 def machine_of(args: argparse.Namespace) -> Machine:
@@ -261,7 +255,7 @@ def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
         stop = last_worthwhile(work, machine)
         print(f"a batch of {work.batch}: at least {100 * _WORTHWHILE:.0f} % of every chip up to {stop} chips")
     of_chips = [dataclasses.replace(work, batch=batch, steps=steps) for batch, steps in splits]
-    return config, [scaling_row(part, machine, chips, price=args.price) for part, chips in zip(of_chips, args.chips)]
+    return config, [scaling_row(part, machine, chips) for part, chips in zip(of_chips, args.chips)]
 
 
 def _split(train: TrainOptions, args: argparse.Namespace, chips: int) -> tuple[int, int]:
