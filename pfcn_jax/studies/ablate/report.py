@@ -10,7 +10,7 @@ import numpy as np
 
 from pfcn_jax.config.schema import Config, config_hash
 from pfcn_jax.studies.ablate.tables import METRICS, Table
-from pfcn_jax.studies.benchmark.tables import write_section
+from pfcn_jax.studies.sections import write_section
 from pfcn_jax.utils.atomic import write_json, write_text
 
 Record = dict[str, Any]

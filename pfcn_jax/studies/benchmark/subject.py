@@ -24,7 +24,7 @@ from pfcn_jax.interop.convert import to_params
 from pfcn_jax.models.build import build_model
 from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
-from pfcn_jax.studies.parity.reference import make_state_dict
+from pfcn_jax.studies.reference_weights import make_state_dict
 from pfcn_jax.types import round_up
 
 PyTree = Any
