@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from pfcn_jax.commands import VERBS, module_of
+from pfcn_jax.main import main
 
 ROOT = pathlib.Path(__file__).parents[1]
 OF_OTHER_VERBS = {
@@ -49,3 +50,10 @@ def test_load_imports_nothing_of_other_verbs():
 def test_a_verb_imports_what_it_needs(verb, needed):
     assert verb in VERBS
     assert not _imported(f"import {module_of(verb)}") & (OF_OTHER_VERBS - needed)
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    assert main(["curves", str(tmp_path), "--output", str(tmp_path / "curves.png")]) == 2
+    assert "[plots]" in capsys.readouterr().err
