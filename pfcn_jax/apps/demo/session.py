@@ -1,4 +1,4 @@
-"""What the demo does with an upload: the network once, and its kernels fused again for every change of a threshold."""
+"""State of the demo: the network runs once per upload, its kernels are fused again for every threshold."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ class DemoSession:
     """Uploads by their keys, and the answers to the page; safe to call from several threads.
 
     Args:
-      long_side: larger pictures are shrunk to it before anything else, so that sliders stay quick.
-      kept: pictures whose network outputs stay in memory; the one used longest ago goes first.
+      long_side: larger images are shrunk to it before anything else, so that sliders stay quick.
+      kept: images whose network outputs stay in memory; the one used longest ago goes first.
     """
 
     def __init__(self, predictor: StagedPredictor, limits: Limits, *, long_side: int = 1024, kept: int = 8):
         self.limits = limits
         self._predictor, self._long_side, self._kept = predictor, long_side, kept
         self._uploads: collections.OrderedDict[str, Uploaded] = collections.OrderedDict()
-        self._lock = threading.Lock()  # one picture at a time: a device is not faster with two
+        self._lock = threading.Lock()  # one image at a time: a device is not faster with two
 
     def info(self) -> dict[str, Any]:
-        """What the page needs to know: the model, the limits, the sliders."""
+        """Model, limits and sliders for the page."""
         inference = self._predictor.config.inference
         sliders = [
             {"name": name, "low": low, "high": high, "step": step, "text": text, "value": getattr(inference, name)}
@@ -176,5 +176,5 @@ def _shrunk(image: np.ndarray, long_side: int) -> np.ndarray:
 
 
 def _scale(image: np.ndarray) -> float:
-    """Small pictures are drawn magnified."""
+    """Small images are drawn magnified."""
     return float(max(1, round(_READABLE / max(image.shape[:2]))))

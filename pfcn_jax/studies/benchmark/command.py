@@ -1,6 +1,6 @@
 """`benchmark PART`: what the programs cost here, beside a matrix product measured in the same run.
 
-  network    the heads            post    everything after them      predict   from uint8 pictures to ids on the host
+  network    the heads            post    everything after them      predict   from uint8 images to ids on the host
   train      the training step    input   the input pipeline         dice, layers   each form beside the plain one
   scenes     everything after the heads on synthetic heads with a known number of instances
   scaling    no measurement: time of a training over numbers of chips, from counted operations and the
@@ -35,7 +35,7 @@ from pfcn_jax.utils.environment import environment
 
 PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "scaling", "table")
 _SECONDS = 10.0
-_DICE_MAP, _LAYERS_CANVAS = (200, 336), (512, 768)  # a picture of 800 x 1344 at 1/4; a picture
+_DICE_MAP, _LAYERS_CANVAS = (200, 336), (512, 768)  # an image of 800 x 1344 at 1/4; an image
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

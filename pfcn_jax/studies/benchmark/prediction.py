@@ -1,4 +1,4 @@
-"""The parts `network`, `post` and `predict`: the heads, everything after them, and from pictures to ids."""
+"""The parts `network`, `post` and `predict`: the heads, everything after them, and from images to ids."""
 
 from __future__ import annotations
 

@@ -3,13 +3,13 @@ assumptions.
 
 A step takes as long as the dearest of three (docs/scaling.md):
 
-    device = pictures of a chip x operations of a picture / (peak x share)  +  2 (n - 1) / n x gradient bytes / link
-    input  = pictures of a step / (hosts x pictures that a host decodes in a second)
+    device = images of a chip x operations of an image / (peak x share)  +  2 (n - 1) / n x gradient bytes / link
+    input  = images of a step / (hosts x images that a host decodes in a second)
     step   = max(device, input)
 
 The operations are counted from the traced training step; everything else is an assumption that the caller states.
 Nothing overlaps the all-reduce here, so its share is an upper bound. What is not in the model: that `share` falls when
-a chip gets few pictures, latencies, evaluation and checkpoints, and machines that fail.
+a chip gets few images, latencies, evaluation and checkpoints, and machines that fail.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WORTHWHILE = 0.8  # efficiency down to which adding chips is counted as scaling
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a training costs, whatever it runs on."""
+    """Operations and bytes of a training, independent of the machine."""
 
     flops_per_picture: float  # matrix products and convolutions, forward and backward
     gradient_bytes: float  # of all trained parameters: what every chip sends and receives in a step
@@ -56,7 +56,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What it runs on. Every number is an assumption or a measurement of the reader's."""
+    """The machine. Every number is an assumption or a measurement of the reader's."""
 
     peak_flops: float  # of one chip, in the type that is computed in
     share: float  # of the peak that the training step reaches on one chip
@@ -80,7 +80,7 @@ class Step:
 
     @property
     def bound(self) -> str:
-        """What it is that the step's time goes to."""
+        """The part that bounds the step: input, compute or all-reduce."""
         if self.input > self.compute + self.all_reduce:
             return "input"
         return "compute" if self.compute >= self.all_reduce else "all-reduce"
@@ -131,10 +131,10 @@ def scaling_row(work: Work, machine: Machine, chips: int) -> Row:
 
 
 def count_work(config: Config) -> tuple[Work, list[Row]]:
-    """Counts the operations of the training step, a picture on each canvas, without compiling or running it.
+    """Counts the operations of the training step, an image on each canvas, without compiling or running it.
 
     Returns:
-      The work, with canvases weighted by the pictures that fall on them (equally, if the data are not there), and one
+      The work, with canvases weighted by the images that fall on them (equally, if the data are not there), and one
       row for each canvas.
     """
     classes, shares = _canvases(config)
@@ -167,7 +167,7 @@ def count_work(config: Config) -> tuple[Work, list[Row]]:
 
 
 def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
-    """The classes, and the share of the training pictures that falls on each canvas."""
+    """The classes, and the share of the training images that falls on each canvas."""
     canvases = config.data.canvases
     if config.data.source != "scenes" and not pathlib.Path(config.data.root).exists():
         return coco_classes(), [1.0 / len(canvases)] * len(canvases)
@@ -177,7 +177,7 @@ def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
 
 
 def _abstract_batch(canvas: tuple[int, int], segments: int) -> Batch:
-    """The shapes of one picture as the pipeline gives it."""
+    """The shapes of one image as the pipeline gives it."""
 
     def array(*shape: int, dtype: type | np.dtype = np.int32) -> Any:
         return jax.ShapeDtypeStruct((1, *shape), dtype)
@@ -259,7 +259,7 @@ def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
 
 
 def _split(train: TrainOptions, args: argparse.Namespace, chips: int) -> tuple[int, int]:
-    """Batch and steps on `chips` chips: the config's, or `--per-chip` pictures on each for as many pictures in all."""
+    """Batch and steps on `chips` chips: the config's, or `--per-chip` images on each for as many images in all."""
     if chips < 1:
         raise UserError(f"--chips: at least 1, got {chips}")
     if args.per_chip is not None:

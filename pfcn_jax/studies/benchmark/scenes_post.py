@@ -1,6 +1,6 @@
 """Synthetic head outputs with a known number of instances: what everything after the heads is timed on.
 
-A scene is what the network would say about a picture with n well separated things and a few bands of stuff, so that
+A scene is what the network would say about an image with n well separated things and a few bands of stuff, so that
 the number of kernels, masks and segments is known and does not depend on weights. `make_scene` draws it,
 `post_program` is the function to time, and `scene_rows` the part `scenes` of the `benchmark` verb.
 """
@@ -52,7 +52,7 @@ def make_scene(
     overlap: float = 1.1,
     seed: int = 0,
 ) -> Scene:
-    """Dense outputs of one picture that fills its canvas, its size, its extent and its original size.
+    """Dense outputs of one image that fills its canvas, its size, its extent and its original size.
 
     Instances lie on a jittered grid; each is an ellipse. The encoded feature holds 1, y, x, y^2, x^2, so that a kernel
     is an ellipse's equation; the other channels of the kernels are random and meet zeros, so that none are fused.
