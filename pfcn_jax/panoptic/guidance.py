@@ -38,8 +38,8 @@ def level_cells(maps: Sequence[Array], strides: tuple[int, ...] = STRIDES) -> Le
 
 
 def guide_things(
-    center_logits: Sequence[Float[Array, "hl wl T"]],
-    kernel_map: Sequence[Float[Array, "hl wl K"]],
+    center_logits: Sequence[Float[Array, "_hl _wl T"]],
+    kernel_map: Sequence[Float[Array, "_hl _wl K"]],
     targets: Targets,
     *,
     num_positions: int,
@@ -110,7 +110,7 @@ def find_positions(
 
 
 def pool_stuff(
-    kernel_map: Sequence[Float[Array, "hl wl K"]], targets: Targets, *, strides: tuple[int, ...] = STRIDES
+    kernel_map: Sequence[Float[Array, "_hl _wl K"]], targets: Targets, *, strides: tuple[int, ...] = STRIDES
 ) -> Float[Array, "Q K"]:
     """The kernel of every (region channel, level) pair present, before embedding.
 
