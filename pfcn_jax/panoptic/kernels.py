@@ -116,8 +116,8 @@ def pick_level(
 
 
 def pick_things(
-    center_logits: tuple[Float[Array, "hl wl T"], ...],
-    kernel_map: tuple[Float[Array, "hl wl K"], ...],
+    center_logits: tuple[Float[Array, "_hl _wl T"], ...],
+    kernel_map: tuple[Float[Array, "_hl _wl K"], ...],
     extent: Int[Array, " 2"],
     *,
     candidates: int = 50,
@@ -184,8 +184,8 @@ def pool_level(
 
 
 def pool_stuff(
-    region_logits: tuple[Float[Array, "hl wl C"], ...],
-    kernel_map: tuple[Float[Array, "hl wl K"], ...],
+    region_logits: tuple[Float[Array, "_hl _wl C"], ...],
+    kernel_map: tuple[Float[Array, "_hl _wl K"], ...],
     extent: Int[Array, " 2"],
     *,
     threshold: float = 0.05,
