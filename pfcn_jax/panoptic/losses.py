@@ -50,8 +50,8 @@ def focal_loss(
 
 
 def position_sums(
-    center_logits: Sequence[Float[Array, "hl wl T"]],
-    region_logits: Sequence[Float[Array, "hl wl C"]],
+    center_logits: Sequence[Float[Array, "_hl _wl T"]],
+    region_logits: Sequence[Float[Array, "_hl _wl C"]],
     targets: Targets,
     *,
     alpha: float = 0.25,
@@ -100,8 +100,8 @@ def stuff_dice_sums(
 
 
 def loss_sums(
-    center_logits: Sequence[Float[Array, "hl wl T"]],
-    region_logits: Sequence[Float[Array, "hl wl C"]],
+    center_logits: Sequence[Float[Array, "_hl _wl T"]],
+    region_logits: Sequence[Float[Array, "_hl _wl C"]],
     feature: Float[Array, "h w E"],
     thing_kernel: Float[Array, "P k E"],
     thing_weight: Float[Array, "P k"],
