@@ -12,6 +12,7 @@ import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -104,7 +105,7 @@ def _target_panels(batch: Batch, row: int, config: Config, classes: ClassTable) 
 def picture_targets(batch: Batch, row: int, config: Config, classes: ClassTable) -> Targets:
     """The targets of one picture of a batch, exactly as the training step makes them."""
     canvas = batch.image.shape[1:3]
-    extent = picture_extent(batch.size, canvas, config.targets.padding)
+    extent = picture_extent(jnp.asarray(batch.size), canvas, config.targets.padding)
     thing_regions = classes.num_things if config.model.region_classes == "all" else 1
     make = _compiled(classes.num_things, classes.num_stuff, thing_regions, canvas, config)
     return make(
