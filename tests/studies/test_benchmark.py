@@ -16,6 +16,7 @@ from pfcn_jax.studies.benchmark import forms, measure, prediction, tables
 from pfcn_jax.studies.benchmark.flops import traced_flops
 from pfcn_jax.studies.benchmark.subject import load_subject, place, read_pictures
 from pfcn_jax.studies.sections import write_section
+from pfcn_jax.utils.environment import environment
 from tests.support.tiny import TINY
 
 
@@ -113,9 +114,9 @@ def test_a_table_goes_into_its_section(tmp_path):
     document = tmp_path / "benchmarks.md"
     document.write_text("# Title\n\n<!-- benchmark one -->\nold\n<!-- end one -->\n\nthe rest\n")
     rows = [{"batch": 1, "seconds": 0.5, "efficiency": 0.5}, {"batch": 8, "seconds": 2.0, "efficiency": None}]
-    environment = {**measure.environment(), "load_average": [0.0, 0.1, 0.2]}
+    place = {**environment(), "load_average": [0.0, 0.1, 0.2]}
     about = {"part": "post", "command": "x", "weights": "w", "config_hash": "c"}
-    result = {**about, "environment": environment, "rows": rows}
+    result = {**about, "environment": place, "rows": rows}
     write_section(document, "one", tables.markdown(result))
     text = document.read_text()
     assert "old" not in text and "| 8 | 2 |  |" in text and "| 1 | 0.5 | 50 % |" in text and text.endswith("the rest\n")
