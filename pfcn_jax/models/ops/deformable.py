@@ -27,8 +27,8 @@ def deformable_conv(
     """y(p) = sum over taps t of mask_t(p) * x(p + t + offset_t(p)) @ kernel_t, bilinear, zero outside.
 
     Of the M = 3 k k offset/mask channels the first two thirds are offsets, (row, column) interleaved per tap, the
-    rest masks: a sigmoid, not doubled as in the DCN v2 paper. Positions, weights and sums are float32; samples and products have the
-    type of `x`, which is also that of the result. Reverse mode only.
+    rest masks: a sigmoid, not doubled as in the DCN v2 paper. Positions, weights and sums are float32; samples and
+    products have the type of `x`, which is also that of the result. Reverse mode only.
     """
     batch, height, width, channels = x.shape
     index, weight = sampling(offset_mask.astype(jnp.float32), kernel.shape[0], stride, height, width)
