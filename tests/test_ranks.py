@@ -43,6 +43,7 @@ def test_the_rank_of_a_module_is_found():
     assert _largest_rank(module.as_text()) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ENHANCED], ids=["base", "enhanced"])
 def test_no_program_reaches_rank_seven(flags):
     config = from_command_line([*TINY, *flags, "--config.optim.name=sgd"])  # Optax's Adam promotes dtypes
