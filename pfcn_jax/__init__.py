@@ -3,7 +3,7 @@
     from pfcn_jax import load
 
     model = load("runs/quickstart")   # a working directory, a checkpoint, or exported .safetensors
-    result = model("photo.jpg")       # a path, a PIL picture or a uint8 array
+    result = model("photo.jpg")       # a path, a PIL image or a uint8 array
     result.overlay().save("segments.png")
 
 Importing the package loads nothing else; JAX comes with the first `load`.
@@ -29,7 +29,7 @@ _HOMES = {
 
 
 def load(path: str | os.PathLike[str], **settings: Any) -> Model:
-    """A trained model, ready to be called with pictures.
+    """A trained model, ready to be called with images.
 
     Args:
       path: a working directory of `train` or `convert` (its best checkpoint by PQ), a checkpoint, or a

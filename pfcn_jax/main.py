@@ -9,7 +9,7 @@ import argparse
 import importlib
 import sys
 
-from pfcn_jax.commands import VERBS, module_of
+from pfcn_jax.commands import EXTRAS, VERBS, module_of
 from pfcn_jax.errors import STOPPED, Stopped, TryAgain, UserError
 from pfcn_jax.utils.stderr import exit_with, print_lines
 
@@ -56,6 +56,12 @@ def run(args: argparse.Namespace) -> int:
     except Stopped as stopped:
         print_lines(str(stopped))
         return STOPPED
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print_lines(f"error: {error.name} is not installed: pip install -e '.[{extra}]'")
+        return 2
 
 
 def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:

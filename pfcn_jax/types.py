@@ -110,9 +110,9 @@ class Batch:
 class DenseOutputs:
     """Outputs of the network at every position (one entry per level p3..p7)."""
 
-    center_logits: tuple[Float[Array, "*B hl wl T"], ...]
-    region_logits: tuple[Float[Array, "*B hl wl C"], ...]
-    kernel_map: tuple[Float[Array, "*B hl wl K"], ...]
+    center_logits: tuple[Float[Array, "*B _hl _wl T"], ...]
+    region_logits: tuple[Float[Array, "*B _hl _wl C"], ...]
+    kernel_map: tuple[Float[Array, "*B _hl _wl K"], ...]
     feature: Float[Array, "*B h w E"]
 
 

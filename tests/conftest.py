@@ -10,6 +10,9 @@ import pathlib
 import jax
 import pytest
 
+from tests.support import shapes
+
+shapes.install()  # before anything imports the package
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

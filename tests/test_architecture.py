@@ -76,6 +76,13 @@ def test_the_method_knows_no_flax_module_and_the_data_no_jax():
         assert not any(name.split(".")[0] in ("jax", "flax", "torch", "tensorflow") for name in _imports(path)), path
 
 
+def test_studies_import_nothing_of_each_other():
+    for path in (PACKAGE / "studies").glob("*/*.py"):
+        others = {name.split(".")[2] for name in _imports(path) if name.startswith("pfcn_jax.studies.")}
+        shared = {file.stem for file in (PACKAGE / "studies").glob("*.py")}
+        assert others <= shared | {path.parent.name}, path
+
+
 def test_only_interop_may_know_torch():
     for path in FILES:
         if _room(path) != "interop":

@@ -39,7 +39,6 @@ ELSEWHERE = {
     "export --checkpoint": "tests/export/test_export.py",
     "configs/ablations.py": "tests/studies/test_ablation.py",
     "--config.tta.flip": "tests/test_tta.py",
-    "--camera 0": "tests/inference/test_predict.py",
     "--coordinator": "tests/training/test_distributed.py",
     "configs/cityscapes_r50.py": "tests/training/test_one_step.py",
     "--init-from runs/r50_imagenet --workdir runs/r50_1x": "tests/commands/test_convert.py",

@@ -23,6 +23,7 @@ VERBS = {
     "parity": "check every tensor of a reference data directory",
 }
 ROOMS = {"apps": ("bulk", "demo", "explain"), "studies": ("ablate", "benchmark", "parity")}  # others: commands/
+EXTRAS = {"matplotlib": "plots", "array_record": "tfds", "importlib_resources": "tfds", "tensorflow_datasets": "tfds"}
 
 
 def module_of(verb: str) -> str:

@@ -1,4 +1,4 @@
-"""`predict`: segments pictures, videos and a camera with a checkpoint.
+"""`predict`: segments images and videos with a checkpoint.
 
 Writes into --output: panoptic/NAME.png (ids as colours) and panoptic.json (COCO-panoptic), overlay/NAME.png,
 classes.csv; for a video NAME: overlay/NAME.mp4 and frames/NAME.jsonl, one line a frame.
@@ -30,7 +30,6 @@ from pfcn_jax.inference.video import FrameOutputs, Frames, segment_video
 from pfcn_jax.parallel.sharding import data_mesh
 from pfcn_jax.utils.progress import ProgressDisplay
 
-_CAMERA_FRAMES = 100
 _ACCELERATOR_BATCH = 8
 
 
@@ -40,10 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "pictures", nargs="*", metavar="PICTURES", help="files, folders (with all below), globs; pictures and videos"
     )
-    parser.add_argument("--camera", type=int, metavar="INDEX", help="segment what this camera sees (0: the first)")
-    parser.add_argument(
-        "--frames", type=int, default=0, help=f"at most so many of a video (default: all; camera: {_CAMERA_FRAMES})"
-    )
+    parser.add_argument("--frames", type=int, default=0, help="at most so many of a video (default: all)")
     parser.add_argument("--batch-size", type=int, default=0, help="default: 1 on CPU, 8 a device on accelerators")
     parser.add_argument("--no-overlay", action="store_true", help="draw nothing")
     parser.add_argument(
@@ -132,14 +128,11 @@ def main(args: argparse.Namespace) -> int:
     broken: list[str] = []
     pictures = [entry for entry in inputs if not entry.is_video]
     _segment_pictures(pictures, predictor, outputs, broken, upright=not args.as_stored)
-    videos: list[tuple[str, pathlib.Path | int]] = [(entry.name, entry.path) for entry in inputs if entry.is_video]
-    if args.camera is not None:
-        videos.append((f"camera{args.camera}", args.camera))
+    videos = [entry for entry in inputs if entry.is_video]
     frames = 0
-    for name, source in videos:
-        limit = args.frames or (_CAMERA_FRAMES if isinstance(source, int) else 0)
-        paths = outputs.of_video(name, maps=args.frame_maps and not args.no_maps)
-        frames += _segment_video(source, limit, paths, predictor, outputs, broken)
+    for video in videos:
+        paths = outputs.of_video(video.name, maps=args.frame_maps and not args.no_maps)
+        frames += _segment_video(video.path, args.frames, paths, predictor, outputs, broken)
     done = outputs.finish(pictures)
     of_videos = f" and {frames} frames of {len(videos)} video{'s' * (len(videos) > 1)}" if videos else ""
     print(f"{done} pictures{of_videos} segmented into {args.output}")
@@ -167,9 +160,9 @@ def _checked_inputs(args: argparse.Namespace) -> list[Input]:
         set_max_pixels(int(args.max_megapixels * 1e6))
     if args.frames < 0 or args.batch_size < 0:
         raise UserError("--frames and --batch-size must not be negative")
-    if not args.pictures and args.camera is None:
-        raise UserError("nothing to segment: name files, folders or globs, or a --camera")
-    return find_inputs(args.pictures, exclude=pathlib.Path(args.output)) if args.pictures else []
+    if not args.pictures:
+        raise UserError("nothing to segment: name files, folders or globs")
+    return find_inputs(args.pictures, exclude=pathlib.Path(args.output))
 
 
 def _segment_pictures(
@@ -187,14 +180,14 @@ def _segment_pictures(
 
 
 def _segment_video(
-    source: pathlib.Path | int,
+    source: pathlib.Path,
     limit: int,
     paths: FrameOutputs,
     predictor: Predictor,
     outputs: Outputs,
     broken: list[str],
 ) -> int:
-    """Segments one video or camera; returns how many frames. A broken one is noted and passed over."""
+    """Segments one video and returns the number of its frames. A broken one is noted and skipped."""
     done = 0
     try:
         frames = Frames(source, limit=limit)

@@ -14,11 +14,7 @@ import json
 import pathlib
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
-
-import ml_collections
-from absl import flags
-from ml_collections import config_flags
+from typing import TYPE_CHECKING, Any, Literal
 
 from pfcn_jax.config.checks import check_values
 from pfcn_jax.data.options import DataOptions
@@ -27,6 +23,9 @@ from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.optim.options import OptimOptions
 from pfcn_jax.panoptic.options import LossOptions, PredictOptions, TargetOptions, TTAOptions
 from pfcn_jax.utils.settings import setting
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +81,8 @@ class Config:
 
 def default_config() -> ml_collections.ConfigDict:
     """The schema's defaults as a ConfigDict, the starting point of every config file."""
+    import ml_collections  # here: only config files and command lines need it, a checkpoint does not
+
     return ml_collections.ConfigDict(dataclasses.asdict(Config()), convert_dict=True)
 
 
@@ -92,8 +93,8 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
       ConfigError: for an unknown key (with the nearest known one) or a value of a wrong type, or values that cannot
         work together; it names the key.
     """
-    if isinstance(tree, ml_collections.ConfigDict):
-        tree = tree.to_dict()
+    if to_dict := getattr(tree, "to_dict", None):  # a ConfigDict
+        tree = to_dict()
     config = _build(Config, tree, "config")
     check_values(config)
     return config
@@ -108,6 +109,10 @@ def from_command_line(config_argv: list[str], base: Config | None = None) -> Con
     Raises:
       ConfigError: if there is no file, the file fails, or a key or value does not fit.
     """
+    import ml_collections
+    from absl import flags
+    from ml_collections import config_flags
+
     _check_overrides(config_argv)
     files = [word.partition("=")[2] for word in config_argv if word.startswith("--config=")]
     values, argv = flags.FlagValues(), ["pfcn_jax", *config_argv]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int32
 
 from pfcn_jax.data.augment import LargeScaleJitter, Recipe, ResizeShortSide
 from pfcn_jax.data.classes import ClassTable
@@ -207,10 +205,3 @@ def scoring_pipeline(
         source.sizes(), recipe.largest_size, canvases=data.eval_canvases, batch_size=batch_size, shuffle=False
     )
     return ScoringPipeline(source, recipe, plan, process=process, workers=data.workers, with_images=with_images)
-
-
-def output_shape(sizes: Int32[np.ndarray, "n 2"] | Sequence[tuple[int, int]], multiple: int = 32) -> tuple[int, int]:
-    """A static canvas that holds images of these original sizes."""
-    largest = np.max(np.asarray(sizes).reshape(-1, 2), axis=0, initial=1)
-    height, width = (int(-(-side // multiple) * multiple) for side in largest)
-    return height, width

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from pfcn_jax.data.canvas import Size, smallest_canvas
 from pfcn_jax.data.example import DataError
@@ -165,3 +165,10 @@ class BatchPlan:
                 return PlannedBatch(number, canvas, examples)
             position -= batches
         raise IndexError(f"batch {number} of {self.num_batches}")
+
+
+def output_shape(sizes: Int32[np.ndarray, "n 2"] | Sequence[tuple[int, int]], multiple: int = 32) -> tuple[int, int]:
+    """The smallest static canvas, in multiples of `multiple`, that holds images of these original sizes."""
+    largest = np.max(np.asarray(sizes).reshape(-1, 2), axis=0, initial=1)
+    height, width = (int(-(-side // multiple) * multiple) for side in largest)
+    return height, width

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from pfcn_jax.config.schema import Config
 from pfcn_jax.data.example import Example, Source
-from pfcn_jax.data.inputs import output_shape, scoring_pipeline
+from pfcn_jax.data.inputs import scoring_pipeline
+from pfcn_jax.data.plan import output_shape
 from pfcn_jax.data.scoring import ScoringBatch
 from pfcn_jax.evaluation.scores import Scores
 from pfcn_jax.metrics.pq import PanopticQuality, PQResult

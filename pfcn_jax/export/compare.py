@@ -1,4 +1,4 @@
-"""What was exported beside the live model, picture by picture: same segments, sizes and times."""
+"""Comparison of exported files with the live model, image by image: equal segments, sizes, times."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from pfcn_jax.utils.environment import environment
 from pfcn_jax.utils.progress import ProgressDisplay
 from pfcn_jax.viz.preview import compact
 
-PIXELS_THAT_MAY_DIFFER = 5e-4  # of a picture; a value may lie within rounding of a threshold
+PIXELS_THAT_MAY_DIFFER = 5e-4  # of an image; a value may lie within rounding of a threshold
 
 Image = UInt8[np.ndarray, "h w 3"]
-# A picture -> its segment map (0 = none, i = class i - 1 of the list), and the classes of its segments.
+# An image -> its segment map (0 = none, i = class i - 1 of the list), and the classes of its segments.
 Segment = Callable[[Any], tuple[Int[np.ndarray, "h w"], list[int]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One picture, segmented by both. Seconds are those of a second run, when everything is compiled."""
+    """One image, segmented by both. Seconds are those of a second run, when everything is compiled."""
 
     name: str
     segments: int  # of the live model
     segments_that_differ: int  # rows of the two lists
-    pixels_that_differ: float  # share of the picture
+    pixels_that_differ: float  # share of the image
     live_seconds: float
     exported_seconds: float
 
@@ -50,7 +50,7 @@ class Comparison:
 def compare_and_report(
     path: pathlib.Path, kind: str, loaded: LoadedModel, words: Sequence[str], report: str | None
 ) -> int:
-    """Runs both on the pictures, prints and writes what differs; 1 if anything does, or nothing could be compared."""
+    """Runs both on the images, prints and writes what differs; 1 if anything does, or nothing could be compared."""
     inputs = [entry for entry in find_inputs(words) if not entry.is_video]
     broken: list[str] = []
     begin = time.perf_counter()
@@ -89,7 +89,7 @@ def compare_and_report(
 def compare(
     live: Segment, exported: Segment, pictures: Iterable[tuple[str, Any]], broken: list[str]
 ) -> Iterable[Comparison]:
-    """Every picture through both, twice: the first run may compile. What has no room in the file goes to `broken`."""
+    """Every image through both, twice: the first run may compile. What has no room in the file goes to `broken`."""
     for name, image in pictures:
         try:
             exported(image)
@@ -135,7 +135,7 @@ def live_segments(loaded: LoadedModel) -> Segment:
 
 
 def open_exported(path: pathlib.Path, kind: str) -> Segment:
-    """What was written, as those run it who get it."""
+    """The exported file, run as its receiver runs it."""
     if kind in ("safetensors", "orbax"):
         return live_segments(load_checkpoint(path))
     meta, run = load_onnx(path) if kind == "onnx" else run_exported.load(path)

@@ -51,7 +51,7 @@ def write_container(
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:
-    """What a file says about itself.
+    """Metadata of an exported file.
 
     Raises:
       UserError: no such file, or not one of these.

@@ -82,7 +82,7 @@ def convert(
 
 
 def load_onnx(path: pathlib.Path) -> tuple[dict[str, Any], Callable[..., dict[str, np.ndarray]]]:
-    """What `run_exported.load` gives, for an ONNX model in ONNX Runtime on the CPU.
+    """The interface of `run_exported.load` for an ONNX model in ONNX Runtime on the CPU.
 
     Raises:
       UserError: the runtime is not installed, or it does not take the file.

@@ -21,7 +21,7 @@ Function = Callable[[Mapping[str, Any], Any, Any, Any], Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is compiled in; everything else is data."""
+    """Shapes that are compiled in; everything else is data."""
 
     batch: int
     canvas: Size  # multiples of 32
@@ -53,7 +53,7 @@ def lower(
 
 
 def foreign_calls(exported: export.Exported) -> list[str]:
-    """What a program calls outside of StableHLO: custom calls, callbacks into the host, feeds."""
+    """Operations of a program outside of StableHLO: custom calls, host callbacks, feeds."""
     text = exported.mlir_module()
     found = set(re.findall(r"custom_call @([\w.$]+)", text))
     found |= set(re.findall(r"stablehlo\.(infeed|outfeed|send|recv)\b", text))

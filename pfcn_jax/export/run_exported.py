@@ -1,4 +1,4 @@
-"""Segments a picture with a file that `export` wrote. It needs jax, flatbuffers, numpy and pillow, nothing else.
+"""Segments an image with a file that `export` wrote. It needs jax, flatbuffers, numpy and pillow, nothing else.
 
 python run_exported.py model.pfcn photo.jpg segments.png
 """
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 
 def choose(meta, original):
-    """The size (height, width) that a picture gets on its canvas, and the cheapest program with room for it."""
+    """The size (height, width) that an image gets on its canvas, and the cheapest program with room for it."""
     short, long = meta["resize_to"]
     size = [short if side == min(original) else short / min(original) * side for side in original]
     size = [max(1, int(side * min(1, long / max(size)) + 0.5)) for side in size]
@@ -41,7 +41,7 @@ def segment(meta, run, picture):
 
 
 def load(path):
-    """What is known about a model, and what runs its programs. Reading the file executes nothing."""
+    """Metadata and programs of a model. Reading the file executes nothing."""
     file = np.load(path)  # arrays, programs as bytes, and meta.json
     weights = jax.device_put({name: file[name] for name in file.files if name.startswith("weights/")})
     compiled = functools.cache(lambda name: jax.jit(jax.export.deserialize(bytearray(file[name])).call))

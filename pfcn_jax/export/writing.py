@@ -35,7 +35,7 @@ OUTPUT_SIDES = (768, 1536, 4096)
 
 # ------------------------------------------------------------------------------------------------- the whole program
 def program_shapes(config: Config, output_sides: Sequence[int], batch_sizes: Sequence[int]) -> list[Shape]:
-    """A shape for each canvas, output and batch; the cheapest first. Every picture of the sides fits into one."""
+    """A shape for each canvas, output and batch; the cheapest first. Every image of the sides fits into one."""
     outputs = sorted({round_up(side) for side in output_sides})
     shapes = [
         Shape(batch, canvas, (side, side))
@@ -49,7 +49,7 @@ def program_shapes(config: Config, output_sides: Sequence[int], batch_sizes: Seq
 
 
 def all_canvases(config: Config) -> list[Size]:
-    """The evaluation's canvases, and what the largest lying or standing picture needs if none of them holds it."""
+    """The evaluation's canvases, and what the largest lying or standing image needs if none of them holds it."""
     data = config.data
     canvases = list(dict.fromkeys(data.eval_canvases))
     short, long = min(data.eval_short_side, data.eval_max_long_side), data.eval_max_long_side
@@ -96,7 +96,7 @@ def write_program(path: pathlib.Path, loaded: LoadedModel, shapes: Sequence[Shap
 
 
 def describe(loaded: LoadedModel) -> dict[str, Any]:
-    """What somebody without this package wants to know about a program."""
+    """Description of a program for users without this package: inputs, outputs, classes, config."""
     config = loaded.config
     return {
         "name": config.name,
@@ -177,7 +177,7 @@ def unflatten(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------------------- ONNX
 def onnx_shape(config: Config, canvas: Sequence[int] | None, output_sides: Sequence[int]) -> Shape:
-    """One picture; the given canvas, or the first of the evaluation's; the first of the outputs."""
+    """One image; the given canvas, or the first of the evaluation's; the first of the outputs."""
     height, width = canvas or config.data.eval_canvases[0]
     if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
         raise UserError(f"--canvas: both sides must be multiples of {SIZE_DIVISOR}, got {height} {width}")
@@ -186,7 +186,7 @@ def onnx_shape(config: Config, canvas: Sequence[int] | None, output_sides: Seque
 
 
 def prediction_of_one(loaded: LoadedModel, output: Size) -> Function:
-    """`prediction` for batches of one picture, without the loop over pictures: the converter gets that one wrong."""
+    """`prediction` for batches of one image, without the loop over images: the converter gets that one wrong."""
 
     def predict(weights: Mapping[str, Any], image: Any, size: Any, original_size: Any) -> dict[str, Any]:
         variables, model, config = unflatten(weights), loaded.model, loaded.config

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import Config
 from pfcn_jax.data.canvas import pad_into, smallest_canvas
-from pfcn_jax.data.inputs import output_shape
+from pfcn_jax.data.plan import output_shape
 from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.panoptic.options import OutputSpec
 from pfcn_jax.panoptic.predict import Prediction, crop_prediction

@@ -1,4 +1,4 @@
-"""Videos and cameras for `predict`: frames in, an overlay video and one JSON line a frame out."""
+"""Videos for `predict`: frames in, an overlay video and one JSON line a frame out."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ _CODEC = "mp4v"
 
 
 class Frames:
-    """The frames of a video file or a camera, RGB, at most `limit` of them (0: all).
+    """The frames of a video file, RGB, at most `limit` of them (0: all).
 
     Raises:
       DataError: it cannot be opened.
     """
 
-    def __init__(self, source: pathlib.Path | int, *, limit: int = 0):
-        self.is_camera = isinstance(source, int)
-        self.name = f"camera {source}" if self.is_camera else str(source)
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+    def __init__(self, source: pathlib.Path, *, limit: int = 0):
+        self.name = str(source)
+        self._capture = cv2.VideoCapture(str(source))
         if not self._capture.isOpened():
             self._capture.release()
             raise DataError(f"{self.name}: cannot be opened as a video", kind="video-unreadable")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else _FPS_UNKNOWN
         stated = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.stated = int(stated) if not isinstance(source, int) and 0 < stated < 1e9 else 0
+        self.stated = int(stated) if 0 < stated < 1e9 else 0
         self._limit = limit
         self.read = 0
 
@@ -136,9 +135,6 @@ def segment_video(
                 done += 1
                 on_frame(done, result)
         frames.check_complete()
-    except KeyboardInterrupt:
-        if not frames.is_camera:  # which has no other end
-            raise
     finally:
         if video:
             video.close()

@@ -37,8 +37,8 @@ def level_cells(maps: Sequence[Array]) -> LevelCells:
 
 
 def guide_things(
-    center_logits: Sequence[Float[Array, "hl wl T"]],
-    kernel_map: Sequence[Float[Array, "hl wl K"]],
+    center_logits: Sequence[Float[Array, "_hl _wl T"]],
+    kernel_map: Sequence[Float[Array, "_hl _wl K"]],
     targets: Targets,
     *,
     num_positions: int,
@@ -107,7 +107,7 @@ def find_positions(
     return jnp.pad(jnp.where(found, cell[:slots], 0), missing), jnp.pad(found, missing)
 
 
-def pool_stuff(kernel_map: Sequence[Float[Array, "hl wl K"]], targets: Targets) -> Float[Array, "Q K"]:
+def pool_stuff(kernel_map: Sequence[Float[Array, "_hl _wl K"]], targets: Targets) -> Float[Array, "Q K"]:
     """The kernel of every (region channel, level) pair present, before embedding.
 
     Sum of the kernel map over the region (hard: where the region target is not 0), divided by the area of the whole

@@ -125,8 +125,8 @@ def peak_source(picks: Picks, level: int, columns: int, view: int = 0) -> Kernel
 
 
 def pick_things(
-    center_logits: tuple[Float[Array, "hl wl T"], ...],
-    kernel_map: tuple[Float[Array, "hl wl K"], ...],
+    center_logits: tuple[Float[Array, "_hl _wl T"], ...],
+    kernel_map: tuple[Float[Array, "_hl _wl K"], ...],
     padded_size: Int[Array, " 2"],
     *,
     candidates: int,
@@ -195,8 +195,8 @@ def pool_level(
 
 
 def pool_stuff(
-    region_logits: tuple[Float[Array, "hl wl C"], ...],
-    kernel_map: tuple[Float[Array, "hl wl K"], ...],
+    region_logits: tuple[Float[Array, "_hl _wl C"], ...],
+    kernel_map: tuple[Float[Array, "_hl _wl K"], ...],
     padded_size: Int[Array, " 2"],
     *,
     threshold: Threshold,

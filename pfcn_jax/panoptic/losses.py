@@ -51,8 +51,8 @@ def focal_loss(
 
 
 def position_sums(
-    center_logits: Sequence[Float[Array, "hl wl T"]],
-    region_logits: Sequence[Float[Array, "hl wl C"]],
+    center_logits: Sequence[Float[Array, "_hl _wl T"]],
+    region_logits: Sequence[Float[Array, "_hl _wl C"]],
     targets: Targets,
     options: LossOptions,
 ) -> tuple[Float[Array, " L"], Float[Array, " L"]]:

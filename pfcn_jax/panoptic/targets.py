@@ -44,8 +44,8 @@ class Slots:
 class Targets:
     """Targets of one image (a leading batch axis after vmap)."""
 
-    center_heatmap: tuple[Float[Array, "hl wl T"], ...]
-    region_score: tuple[Float[Array, "hl wl C"], ...]  # 0, or soft in [0.5, 1]
+    center_heatmap: tuple[Float[Array, "_hl _wl T"], ...]
+    region_score: tuple[Float[Array, "_hl _wl C"], ...]  # 0, or soft in [0.5, 1]
     things: Slots  # the (instance, level) pairs that the dice is computed for
     thing_count: Int[Array, ""]  # all (instance, level) pairs: those in `things` and those dropped
     dropped: Int[Array, ""]  # pairs that found no slot: in the heatmap and in thing_count, without a kernel

@@ -138,14 +138,14 @@ def align_feature(
 
 
 # ------------------------------------------------------------------------------------------------------------ things
-def _scores(outputs: DenseOutputs, padded_size: Int[Array, " 2"]) -> list[Float[Array, "hl wl T"]]:
+def _scores(outputs: DenseOutputs, padded_size: Int[Array, " 2"]) -> list[Float[Array, "_hl _wl T"]]:
     levels = zip(outputs.center_logits, STRIDES, POOL_WINDOWS, strict=True)
     return [center_scores(logits, padded_size, stride=stride, window=window) for logits, stride, window in levels]
 
 
 def _propose(
     outputs: DenseOutputs,
-    peaks: Sequence[Float[Array, "hl wl T"]],
+    peaks: Sequence[Float[Array, "_hl _wl T"]],
     view: View,
     size: Int[Array, " 2"],
     index: int,
@@ -179,8 +179,8 @@ def _at(values: Float[Array, "hl wl C"], position: Int[Array, " N"]) -> Float[Ar
 
 def look_up(
     outputs: DenseOutputs,
-    scores: Sequence[Float[Array, "hl wl T"]],
-    peaks: Sequence[Float[Array, "hl wl T"]],
+    scores: Sequence[Float[Array, "_hl _wl T"]],
+    peaks: Sequence[Float[Array, "_hl _wl T"]],
     view: View,
     point: Float[Array, "N 2"],
     class_id: Int[Array, " N"],

@@ -1,4 +1,4 @@
-"""`predict`: what it finds, how it batches, and what it writes for pictures, videos and a camera."""
+"""`predict`: what it finds, how it batches, and what it writes for images and videos."""
 
 from __future__ import annotations
 
@@ -135,38 +135,6 @@ def test_pictures_videos_and_broken_files_in_one_go(checkpoint, tmp_path, capsys
     assert predict(checkpoint, output, folder / "first.png", folder / "sub", "--no-overlay", "--as-stored") == 0
     written = json.loads((output / "panoptic.json").read_text())
     assert [(image["height"], image["width"]) for image in written["images"]] == [(48, 64), (48, 64)]
-
-
-class FakeCamera:
-    """Gives scenes for ever; what OpenCV gives of a real one."""
-
-    released = 0
-
-    def __init__(self, source):
-        self.source, self.count = source, 0
-
-    def isOpened(self) -> bool:
-        return self.source == 0
-
-    def get(self, what: int) -> float:
-        return {cv2.CAP_PROP_FPS: 0.0, cv2.CAP_PROP_FRAME_COUNT: -1.0}[what]
-
-    def read(self):
-        self.count += 1
-        return True, scene(self.count)[:, :, ::-1]
-
-    def release(self) -> None:
-        FakeCamera.released += 1
-
-
-def test_a_camera_is_read_for_as_many_frames_as_asked(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeCamera)
-    assert predict(checkpoint, tmp_path / "out", "--camera", "0", "--frames", "2", "--no-maps") == 0
-    assert FakeCamera.released == 1
-    assert len((tmp_path / "out/frames/camera0.jsonl").read_text().splitlines()) == 2
-    assert (tmp_path / "out/overlay/camera0.mp4").stat().st_size > 0 and not (tmp_path / "out/panoptic").exists()
-    assert predict(checkpoint, tmp_path / "out", "--camera", "1") == 1
-    assert "camera 1: cannot be opened" in capsys.readouterr().err
 
 
 def test_a_video_that_ends_early_is_reported_and_its_frames_are_kept(checkpoint, tmp_path, capsys):

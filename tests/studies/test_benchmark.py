@@ -14,8 +14,9 @@ from pfcn_jax.main import main, parse
 from pfcn_jax.models.ops.deformable import deformable_conv
 from pfcn_jax.studies.benchmark import forms, measure, prediction, tables
 from pfcn_jax.studies.benchmark.flops import traced_flops
-from pfcn_jax.studies.benchmark.original import PREDICTIONS, compare
 from pfcn_jax.studies.benchmark.subject import load_subject, place, read_pictures
+from pfcn_jax.studies.sections import write_section
+from pfcn_jax.utils.environment import environment
 from tests.support.tiny import TINY
 
 
@@ -55,13 +56,6 @@ def test_timing_runs_as_often_as_asked():
     timing = measure.time_runs(lambda: calls.append(1), seconds=0.0, at_least=4)
     assert timing.runs == 4 and len(calls) == 5  # one to warm up
     assert timing.fastest <= timing.median <= timing.p95
-
-
-def test_the_comparison_scales_by_the_speed_of_the_machine():
-    row = {"seconds": 1.0, "matmul_gflops": 50.0}
-    compared = compare(row, PREDICTIONS[1])
-    assert compared["times_faster_low"] == pytest.approx(2.68 * 100 / 50)
-    assert compared["times_faster_high"] == pytest.approx(2.68 * 130 / 50)
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +114,14 @@ def test_a_table_goes_into_its_section(tmp_path):
     document = tmp_path / "benchmarks.md"
     document.write_text("# Title\n\n<!-- benchmark one -->\nold\n<!-- end one -->\n\nthe rest\n")
     rows = [{"batch": 1, "seconds": 0.5, "efficiency": 0.5}, {"batch": 8, "seconds": 2.0, "efficiency": None}]
-    environment = {**measure.environment(), "load_average": [0.0, 0.1, 0.2]}
+    place = {**environment(), "load_average": [0.0, 0.1, 0.2]}
     about = {"part": "post", "command": "x", "weights": "w", "config_hash": "c"}
-    result = {**about, "environment": environment, "rows": rows}
-    tables.write_section(document, "one", tables.markdown(result))
+    result = {**about, "environment": place, "rows": rows}
+    write_section(document, "one", tables.markdown(result))
     text = document.read_text()
     assert "old" not in text and "| 8 | 2 |  |" in text and "| 1 | 0.5 | 50 % |" in text and text.endswith("the rest\n")
     with pytest.raises(UserError, match="two"):
-        tables.write_section(document, "two", "x")
+        write_section(document, "two", "x")
     assert "s (median)" in tables.terminal(rows)
 
 
@@ -135,7 +129,6 @@ def test_a_table_goes_into_its_section(tmp_path):
     ("words", "message"),
     [
         (["predict", "--batch", "0"], "at least 1"),
-        (["original"], "--reference"),
         (["table"], "JSON files"),
         (["table", "nowhere.json"], "nowhere.json"),
         (["predict", "--checkpoint", "a", "--reference", "b"], "give one"),

@@ -38,10 +38,9 @@ def test_one_chip_only_computes():
     step = step_time(WORK, MACHINE, 1)
     assert step.compute == pytest.approx(16 * 2 / 25) and step.all_reduce == step.input == 0.0
     assert step.seconds == step.compute and step.bound == "compute"
-    row = scaling_row(WORK, MACHINE, 1, price=2.0)
+    row = scaling_row(WORK, MACHINE, 1)
     assert row["hours"] == pytest.approx(90_000 * 1.28 / 3600) and row["efficiency_of_chips"] == pytest.approx(1.0)
-    assert row["chip_hours"] == row["hours"] and row["cost"] == pytest.approx(2 * row["hours"])
-    assert scaling_row(WORK, MACHINE, 1)["cost"] is None
+    assert row["chip_hours"] == row["hours"]
 
 
 def test_more_chips_add_the_ring():
@@ -49,9 +48,8 @@ def test_more_chips_add_the_ring():
     assert step.compute == pytest.approx(2 * 2 / 25)
     assert step.all_reduce == pytest.approx(2 * 7 / 8 * 0.150 / 10)  # 26 ms
     assert efficiency(WORK, MACHINE, 8) == pytest.approx(1.28 / (8 * (0.16 + 0.02625)))
-    row = scaling_row(WORK, MACHINE, 8, price=1.5)
+    row = scaling_row(WORK, MACHINE, 8)
     assert row["chip_hours"] == pytest.approx(8 * 90_000 * 0.18625 / 3600)
-    assert row["cost"] == pytest.approx(1.5 * row["chip_hours"])
     slow = dataclasses.replace(MACHINE, link_bytes=1e9)
     assert step_time(WORK, slow, 8).bound == "all-reduce"
 
@@ -109,12 +107,11 @@ def test_the_command_says_its_assumptions_and_invents_none(tmp_path, capsys):
     assert "a batch of 8 does not divide" in capsys.readouterr().err
     assert main([*base, *flags, "--share", "1.5"]) == 2
     assert "--share: at most 1" in capsys.readouterr().err
-    assert main([*base, *flags, "--chips", "1", "2", "--per-chip", "8", "--price", "3"]) == 0
+    assert main([*base, *flags, "--chips", "1", "2", "--per-chip", "8"]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert "--peak-tflops 100.0 --share 0.5" in result["command"] and result["weights"] == "none"
     one, two = result["rows"]
     assert (one["batch"], two["batch"]) == (8, 16) and two["steps"] == one["steps"] / 2  # as many pictures in all
-    assert two["cost"] == pytest.approx(3 * two["chip_hours"])
     assert "GFLOP a picture" in capsys.readouterr().out
 
 

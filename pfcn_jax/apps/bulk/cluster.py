@@ -14,7 +14,7 @@ from pfcn_jax.apps.bulk.worker import Job, Segmenter
 from pfcn_jax.errors import UserError
 
 ACCELERATORS = ("cpu", "gpu", "tpu")
-_OBJECT_STORE_BYTES = 256 * 2**20  # names of pictures alone pass through it
+_OBJECT_STORE_BYTES = 256 * 2**20  # names of images alone pass through it
 _ANSWER_SECONDS = 10
 _LOOPBACK = ("127.0.0.1", "::1")
 _DEATHS_AT_START = 3  # workers that die one after the other before the model is loaded: then the run ends
@@ -30,7 +30,7 @@ def require_ray() -> None:
 
 
 class Pool(NamedTuple):
-    """What the workers run on, and how many there are."""
+    """Accelerator and number of the workers."""
 
     accelerator: str  # cpu, gpu or tpu
     workers: int
@@ -76,7 +76,7 @@ def started(address: str, workers: int, accelerator: str) -> Iterator[Pool]:
 
 
 def segment(job: Job, shards: Sequence[Sequence[str]], workers: int) -> Iterator[list[tuple[str, str]]]:
-    """Gives the shards to workers; yields (name, error) of each shard's pictures as it is done.
+    """Gives the shards to workers; yields (name, error) of each shard's images as it is done.
 
     Ray starts a new worker for one that died and gives it the shard again; `Segmenter` sees to it that this ends.
     """
@@ -132,7 +132,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _choose(resources: dict[str, float], workers: int, accelerator: str) -> Pool:
-    """Which accelerator, and how many workers, from what Ray says there is."""
+    """Accelerator and number of workers, from the resources that Ray reports."""
     there = {kind: int(resources.get(kind.upper(), 0)) for kind in ACCELERATORS}
     if accelerator == "auto":
         accelerator = "tpu" if there["tpu"] else "gpu" if there["gpu"] else "cpu"

@@ -1,6 +1,6 @@
-"""`bulk`: segments all pictures below a folder or in a bucket, on all accelerators of a computer or a Ray cluster.
+"""`bulk`: segments all images below a folder or in a bucket, on all accelerators of a computer or a Ray cluster.
 
-Each picture is written exactly once; what a worker leaves undone when it dies another one does; the same command again
+Each image is written exactly once; what a worker leaves undone when it dies another one does; the same command again
 does what is left. Writes into --output: panoptic/NAME.png, panoptic.json (COCO-panoptic), classes.csv, failures.jsonl.
 """
 
@@ -58,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass
 class Work:
-    """What a listing of input and output says: the pictures that are left, and how many are not."""
+    """Result of listing input and output: the remaining images, and the number of finished ones."""
 
     todo: list[str]
     done: int
@@ -108,10 +108,10 @@ def _run(args: argparse.Namespace, source: Store, output: Store) -> int:
 
 
 def find_work(source: Store, output: Store, *, retry_failed: bool) -> Work:
-    """Compares two listings, of the pictures and of the results.
+    """Compares two listings, of the images and of the results.
 
     Raises:
-      UserError: there is no such input, or no picture in it.
+      UserError: there is no such input, or no image in it.
     """
     if not source.exists():
         raise UserError(f"{source.where}: no such folder")
@@ -131,7 +131,7 @@ def find_work(source: Store, output: Store, *, retry_failed: bool) -> Work:
 
 
 def _segment(args: argparse.Namespace, checkpoint: str, todo: list[str], pool: cluster.Pool) -> None:
-    """Runs the workers over the pictures that are left."""
+    """Runs the workers over the images that are left."""
     job = Job(
         checkpoint=checkpoint,
         config_argv=args.config_argv,
@@ -161,7 +161,7 @@ def _segment(args: argparse.Namespace, checkpoint: str, todo: list[str], pool: c
 
 
 def _settings(args: argparse.Namespace, loaded: LoadedModel, source: Store) -> dict[str, Any]:
-    """Everything that a result depends on besides its picture."""
+    """Everything that a result depends on besides its image."""
     parameters = hashlib.sha256()
     for leaf in jax.tree.leaves(loaded.variables):
         parameters.update(np.asarray(leaf).tobytes())

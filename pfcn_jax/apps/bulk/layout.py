@@ -1,12 +1,12 @@
-"""What lies where in the output of `bulk`, and what follows from it: what is done, what failed, what is left to do.
+"""File layout of the output of `bulk`, and the progress that follows from it: done, failed, left.
 
 panoptic/NAME.png       ids as colours; NAME is the picture's whole relative path, so that x.jpg and x.png, or a/x.jpg
-                        and b/x.jpg, are never one file. It is written last: a picture is done when it is there.
+                        and b/x.jpg, are never one file. It is written last: an image is done when it is there.
 overlay/NAME.png        the drawing, if asked for
-panoptic.json, classes.csv, failures.jsonl      of all pictures, made at the end
+panoptic.json, classes.csv, failures.jsonl      of all images, made at the end
 state/settings.json     what the results were made with
-state/records/*.jsonl   one line a picture, one file a shard (the pictures that a worker takes at a time)
-state/failures/*.jsonl  the same, of pictures that could not be segmented
+state/records/*.jsonl   one line an image, one file a shard (the images that a worker takes at a time)
+state/failures/*.jsonl  the same, of images that could not be segmented
 state/attempts/*        a number while a shard is being worked on: how often somebody began
 state/workers/*.json    who works or worked in this run: host, process id, devices
 state/tmp/*             files that are being written
@@ -32,28 +32,28 @@ RECORDS, FAILURES, ATTEMPTS, WORKERS, TMP = (
 
 
 def map_name(name: str) -> str:
-    """Where the id map of a picture lies; one to one."""
+    """Path of an image's id map; one to one."""
     return f"{PANOPTIC}/{name}.png"
 
 
 def overlay_name(name: str) -> str:
-    """Where the drawing of a picture lies; one to one."""
+    """Path of an image's overlay; one to one."""
     return f"{OVERLAY}/{name}.png"
 
 
 def shard_name(names: Sequence[str]) -> str:
-    """A name that follows from the pictures of a shard: whoever repeats it writes over the same file."""
+    """A name that follows from the images of a shard: whoever repeats it writes over the same file."""
     return hashlib.blake2b("\n".join(names).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
 
 
 def find_pictures(source: Store, output: Store) -> Iterator[str]:
-    """Names of all pictures below the input, folder by folder, without those of the output."""
+    """Names of all images below the input, folder by folder, without those of the output."""
     skip = output.path() if source.same_files(output) else ""
     return (name for name, _ in source.list(skip=skip) if name.lower().endswith(SUFFIXES))
 
 
 def find_done(output: Store) -> set[str]:
-    """Names of pictures that have their result: one listing, no question for each. An empty file is no result (a
+    """Names of images that have their result: one listing, no question for each. An empty file is no result (a
     machine that lost its power may leave one)."""
     start, end = len(PANOPTIC) + 1, -len(".png")
     return {name[start:end] for name, size in output.list(PANOPTIC) if name.endswith(".png") and size > 0}

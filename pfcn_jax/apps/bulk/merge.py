@@ -1,6 +1,6 @@
-"""From the files of all workers to one result: sorted by name, every picture once, whatever was written twice.
+"""From the files of all workers to one result: sorted by name, every image once, whatever was written twice.
 
-The records of a million pictures are gigabytes. They are sorted on disk: in runs that fit memory, then merged.
+The records of a million images are gigabytes. They are sorted on disk: in runs that fit memory, then merged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def merge(output: Store, classes: ClassTable) -> tuple[int, dict[str, str], Clas
     """Writes panoptic.json, classes.csv and failures.jsonl from what lies in the output; any number of times.
 
     Returns:
-      How many pictures are done; those that failed, with the reason; the class table.
+      How many images are done; those that failed, with the reason; the class table.
     """
     done = layout.find_done(output)
     counts = ClassCounts(classes)
@@ -41,7 +41,7 @@ def merge(output: Store, classes: ClassTable) -> tuple[int, dict[str, str], Clas
 
 
 def sort_records(output: Store, done: set[str], folder: pathlib.Path, *, run_bytes: int = _RUN) -> Iterator[str]:
-    """The records (JSON lines) of the pictures in `done`, by name, each once.
+    """The records (JSON lines) of the images in `done`, by name, each once.
 
     Args:
       folder: a local one for the runs.
@@ -79,7 +79,7 @@ def _read_run(path: pathlib.Path) -> Iterator[tuple[str, str]]:
 def _write_panoptic(
     output: Store, classes: ClassTable, ordered: pathlib.Path, counts: ClassCounts, local: pathlib.Path
 ) -> int:
-    """panoptic.json, entry by entry, and the counts on the way; returns the number of pictures."""
+    """panoptic.json, entry by entry, and the counts on the way; returns the number of images."""
     class_ids = {category: index for index, category in enumerate(classes.category_ids)}
     written = 0
 

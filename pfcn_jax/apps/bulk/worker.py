@@ -1,4 +1,4 @@
-"""What one worker of `bulk` does: it loads the model once, then segments shard after shard and writes the results."""
+"""One worker of `bulk`: loads the model once, then segments shard after shard and writes the results."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from pfcn_jax.inference.result import make_result
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.parallel.sharding import data_mesh
 
-DEATHS = 2  # after so many, a shard is taken picture by picture, and a picture is given up
+DEATHS = 2  # after so many, a shard is taken image by image, and an image is given up
 _READERS, _WRITERS = 4, 4  # threads
 _UNFINISHED = 8  # predictions that wait to be encoded
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What all workers of a run have in common; crosses processes."""
+    """Settings that all workers of a run share; crosses processes."""
 
     checkpoint: str
     config_argv: list[str]
@@ -50,7 +50,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One picture: what will be written, or why there is nothing."""
+    """One image: what will be written, or why there is nothing."""
 
     name: str
     error: str = ""
@@ -83,7 +83,7 @@ class Segmenter:
         """Segments one shard and writes its results; returns (name, error) of each, the error empty if it is done.
 
         Raises:
-          OSError: a result cannot be written. Whatever is wrong with a picture is its own failure, never an exception.
+          OSError: a result cannot be written. Whatever is wrong with an image is its own failure, never an exception.
         """
         shard = layout.shard_name(names)
         if self._attempts.begin(shard) < DEATHS:
@@ -99,7 +99,7 @@ class Segmenter:
         return [(outcome.name, outcome.error) for outcome in outcomes]
 
     def _segment(self, names: Sequence[str]) -> list[Outcome]:
-        """The pictures of a shard, decoded ahead and encoded behind the device by threads."""
+        """The images of a shard, decoded ahead and encoded behind the device by threads."""
         outcomes: list[Outcome] = []
         encoding: collections.deque[concurrent.futures.Future[Outcome]] = collections.deque()
 
@@ -118,7 +118,7 @@ class Segmenter:
         return sorted(outcomes, key=lambda outcome: outcome.name)
 
     def _one_by_one(self, names: Sequence[str]) -> list[Outcome]:
-        """A shard that raised, or over which workers died: each picture alone, the guilty ones named."""
+        """A shard that raised, or over which workers died: each image alone, the guilty ones named."""
         outcomes = []
         for name in names:
             if self._output.exists(layout.map_name(name)):

@@ -1,6 +1,6 @@
-"""`demo`: a web page on this computer: drop a picture, see its segments, drag the thresholds.
+"""`demo`: a web page on this computer: drop an image, see its segments, drag the thresholds.
 
-The network runs once for a picture; every move of a slider picks, fuses and merges its kernels again. Needs
+The network runs once for an image; every move of a slider picks, fuses and merges its kernels again. Needs
 `pip install -r requirements-demo.txt`.
 """
 

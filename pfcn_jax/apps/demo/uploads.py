@@ -1,4 +1,4 @@
-"""A picture from a stranger: checked before it is decoded, so that nothing it says costs more than its limits allow."""
+"""An image from a stranger: checked before it is decoded, so that nothing it says costs more than its limits allow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pfcn_jax.data.example import DataError
 
 # Formats that browsers show. Pillow knows dozens more, some with programs of their own behind them.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-_MAX_SCANS = 64  # of a progressive JPEG, each of which costs as much as a whole picture; encoders write about 10
+_MAX_SCANS = 64  # of a progressive JPEG, each of which costs as much as a whole image; encoders write about 10
 _START_OF_SCAN = b"\xff\xda"
 _SHORTEST_SIDE = 8
 _MAX_ASPECT = 20
@@ -23,14 +23,14 @@ _MAX_ASPECT = 20
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What an upload may cost."""
+    """Limits of one upload."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 40_000_000
 
 
 def read_upload(data: bytes, name: str, limits: Limits) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture as RGB; of an animation its first frame.
+    """The image as RGB; of an animation its first frame.
 
     Raises:
       DataError: whatever is wrong with the file, in one sentence that names `name` and the limit.

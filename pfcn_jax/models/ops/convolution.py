@@ -123,7 +123,7 @@ def _gradient_in_blocks(x: Float[Array, "h w I"], gradient: Float[Array, "h w O"
     gradient = jnp.pad(gradient, ((0, below), (0, 2), (0, 0))).reshape(-1, gradient.shape[2])
     offsets = [i * line + j for i in range(3) for j in range(3)]
 
-    def add(block: Int[Array, ""], total: Float[Array, "O 9*I"]) -> Float[Array, "O 9*I"]:
+    def add(block: Int[Array, ""], total: Float[Array, "O J"]) -> Float[Array, "O J"]:
         start = block * rows * line
         seen = jax.lax.dynamic_slice_in_dim(x, start, (rows + 3) * line)
         wanted = jax.lax.dynamic_slice_in_dim(gradient, start, rows * line)

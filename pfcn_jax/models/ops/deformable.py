@@ -19,16 +19,16 @@ NEIGHBOURS = 4
 
 def deformable_conv(
     x: Float[Array, "B h w I"],
-    offset_mask: Float[Array, "B ho wo 3*k*k"],
+    offset_mask: Float[Array, "B ho wo M"],
     kernel: Float[Array, "k k I O"],
     *,
     stride: int = 1,
 ) -> Float[Array, "B ho wo O"]:
     """y(p) = sum over taps t of mask_t(p) * x(p + t + offset_t(p)) @ kernel_t, bilinear, zero outside.
 
-    Of the offset/mask channels the first two thirds are offsets, (row, column) interleaved per tap, the rest masks: a
-    sigmoid, not doubled as in the DCN v2 paper. Positions, weights and sums are float32; samples and products have the
-    type of `x`, which is also that of the result. Reverse mode only.
+    Of the M = 3 k k offset/mask channels the first two thirds are offsets, (row, column) interleaved per tap, the
+    rest masks: a sigmoid, not doubled as in the DCN v2 paper. Positions, weights and sums are float32; samples and
+    products have the type of `x`, which is also that of the result. Reverse mode only.
     """
     batch, height, width, channels = x.shape
     index, weight = sampling(offset_mask.astype(jnp.float32), kernel.shape[0], stride, height, width)
@@ -39,8 +39,8 @@ def deformable_conv(
 
 
 def sampling(
-    offset_mask: Float[Array, "B ho wo 3*k*k"], size: int, stride: int, height: int, width: int
-) -> tuple[Int[Array, "k*k 4 B ho*wo"], Float[Array, "k*k 4 B ho*wo"]]:
+    offset_mask: Float[Array, "B ho wo M"], size: int, stride: int, height: int, width: int
+) -> tuple[Int[Array, "taps 4 B ho*wo"], Float[Array, "taps 4 B ho*wo"]]:
     """For every tap and output position: the four neighbours in a map stored row by row, and mask x bilinear weight.
 
     A neighbour outside has weight 0. Positions are clamped just outside of the map: far ones would overflow."""

@@ -3,7 +3,7 @@
 The rows are changes of the config (default: the canonical one). Rows that are equal, also of different tables, are
 trained once; rows that differ only in inference share their training. The same command again goes on after any stop:
 what is done is not done again, and a training that was stopped continues. Each table is written to the working
-directory as JSON, Markdown and a picture, the paper's figures beside ours; `--collect FILE` puts those that are there
+directory as JSON, Markdown and an image, the paper's figures beside ours; `--collect FILE` puts those that are there
 into a document.
 """
 
@@ -97,7 +97,7 @@ def record(table: Table, runs: Runs, seeds: Sequence[int]) -> report.Record:
 
 
 def plan(tables: Sequence[Table], runs: Runs, seeds: Sequence[int], *, rows: bool) -> str:
-    """How much there is to do; with `rows` line by line: training, evaluation, and how far they are."""
+    """Number of runs to do; with `rows` one line each: training, evaluation, progress."""
     trainings: dict[str, bool] = {}
     evaluations: dict[str, bool] = {}
     lines = []

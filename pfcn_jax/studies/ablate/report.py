@@ -1,4 +1,4 @@
-"""An ablation table as JSON, as Markdown and as a picture: what was published beside what was measured."""
+"""An ablation table as JSON, as Markdown and as an image: what was published beside what was measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from pfcn_jax.config.schema import Config, config_hash
 from pfcn_jax.studies.ablate.tables import METRICS, Table
-from pfcn_jax.studies.benchmark.tables import write_section
+from pfcn_jax.studies.sections import write_section
 from pfcn_jax.utils.atomic import write_json, write_text
 
 Record = dict[str, Any]
@@ -168,7 +168,7 @@ def write_table(directory: pathlib.Path, record: Record) -> None:
 
 
 def collect(document: pathlib.Path, records: Sequence[Record]) -> list[pathlib.Path]:
-    """Writes every table into its section of a document, and one picture of all to `images/` beside it.
+    """Writes every table into its section of a document, and one image of all to `images/` beside it.
 
     Raises:
       UserError: the document has no section `<!-- ablation TABLE -->` ... `<!-- end TABLE -->` for one of them, or none

@@ -66,8 +66,9 @@ def _without(config: Config, *kinds: Affects) -> Config:
     """The config with the schema's defaults for the keys that affect one of `kinds`."""
     usual, sections = Config(), dict[str, Any]()
     for field in dataclasses.fields(config):
-        section, default = getattr(config, field.name), getattr(usual, field.name)
-        if dataclasses.is_dataclass(section):
+        section: Any = getattr(config, field.name)
+        default = getattr(usual, field.name)
+        if dataclasses.is_dataclass(default):
             names = names_affecting(section, *kinds)
             sections[field.name] = dataclasses.replace(section, **{name: getattr(default, name) for name in names})
     return dataclasses.replace(config, **sections)

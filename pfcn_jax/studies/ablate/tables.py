@@ -15,7 +15,7 @@ from pfcn_jax.errors import UserError
 
 
 class Figures(NamedTuple):
-    """What a table shows of a row, in percent. None: not evaluated."""
+    """Scores of a table row in percent. None: not evaluated."""
 
     PQ: float | None
     PQ_th: float | None

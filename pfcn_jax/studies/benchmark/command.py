@@ -1,10 +1,9 @@
 """`benchmark PART`: what the programs cost here, beside a matrix product measured in the same run.
 
-  network    the heads            post    everything after them      predict   from uint8 pictures to ids on the host
+  network    the heads            post    everything after them      predict   from uint8 images to ids on the host
   train      the training step    input   the input pipeline         dice, layers   each form beside the plain one
   scenes     everything after the heads on synthetic heads with a known number of instances
-  original   prediction and training step against the seconds of the original implementation
-  scaling    no measurement: time and cost of a training over numbers of chips, from counted operations and the
+  scaling    no measurement: time of a training over numbers of chips, from counted operations and the
              assumptions that the flags state (docs/scaling.md)
   table      JSON files of earlier runs as tables (--markdown)
 
@@ -26,16 +25,17 @@ import jax.numpy as jnp
 
 from pfcn_jax.config.schema import Config, config_hash, from_command_line
 from pfcn_jax.errors import UserError
-from pfcn_jax.studies.benchmark import forms, loading, original, prediction, scaling, training
+from pfcn_jax.studies.benchmark import forms, loading, prediction, scaling, training
 from pfcn_jax.studies.benchmark.measure import Row, Yardstick
 from pfcn_jax.studies.benchmark.scenes_post import scene_rows
-from pfcn_jax.studies.benchmark.tables import markdown, terminal, write_section
+from pfcn_jax.studies.benchmark.tables import markdown, terminal
+from pfcn_jax.studies.sections import write_section
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.environment import environment
 
-PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "original", "scaling", "table")
+PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "scaling", "table")
 _SECONDS = 10.0
-_DICE_MAP, _LAYERS_CANVAS = (200, 336), (512, 768)  # a picture of 800 x 1344 at 1/4; a picture
+_DICE_MAP, _LAYERS_CANVAS = (200, 336), (512, 768)  # an image of 800 x 1344 at 1/4; an image
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +47,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--enhanced",
         action=argparse.BooleanOptionalAction,
-        help="with --reference: the enhanced model (`original`: only it, or all but it)",
+        help="with --reference: the enhanced model",
     )
     parser.add_argument("--pictures", nargs="+", help="files and folders (default: the config's data)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="batch sizes (default: 1)")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], help="`input`: worker processes to try")
-    parser.add_argument("--sizes", nargs="+", type=int, help="`original`: only these short sides")
-    parser.add_argument("--only", choices=("predict", "train"), help="`original`: only one of the two")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="how long to repeat each measurement")
     parser.add_argument("--output", help="write everything as JSON to this file")
     parser.add_argument("--markdown", metavar="FILE:NAME", help="write the table into section NAME of a document")
@@ -101,8 +99,6 @@ def _rows(args: argparse.Namespace) -> tuple[Config, str, list[Row]]:
         config, rows = scaling.rows(args)
         return config, "none", rows
     config = from_command_line(args.config_argv, Config())
-    if args.part == "original":
-        return config, "the original's, recorded", original.rows(args)
     yardstick, channels = Yardstick(), config.model.encoder_channels
     if args.part == "scenes":
         return config, "none", scene_rows(yardstick, seconds=args.seconds)
@@ -122,7 +118,7 @@ def _rows(args: argparse.Namespace) -> tuple[Config, str, list[Row]]:
 def _command(args: argparse.Namespace) -> str:
     """The command line that repeats a run, with folders by their last name."""
     words = ["python", "-m", "pfcn_jax.main", "benchmark", args.part]
-    names = ["checkpoint", "reference", "pictures", "batch", "sizes", "only"]
+    names = ["checkpoint", "reference", "pictures", "batch"]
     names += {"input": ["workers"], "scaling": list(scaling.FLAGS)}.get(args.part, [])
     for name in names:
         value = getattr(args, name.replace("-", "_"))

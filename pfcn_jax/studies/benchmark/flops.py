@@ -21,7 +21,7 @@ def traced_flops(closed: core.ClosedJaxpr) -> float:
 
 
 def compiled_flops(compiled: jax.stages.Compiled) -> float | None:
-    """What the compiler's cost analysis says; None where a backend says nothing."""
+    """Operations by the compiler's cost analysis; None where a backend has none."""
     analysis = compiled.cost_analysis()
     if isinstance(analysis, (list, tuple)):
         analysis = analysis[0] if analysis else None

@@ -72,7 +72,7 @@ def measure_form(
 def layer_rows(
     *, canvas: tuple[int, int], channels: int, dtype: Any, yardstick: Yardstick, seconds: float
 ) -> list[Row]:
-    """1x1, 3x3 and 7x7 convolutions, pooling and deformable convolution at the sizes of a picture on `canvas`."""
+    """1x1, 3x3 and 7x7 convolutions, pooling and deformable convolution at the sizes of an image on `canvas`."""
     height, width = canvas
     random = np.random.default_rng(0)
 
@@ -86,7 +86,7 @@ def layer_rows(
     half = (jnp.maximum(array(1, height // 2, width // 2, 64), 0),)
     sampled = (array(*eighth, channels), array(*eighth, 27), array(3, 3, channels, channels, scale=0.02))
 
-    def stem(operator: Callable[..., Array]) -> Callable[..., Array]:  # nobody wants a picture's gradient
+    def stem(operator: Callable[..., Array]) -> Callable[..., Array]:  # nobody wants an image's gradient
         return lambda x, kernel: operator(jax.lax.stop_gradient(x), kernel, stride=2)
 
     cases: list[tuple[str, str, Callable[..., Array], tuple[Array, ...]]] = [

@@ -1,6 +1,6 @@
-"""The part `input`: pictures per second of the training pipeline, against decoding the same files and nothing else.
+"""The part `input`: images per second of the training pipeline, against decoding the same files and nothing else.
 
-Both are per core. With workers = 0 that is pictures per second of processor time, which others on the machine disturb
+Both are per core. With workers = 0 that is images per second of processor time, which others on the machine disturb
 little; n workers are n cores, and their rate is that of the elapsed time, as the training step sees it.
 """
 
@@ -30,7 +30,7 @@ class Rate:
 
 
 def measure_rate(step: Callable[[], int], *, seconds: float, at_least: int) -> Rate:
-    """Calls `step`, which returns how many pictures it made, for about `seconds`."""
+    """Calls `step`, which returns how many images it made, for about `seconds`."""
     done, begin, processor = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < seconds or done < at_least:
         done += step()

@@ -117,7 +117,7 @@ def _own_cache() -> Iterator[None]:
 
 
 class Yardstick:
-    """How fast this machine multiplies matrices right now: what every time is set in relation to."""
+    """The machine's current matmul rate, the yardstick of every measured time."""
 
     def __init__(self, dtype: str = "float32"):
         self.size = 2048 if jax.default_backend() == "cpu" else 8192

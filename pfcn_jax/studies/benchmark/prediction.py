@@ -1,4 +1,4 @@
-"""The parts `network`, `post` and `predict`: the heads, everything after them, and from pictures to ids."""
+"""The parts `network`, `post` and `predict`: the heads, everything after them, and from images to ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pfcn_jax.data.inputs import output_shape
+from pfcn_jax.data.plan import output_shape
 from pfcn_jax.panoptic.options import OutputSpec
 from pfcn_jax.steps import generate_for_prediction, per_image, predict_step, segment
 from pfcn_jax.studies.benchmark.measure import (

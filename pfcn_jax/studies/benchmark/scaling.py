@@ -1,15 +1,15 @@
-"""The part `scaling`: time and cost of a whole training over numbers of chips, from counted operations and stated
+"""The part `scaling`: time of a whole training over numbers of chips, from counted operations and stated
 assumptions.
 
 A step takes as long as the dearest of three (docs/scaling.md):
 
-    device = pictures of a chip x operations of a picture / (peak x share)  +  2 (n - 1) / n x gradient bytes / link
-    input  = pictures of a step / (hosts x pictures that a host decodes in a second)
+    device = images of a chip x operations of an image / (peak x share)  +  2 (n - 1) / n x gradient bytes / link
+    input  = images of a step / (hosts x images that a host decodes in a second)
     step   = max(device, input)
 
 The operations are counted from the traced training step; everything else is an assumption that the caller states.
 Nothing overlaps the all-reduce here, so its share is an upper bound. What is not in the model: that `share` falls when
-a chip gets few pictures, latencies, evaluation and checkpoints, and machines that fail.
+a chip gets few images, latencies, evaluation and checkpoints, and machines that fail.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from pfcn_jax.training.state import build_optimizer
 from pfcn_jax.types import Batch, SegmentTable
 
 _BYTES = 4  # of a gradient element: parameters and their gradients are float32, whatever is computed with
-FLAGS = ("chips", "per-chip", "peak-tflops", "share", "link-gbytes", "chips-per-host", "host-images", "price")
+FLAGS = ("chips", "per-chip", "peak-tflops", "share", "link-gbytes", "chips-per-host", "host-images")
 _WORTHWHILE = 0.8  # efficiency down to which adding chips is counted as scaling
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a training costs, whatever it runs on."""
+    """Operations and bytes of a training, independent of the machine."""
 
     flops_per_picture: float  # matrix products and convolutions, forward and backward
     gradient_bytes: float  # of all trained parameters: what every chip sends and receives in a step
@@ -56,7 +56,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What it runs on. Every number is an assumption or a measurement of the reader's."""
+    """The machine. Every number is an assumption or a measurement of the reader's."""
 
     peak_flops: float  # of one chip, in the type that is computed in
     share: float  # of the peak that the training step reaches on one chip
@@ -80,7 +80,7 @@ class Step:
 
     @property
     def bound(self) -> str:
-        """What it is that the step's time goes to."""
+        """The part that bounds the step: input, compute or all-reduce."""
         if self.input > self.compute + self.all_reduce:
             return "input"
         return "compute" if self.compute >= self.all_reduce else "all-reduce"
@@ -110,12 +110,8 @@ def last_worthwhile(work: Work, machine: Machine, *, least: float = _WORTHWHILE)
     return max((chips for chips in divisors if efficiency(work, machine, chips) >= least), default=0)
 
 
-def scaling_row(work: Work, machine: Machine, chips: int, *, price: float | None = None) -> Row:
-    """One line: the whole training on `chips` chips.
-
-    Args:
-      price: of one chip for one hour, in any currency.
-    """
+def scaling_row(work: Work, machine: Machine, chips: int) -> Row:
+    """One row of the table: the whole training on `chips` chips."""
     step = step_time(work, machine, chips)
     hours = work.steps * step.seconds / 3600.0
     return {
@@ -131,15 +127,14 @@ def scaling_row(work: Work, machine: Machine, chips: int, *, price: float | None
         "efficiency_of_chips": efficiency(work, machine, chips),
         "hours": hours,
         "chip_hours": hours * chips,
-        "cost": None if price is None else hours * chips * price,
     }
 
 
 def count_work(config: Config) -> tuple[Work, list[Row]]:
-    """Counts the operations of the training step, a picture on each canvas, without compiling or running it.
+    """Counts the operations of the training step, an image on each canvas, without compiling or running it.
 
     Returns:
-      The work, with canvases weighted by the pictures that fall on them (equally, if the data are not there), and one
+      The work, with canvases weighted by the images that fall on them (equally, if the data are not there), and one
       row for each canvas.
     """
     classes, shares = _canvases(config)
@@ -172,7 +167,7 @@ def count_work(config: Config) -> tuple[Work, list[Row]]:
 
 
 def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
-    """The classes, and the share of the training pictures that falls on each canvas."""
+    """The classes, and the share of the training images that falls on each canvas."""
     canvases = config.data.canvases
     if config.data.source != "scenes" and not pathlib.Path(config.data.root).exists():
         return coco_classes(), [1.0 / len(canvases)] * len(canvases)
@@ -182,7 +177,7 @@ def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
 
 
 def _abstract_batch(canvas: tuple[int, int], segments: int) -> Batch:
-    """The shapes of one picture as the pipeline gives it."""
+    """The shapes of one image as the pipeline gives it."""
 
     def array(*shape: int, dtype: type | np.dtype = np.int32) -> Any:
         return jax.ShapeDtypeStruct((1, *shape), dtype)
@@ -220,7 +215,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--link-gbytes", type=float, help="GB/s from chip to chip, the slowest link of the ring")
     group.add_argument("--chips-per-host", type=int, default=8)
     group.add_argument("--host-images", type=float, help="pictures/s that a host decodes (default: not looked at)")
-    group.add_argument("--price", type=float, help="of one chip for one hour, in your currency")
 
 
 def machine_of(args: argparse.Namespace) -> Machine:
@@ -261,11 +255,11 @@ def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
         stop = last_worthwhile(work, machine)
         print(f"a batch of {work.batch}: at least {100 * _WORTHWHILE:.0f} % of every chip up to {stop} chips")
     of_chips = [dataclasses.replace(work, batch=batch, steps=steps) for batch, steps in splits]
-    return config, [scaling_row(part, machine, chips, price=args.price) for part, chips in zip(of_chips, args.chips)]
+    return config, [scaling_row(part, machine, chips) for part, chips in zip(of_chips, args.chips)]
 
 
 def _split(train: TrainOptions, args: argparse.Namespace, chips: int) -> tuple[int, int]:
-    """Batch and steps on `chips` chips: the config's, or `--per-chip` pictures on each for as many pictures in all."""
+    """Batch and steps on `chips` chips: the config's, or `--per-chip` images on each for as many images in all."""
     if chips < 1:
         raise UserError(f"--chips: at least 1, got {chips}")
     if args.per_chip is not None:

@@ -1,4 +1,4 @@
-"""What is measured: a model with its weights, and pictures on a canvas."""
+"""The measured model with its weights, and its input images on a canvas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pfcn_jax.interop.convert import to_params
 from pfcn_jax.models.build import build_model
 from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
-from pfcn_jax.studies.parity.reference import make_state_dict
+from pfcn_jax.studies.reference_weights import make_state_dict
 from pfcn_jax.types import round_up
 
 PyTree = Any
@@ -73,12 +73,12 @@ def reference_subject(args: argparse.Namespace, variant: str) -> Subject:
 
 def _classes(config: Config, args: argparse.Namespace) -> ClassTable:
     if args.pictures and config.data.source != "scenes":
-        return coco_classes()  # the pictures have no labels, and the data set need not be there
+        return coco_classes()  # the images have no labels, and the data set need not be there
     return open_evaluation(config.data, 1).classes
 
 
 def read_pictures(args: argparse.Namespace, config: Config) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """`--pictures` decoded, or the first pictures of the config's evaluation split."""
+    """`--pictures` decoded, or the first images of the config's evaluation split."""
     if args.pictures:
         paths = [entry.path for entry in find_inputs(args.pictures) if not entry.is_video]
         return [decode_picture(path.read_bytes(), str(path)) for path in paths]
@@ -100,7 +100,7 @@ class Placed:
 
 
 def place(pictures: list[UInt8[np.ndarray, "h w 3"]], batch: int, config: Config) -> Placed:
-    """`batch` pictures (taken in turn), resized to the config's evaluation size, on the smallest canvas for them."""
+    """`batch` images (taken in turn), resized to the config's evaluation size, on the smallest canvas for them."""
     chosen = list(itertools.islice(itertools.cycle(pictures), batch))
     short, longest = config.data.eval_short_side, config.data.eval_max_long_side
     sizes = [resized_size((picture.shape[0], picture.shape[1]), short, longest) for picture in chosen]

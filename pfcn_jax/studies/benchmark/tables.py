@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pfcn_jax.errors import UserError
 from pfcn_jax.studies.benchmark.measure import Row
 
 _HIDDEN = ("fastest_s", "matmul_gflops_before", "matmul_gflops_after", "compiler_gflop", "runs")
@@ -30,12 +28,6 @@ _TITLES = {
     "temporary_mb": "temporary MB",
     "peak_mb": "peak MB",
     "device_peak_mb": "device peak MB",
-    "after_heads_s": "after the heads, s",
-    "after_heads_share": "share after the heads",
-    "original_s": "original, s",
-    "times_faster_low": "x faster (least)",
-    "times_faster_high": "x faster (most)",
-    "short_side": "short side",
     "compute_s": "compute, s",
     "all_reduce_s": "all-reduce, s",
     "input_s": "input, s",
@@ -43,7 +35,7 @@ _TITLES = {
     "efficiency_of_chips": "of each chip",
     "chip_hours": "chip hours",
 }
-_SHARES = ("efficiency", "efficiency_of_chips", "after_heads_share", "share_of_decode_rate")
+_SHARES = ("efficiency", "efficiency_of_chips", "share_of_decode_rate")
 
 
 def _columns(rows: list[Row]) -> list[str]:
@@ -96,18 +88,3 @@ def _circumstances(result: dict[str, Any]) -> str:
         f"{place['date']}, {place['devices']} x {place['device']} ({place['cores']} CPU cores), load average {load} "
         f"at the start; {versions}; weights: {result['weights']}; config {result['config_hash']}."
     )
-
-
-def write_section(path: pathlib.Path, name: str, text: str, *, kind: str = "benchmark") -> None:
-    """Replaces what stands between `<!-- KIND NAME -->` and `<!-- end NAME -->` in a document.
-
-    Raises:
-      UserError: the document or one of the two lines is missing.
-    """
-    begin, end = f"<!-- {kind} {name} -->\n", f"<!-- end {name} -->"
-    document = path.read_text() if path.is_file() else ""
-    if begin not in document or end not in document.partition(begin)[2]:
-        raise UserError(f"{path}: needs the lines '{begin.strip()}' and '{end}', the table goes between them")
-    head, _, rest = document.partition(begin)
-    tail = rest.partition(end)[2]
-    path.write_text(f"{head}{begin}\n{text}\n\n{end}{tail}")

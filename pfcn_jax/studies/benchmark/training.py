@@ -1,4 +1,4 @@
-"""The part `train`: time, memory and pictures per second of the training step."""
+"""The part `train`: time, memory and images per second of the training step."""
 
 from __future__ import annotations
 

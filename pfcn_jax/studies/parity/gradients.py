@@ -27,9 +27,10 @@ from pfcn_jax.panoptic.losses import combine
 from pfcn_jax.panoptic.options import LossOptions
 from pfcn_jax.panoptic.targets import Targets
 from pfcn_jax.studies.parity.network import load_model, place, recorded_pictures
-from pfcn_jax.studies.parity.reference import Check, Recorded, check, make_state_dict, recorded_files
+from pfcn_jax.studies.parity.reference import Check, Recorded, check, recorded_files
 from pfcn_jax.studies.parity.targets import recorded_labels, targets_of
 from pfcn_jax.studies.parity.training import Embedding, check_losses, picture_losses, sum_over_pictures
+from pfcn_jax.studies.reference_weights import make_state_dict
 from pfcn_jax.types import LEVELS, DenseOutputs
 
 PyTree = Any

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.config.schema import Config
 from pfcn_jax.data.example import Source
-from pfcn_jax.data.inputs import output_shape
+from pfcn_jax.data.plan import output_shape
 from pfcn_jax.data.registry import open_source
 from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.panoptic.options import OutputSpec

@@ -14,7 +14,8 @@ from jaxtyping import Int, UInt8
 
 from pfcn_jax.interop.convert import to_params
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
-from pfcn_jax.studies.parity.reference import Check, Recorded, make_state_dict, recorded_files
+from pfcn_jax.studies.parity.reference import Check, Recorded, recorded_files
+from pfcn_jax.studies.reference_weights import make_state_dict
 from pfcn_jax.types import LEVELS, round_up
 
 # In a recorded file, but no intermediate of the network: inputs, labels, losses and what follows from them.

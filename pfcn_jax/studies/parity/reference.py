@@ -1,4 +1,4 @@
-"""Reading the reference data directory: recorded tensors, their yardsticks, and the weights they belong to.
+"""Reading the reference data directory: recorded tensors and their yardsticks.
 
 Recorded arrays are channels first and keep every `step`-th channel of large tensors; `Recorded.compare` takes ours
 channels last and compares what was kept.
@@ -7,7 +7,6 @@ channels last and compares what was kept.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 from collections.abc import Iterator
@@ -82,19 +81,3 @@ def recorded_files(reference: pathlib.Path, pattern: str = "*.npz") -> Iterator[
         raise FileNotFoundError(f"{reference}: no folder 'tensors'; expected a reference data directory")
     for path in sorted(directory.glob(pattern)):
         yield Recorded(path)
-
-
-def make_state_dict(reference: pathlib.Path, variant: str) -> dict[str, np.ndarray]:
-    """The original's state dict (PyTorch names and layouts) for `variant`, drawn by the directory's own recipe.
-
-    The recipe `weights.py` is imported from the directory: point this at a directory that you trust, as a test suite.
-    """
-    star = variant.startswith("Star")
-    listing = reference / "tensors" / f"state_dict_{'Star-R50-3x' if star else 'R50-1x'}.json"
-    specification = importlib.util.spec_from_file_location("pfcn_reference_weights", reference / "weights.py")
-    if specification is None or specification.loader is None:
-        raise FileNotFoundError(f"{reference / 'weights.py'}: cannot be loaded")
-    recipe = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(recipe)
-    names = json.loads(listing.read_text())
-    return {name: recipe.make(name, tuple(entry["shape"])) for name, entry in names.items()}

@@ -15,8 +15,9 @@ from pfcn_jax.panoptic.guidance import GuidedKernels, guide_things, pool_stuff
 from pfcn_jax.panoptic.losses import LossSums, combine, loss_sums, position_sums
 from pfcn_jax.panoptic.options import LossOptions
 from pfcn_jax.panoptic.targets import Slots, Targets
-from pfcn_jax.studies.parity.reference import Check, Recorded, check, make_state_dict, recorded_files
+from pfcn_jax.studies.parity.reference import Check, Recorded, check, recorded_files
 from pfcn_jax.studies.parity.targets import check_all_targets, recorded_labels, targets_of
+from pfcn_jax.studies.reference_weights import make_state_dict
 from pfcn_jax.types import LEVELS, DenseOutputs
 
 Embedding = Callable[[jax.Array], jax.Array]
