@@ -32,8 +32,8 @@ def test_every_config_makes_a_network_and_an_optimiser(path):
 def test_every_key_is_read():
     files = [path for path in (ROOT / "pfcn_jax").rglob("*.py") if path.name not in ("schema.py", "options.py")]
     code = "\n".join(path.read_text() for path in files)
-    # These two sections go as keywords, all keys at once, to the network and to the prediction.
-    whole = {"model": "getattr(options, key) for key in", "inference": "**dataclasses.asdict(config)"}
+    # This section goes as keywords, all keys at once, to the prediction.
+    whole = {"inference": "**dataclasses.asdict(config)"}
     for section in dataclasses.fields(Config):
         keys = getattr(Config(), section.name)
         if not dataclasses.is_dataclass(keys):

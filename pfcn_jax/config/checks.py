@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from pfcn_jax.errors import ConfigError
-from pfcn_jax.models.backbones.resnet import BACKBONES, BASIC_DEPTHS
+from pfcn_jax.models.backbones.registry import find_backbone
 
 if TYPE_CHECKING:  # the schema itself runs these checks
     from pfcn_jax.config.schema import Config
@@ -41,7 +41,7 @@ _AT_LEAST = {
 }  # fmt: skip
 _ABOVE_0 = ("optim.learning_rate", "optim.clip_value")
 _FROM_0_TO_1 = ("data.flip", "targets.min_overlap", "loss.focal_alpha")
-_FROM_0_BELOW_1 = ("train.ema_decay", "optim.momentum")
+_FROM_0_BELOW_1 = ("train.ema_decay", "optim.momentum", "model.drop_path")
 _SMALLEST_SCENE = 32  # pixels of a side
 
 
@@ -87,10 +87,7 @@ def _check_levels(ranges: tuple[tuple[float, float], ...]) -> None:
 def _check_model(model: ModelOptions) -> None:
     if model.freeze_at > 5:
         raise ConfigError(f"config.model.freeze_at: from 0 (nothing) to 5 (all of the backbone), got {model.freeze_at}")
-    if not set(model.deformable_stages) <= {2, 3, 4, 5}:
-        raise ConfigError(f"config.model.deformable_stages: stages are 2 to 5, got {model.deformable_stages}")
-    if model.deformable_stages and BACKBONES[model.backbone] in BASIC_DEPTHS:
-        raise ConfigError(f"config.model.deformable_stages: {model.backbone} has no bottlenecks; take resnet50 or 101")
+    find_backbone(model.backbone).check(model)
     if not min(model.pixel_std) > 0.0:
         raise ConfigError(f"config.model.pixel_std: each must be above 0, got {model.pixel_std}")
 

@@ -1,22 +1,26 @@
-"""What the network is made of: one frozen dataclass."""
+"""Options of the network, as one frozen dataclass."""
 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Literal
+
+from pfcn_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """The network (paper section 3). Every key is a keyword of `PanopticFCN`."""
+    """The network (paper section 3). The defaults are the base model; the enhanced one (Panoptic FCN*) has
+    `encoder_deformable=True, encoder_channels=256`."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    backbone_norm: Literal["frozen_bn", "group_norm"] = (
-        "frozen_bn"  # "frozen_bn" (pretrained) or "group_norm" (from scratch)
-    )
-    backbone_width: int = 64  # channels of the stem; 64 is the ResNet of the papers
+    backbone: str = "resnet50"  # a name of models/backbones, or "module:name" for one outside of the package
+    # "frozen_bn" (pretrained) or "group_norm" (from scratch); backbones made with layer norm have no choice
+    backbone_norm: Literal["frozen_bn", "group_norm"] = "frozen_bn"
+    backbone_width: int = 64  # 64: as published; other values scale all channels of the backbone in proportion
     stride_in_1x1: bool = True  # True: MSRA weights; False: torchvision weights
     deformable_stages: tuple[int, ...] = ()  # (3, 4, 5) = "DCN"
+    drop_path: float = 0.0  # training skips the last residual branch of the backbone with it, earlier ones more rarely
     freeze_at: int = 2  # 0: nothing, 1: stem, 2: stem and res2
     fpn_channels: int = 256
     head_channels: int = 256
@@ -28,13 +32,21 @@ class ModelOptions:
     kernel_convs: int = 3
     kernel_deformable: bool = False
     kernel_coords: bool = True
-    encoder_input: Literal["semantic_fpn", "p2", "sum"] = "semantic_fpn"  # "semantic_fpn", "p2", "sum"
+    encoder_input: Literal["semantic_fpn", "p2", "sum"] = "semantic_fpn"
     encoder_convs: int = 3
     encoder_deformable: bool = False  # True: the enhanced (*) model, with encoder_channels = 256
     encoder_coords: bool = True
     encoder_channels: int = 64
-    pixel_order: Literal["rgb", "bgr"] = "bgr"  # of the pretrained weights; pictures are read as RGB
+    pixel_order: Literal["rgb", "bgr"] = "bgr"  # of the pretrained weights; images are read as RGB
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # in pixel_order, as the original applies it
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute type: "float32" or "bfloat16"; parameters stay float32
     remat: bool = False  # recompute the network's blocks in the backward pass: less memory, more time
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            known = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+            if known and getattr(self, name) not in known:
+                raise ConfigError(
+                    f"config.model.{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
