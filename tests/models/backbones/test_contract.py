@@ -18,7 +18,7 @@ from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
 
 LEVELS = ("res2", "res3", "res4", "res5")
-SMALLEST = ("resnet18", "resnet50")  # of each kind of block: compiled; the others are traced
+SMALLEST = ("resnet18", "resnet50", "efficientnet_lite0", "convnext_t", "swin_t")  # compiled; the others are traced
 TINY_WIDTH = 8
 
 
