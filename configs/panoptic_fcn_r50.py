@@ -20,6 +20,7 @@ def get_config():
     model.backbone_width = 64
     model.stride_in_1x1 = True  # the ImageNet weights of the original are MSRA's
     model.deformable_stages = ()
+    model.drop_path = 0.0
     model.freeze_at = 2  # stem and res2
     model.fpn_channels = 256
     model.head_channels = 256

@@ -32,14 +32,10 @@ def test_every_config_makes_a_network_and_an_optimiser(path):
 def test_every_key_is_read():
     files = [path for path in (ROOT / "pfcn_jax").rglob("*.py") if path.name not in ("schema.py", "options.py")]
     code = "\n".join(path.read_text() for path in files)
-    # This section goes as keywords, all keys at once, to the network.
-    whole = {"model": "getattr(options, key) for key in"}
     for section in dataclasses.fields(Config):
         keys = getattr(Config(), section.name)
         if not dataclasses.is_dataclass(keys):
             assert re.search(rf"config\.{section.name}\b", code), section.name
-        elif section.name in whole:
-            assert whole[section.name] in code
         else:
             for key in dataclasses.fields(keys):
                 assert re.search(rf"\.{key.name}\b", code), f"config.{section.name}.{key.name} is never read"

@@ -15,14 +15,16 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.config.schema import from_command_line
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.pipeline import Pipeline
 from pfcn_jax.metrics import registry
-from pfcn_jax.models.fpn import FPN
+from pfcn_jax.models.build import build_model
+from pfcn_jax.models.panoptic_fcn import init_variables
 from tests.documents import ROOT, fences
-from tests.support.tiny import write_tiny_model
+from tests.support.tiny import TINY, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +66,42 @@ def test_the_data_set_feeds_the_pipeline(page, tmp_path):
         page.Balls(str(tmp_path), "val")
 
 
-def test_the_backbone_fits_the_pyramid_and_ignores_the_canvas(page):
-    picture = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
-    extent = jnp.array([[64, 64]])
-    backbone, pyramid = page.Plain(), FPN(16)
-    variables = jax.jit(backbone.init)(jax.random.key(1), picture, extent)
-    small = jax.jit(backbone.apply)(variables, picture, extent)
-    assert {name: 64 // small[name].shape[1] for name in ("res2", "res3", "res4", "res5")} == {
-        "res2": 4, "res3": 8, "res4": 16, "res5": 32,
-    }  # fmt: skip
-    large = jax.jit(backbone.apply)(variables, jnp.pad(picture, ((0, 0), (0, 64), (0, 32), (0, 0))), extent)
+def test_a_backbone_from_outside_of_the_package_is_one_line_in_a_config(page):
+    config = from_command_line([*TINY, f"--config.model.backbone={page.__name__}:plain", "--config.model.freeze_at=2"])
+    model = build_model(config.model, 2, 1)
+    assert model.frozen_paths() == ("backbone/half", "backbone/res2")
+    image = jax.random.randint(jax.random.key(0), (1, 64, 64, 3), 0, 256).astype(jnp.uint8)
+    size = jnp.array([[64, 64]])
+    variables = init_variables(model, jax.random.key(1))
+
+    @jax.jit
+    def descend(params, image):
+        def loss(params):
+            features = model.apply({"params": params}, image, size, size, method="features")
+            return sum(jnp.mean(jnp.square(features[level])) for level in ("res2", "res3", "res4", "res5"))
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        return value, jax.tree.map(lambda p, g: p - 0.01 * g, params, gradients)
+
+    params = variables["params"]
+    before, moved = descend(params, image)
+    assert float(descend(moved, image)[0]) < float(before)
+    for name in ("half", "res2", "res3", "res4", "res5"):
+        same = np.array_equal(moved["backbone"][name]["kernel"], params["backbone"][name]["kernel"])
+        assert same == (name in ("half", "res2"))
+    features = jax.jit(functools.partial(model.apply, method="features"))
+    small = features(variables, image, size, size)
+    large = features(variables, jnp.pad(image, ((0, 0), (0, 64), (0, 32), (0, 0))), size, size)
     for name, values in small.items():
         np.testing.assert_allclose(large[name][:, : values.shape[1], : values.shape[2]], values, atol=1e-5)
-    shapes = jax.eval_shape(lambda: pyramid.init_with_output(jax.random.key(2), small, extent)[0])
-    assert shapes["p7"].shape == (1, 1, 1, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_backbone_from_outside_of_the_package_trains_a_step(page, tmp_path):
+    flags = [f"--config.model.backbone={page.__name__}:plain", "--config.train.steps=1"]
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
+        assert front_door.main(["train", *TINY, *flags, "--workdir", str(tmp_path)]) == 0
 
 
 def test_a_metric_of_a_file_outside_the_package_is_in_the_evaluation(tmp_path, monkeypatch):

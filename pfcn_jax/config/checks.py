@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfcn_jax.data.registry import check_source
 from pfcn_jax.errors import ConfigError
-from pfcn_jax.models.backbones.resnet import BACKBONES, BASIC_DEPTHS
+from pfcn_jax.models.backbones.registry import find_backbone
 from pfcn_jax.utils.settings import bounds_of
 
 if TYPE_CHECKING:  # the schema itself runs these checks
@@ -48,10 +48,7 @@ def _check_levels(ranges: tuple[tuple[float, float], ...]) -> None:
 
 
 def _check_model(model: ModelOptions) -> None:
-    if not set(model.deformable_stages) <= {2, 3, 4, 5}:
-        raise ConfigError(f"config.model.deformable_stages: stages are 2 to 5, got {model.deformable_stages}")
-    if model.deformable_stages and BACKBONES[model.backbone] in BASIC_DEPTHS:
-        raise ConfigError(f"config.model.deformable_stages: {model.backbone} has no bottlenecks; take resnet50 or 101")
+    find_backbone(model.backbone).check(model)
     if not min(model.pixel_std) > 0.0:
         raise ConfigError(f"config.model.pixel_std: each must be above 0, got {model.pixel_std}")
 

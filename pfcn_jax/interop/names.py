@@ -70,7 +70,7 @@ class ModelFacts:
         return int(match[1])
 
 
-NOT_IN_WEIGHTS = ("freeze_at", "dtype", "remat")
+NOT_IN_WEIGHTS = ("drop_path", "freeze_at", "dtype", "remat")
 BACKBONE_FACTS = (
     "backbone",
     "backbone_norm",

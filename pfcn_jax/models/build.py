@@ -1,13 +1,13 @@
-"""The network that options describe, and the shapes of its variables."""
+"""Wires the network that options describe, and tells the shapes of its variables."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from pfcn_jax.errors import ConfigError
+from pfcn_jax.models.backbones.registry import find_backbone
 from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
 
@@ -22,14 +22,8 @@ def build_model(options: ModelOptions, num_things: int, num_stuff: int) -> Panop
     """
     if num_things == 0:
         raise ConfigError("none of the classes is a thing: at least one must be countable (isthing: 1)")
-    keywords = {key: getattr(options, key) for key in options.__dataclass_fields__}
-    keywords["dtype"] = jnp.dtype(options.dtype)
-    model = PanopticFCN(num_things=num_things, num_stuff=num_stuff, **keywords)
-    try:
-        jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
-    except ValueError as error:
-        raise ConfigError(f"config.model: {error}") from error
-    return model
+    find_backbone(options.backbone).check(options)
+    return PanopticFCN(num_things, num_stuff, options)
 
 
 def abstract_variables(model: PanopticFCN) -> dict[str, PyTree]:

@@ -1,8 +1,8 @@
-"""Building blocks of the network: masks of what is in use, convolution, norms, coordinate channels, upsampling.
+"""Building blocks of the network: masks of positions in use, convolution, norms, coordinate channels, upsampling.
 
 Every map lies top-left in a static canvas. A level of stride s is in use on ceil(extent / s) rows and columns; every
-block that looks at neighbours or at statistics gets a map that is exactly zero beyond, so that the result is what the
-picture would give alone: zero is also what the convolutions pad with.
+block that looks at neighbors or at statistics gets a map that is exactly zero beyond, so that the result is what the
+image would give alone: zero is also what the convolutions pad with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pfcn_jax.models.ops.convolution import conv2d
 from pfcn_jax.models.ops.deformable import deformable_conv
 
-EPSILON = 1e-5  # of both norms
+EPSILON = 1e-5  # of batch and group norms
 NORM_GROUPS = 32
 
 
@@ -120,10 +120,10 @@ class Conv(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------- norms
-def make_norm(kind: str, *, dtype: Any) -> nn.Module:
-    """The norm layer of a name, as a child called `norm`."""
+def make_norm(kind: str, *, dtype: Any, epsilon: float = EPSILON) -> nn.Module:
+    """The norm layer of a name, as a child called `norm`; `epsilon` is that of the batch norm."""
     if kind == "frozen_bn":
-        return FrozenBatchNorm(dtype=dtype, name="norm")
+        return FrozenBatchNorm(epsilon, dtype=dtype, name="norm")
     if kind == "group_norm":
         return GroupNorm(dtype=dtype, name="norm")
     raise ValueError(f"norm {kind!r}; known: 'frozen_bn', 'group_norm'")
@@ -135,6 +135,7 @@ class FrozenBatchNorm(nn.Module):
     The four vectors are no parameters: collection `batch_stats`, entries `scale`, `bias`, `mean`, `var`.
     """
 
+    epsilon: float = EPSILON
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -143,10 +144,10 @@ class FrozenBatchNorm(nn.Module):
         scale = self.variable("batch_stats", "scale", jnp.ones, shape, jnp.float32).value
         bias = self.variable("batch_stats", "bias", jnp.zeros, shape, jnp.float32).value
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32).value
-        var = self.variable("batch_stats", "var", jnp.full, shape, 1.0 - EPSILON, jnp.float32).value
+        var = self.variable("batch_stats", "var", jnp.full, shape, 1.0 - self.epsilon, jnp.float32).value
         # Collections that are not differentiated still travel through `jax.grad` when a caller passes them along.
         scale, bias, mean, var = jax.lax.stop_gradient((scale, bias, mean, var))
-        factor = scale * jax.lax.rsqrt(var + EPSILON)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
         shift = bias - mean * factor
         return (x.astype(jnp.float32) * factor[None, None, None, :] + shift[None, None, None, :]).astype(self.dtype)
 
@@ -194,6 +195,36 @@ class GroupNorm(nn.Module):
         factor = jax.lax.rsqrt(variance + EPSILON) * scale[None, :]
         shift = bias[None, :] - mean * factor
         return (x * factor[:, None, None, :] + shift[:, None, None, :]).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over channels, position by position, in float32 whatever the input's type.
+
+    Values beyond the positions in use become the bias; the caller masks them.
+    """
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        centered = x - jnp.mean(x, axis=-1, keepdims=True)
+        factor = jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + self.epsilon)
+        return (centered * factor * scale[None, None, None, :] + bias[None, None, None, :]).astype(self.dtype)
+
+
+def drop_path(module: nn.Module, branch: Float[Array, "B h w C"], rate: float) -> Float[Array, "B h w C"]:
+    """A residual branch, zero for whole images with probability `rate` and scaled to the same mean (stochastic depth).
+
+    Random only if the caller passes `rngs={"drop_path": key}`: prediction is deterministic.
+    """
+    if rate == 0.0 or not module.has_rng("drop_path"):
+        return branch
+    kept = jax.random.bernoulli(module.make_rng("drop_path"), 1.0 - rate, (branch.shape[0], 1, 1, 1))
+    return jnp.where(kept, branch / (1.0 - rate), jnp.zeros((), branch.dtype))
 
 
 # ----------------------------------------------------------------------------------------- coordinates, upsampling
@@ -250,7 +281,7 @@ def bilinear_upsample(
 
 
 def _double(x: Float[Array, "B h w C"], count: Int[Array, " B"] | None, *, axis: int) -> Array:
-    """Position k becomes 3/4 x[k] + 1/4 x[k-1] and 3/4 x[k] + 1/4 x[k+1]; neighbours clamped to the first `count`."""
+    """Position k becomes 3/4 x[k] + 1/4 x[k-1] and 3/4 x[k] + 1/4 x[k+1]; neighbors clamped to the first `count`."""
     length = x.shape[axis]
     before = jnp.concatenate(
         [jax.lax.slice_in_dim(x, 0, 1, axis=axis), jax.lax.slice_in_dim(x, 0, length - 1, axis=axis)], axis=axis

@@ -1,24 +1,28 @@
-"""Options of the network."""
+"""Options of the network, as one frozen dataclass."""
 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Literal
 
+from pfcn_jax.errors import ConfigError
 from pfcn_jax.utils.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """The network (paper section 3). Every key is a keyword of `PanopticFCN`."""
+    """The network (paper section 3). The defaults are the base model; the enhanced one (Panoptic FCN*) has
+    `encoder_deformable=True, encoder_channels=256`."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    backbone_norm: Literal["frozen_bn", "group_norm"] = (
-        "frozen_bn"  # "frozen_bn" (pretrained) or "group_norm" (from scratch)
-    )
-    backbone_width: int = setting(64, at_least=1)  # channels of the stem; 64 is the ResNet of the papers
+    backbone: str = "resnet50"  # a name of models/backbones, or "module:name" for one outside of the package
+    # "frozen_bn" (pretrained) or "group_norm" (from scratch); backbones made with layer norm have no choice
+    backbone_norm: Literal["frozen_bn", "group_norm"] = "frozen_bn"
+    backbone_width: int = setting(64, at_least=1)  # 64: as published; others scale all channels in proportion
     stride_in_1x1: bool = True  # True: MSRA weights; False: torchvision weights
     deformable_stages: tuple[int, ...] = ()  # (3, 4, 5) = "DCN"
+    # probability that training drops the backbone's last residual branch; earlier ones are dropped more rarely
+    drop_path: float = setting(0.0, at_least=0, below=1)
     freeze_at: int = setting(2, at_least=0, at_most=5)  # 0: nothing, 1: stem, 2: stem and res2
     fpn_channels: int = setting(256, at_least=1)
     head_channels: int = setting(256, at_least=1)
@@ -30,7 +34,7 @@ class ModelOptions:
     kernel_convs: int = setting(3, at_least=0)
     kernel_deformable: bool = False
     kernel_coords: bool = True
-    encoder_input: Literal["semantic_fpn", "p2", "sum"] = "semantic_fpn"  # "semantic_fpn", "p2", "sum"
+    encoder_input: Literal["semantic_fpn", "p2", "sum"] = "semantic_fpn"
     encoder_convs: int = setting(3, at_least=0)
     encoder_deformable: bool = False  # True: the enhanced (*) model, with encoder_channels = 256
     encoder_coords: bool = True
@@ -40,3 +44,11 @@ class ModelOptions:
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     dtype: Literal["float32", "bfloat16"] = setting("float32", affects="precision")  # parameters stay float32
     remat: bool = setting(False, affects="speed")  # recompute blocks in the backward pass: less memory, more time
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            known = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+            if known and getattr(self, name) not in known:
+                raise ConfigError(
+                    f"config.model.{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )

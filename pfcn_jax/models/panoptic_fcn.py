@@ -1,4 +1,4 @@
-"""The network of Panoptic FCN: a picture -> what is where (DenseOutputs), and the embedding of picked kernels."""
+"""The network of Panoptic FCN: image -> DenseOutputs, and the embedding of picked kernels."""
 
 from __future__ import annotations
 
@@ -9,132 +9,90 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from pfcn_jax.models.backbones.resnet import BACKBONES, ResNet, frozen_modules
-from pfcn_jax.models.fpn import ENCODER_INPUTS, FPN, LEVEL_STRIDES, SemanticFPN, summed_pyramid
+from pfcn_jax.models.backbones.registry import find_backbone
+from pfcn_jax.models.fpn import FPN, LEVEL_STRIDES, SemanticFPN, summed_pyramid
 from pfcn_jax.models.heads import FeatureEncoder, KernelHead, PositionHead
 from pfcn_jax.models.layers import INITIALIZERS
+from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.types import LEVELS, SIZE_DIVISOR, DenseOutputs
-
-# The original writes these means in RGB order and applies them to BGR pictures; its weights expect that.
-CAFFE_MEAN, CAFFE_STD = (123.675, 116.28, 103.53), (1.0, 1.0, 1.0)
 
 
 class PanopticFCN(nn.Module):
-    """Panoptic FCN (paper section 3). The defaults are the base model; the enhanced one (Panoptic FCN*) has
-    `encoder_deformable=True, encoder_channels=256`. Parameters are float32; `dtype` is what is computed with, except
-    norms, statistics, sampling positions, position logits and embeddings, which are always float32.
+    """Panoptic FCN (paper section 3), as `options` describe it.
+
+    Parameters are float32; `options.dtype` is the compute type, except for norms, statistics, sampling positions,
+    position logits and embeddings, which are always float32.
     """
 
     num_things: int = 80
     num_stuff: int = 53
-    backbone: str = "resnet50"
-    backbone_norm: str = "frozen_bn"
-    stride_in_1x1: bool = True
-    deformable_stages: tuple[int, ...] = ()
-    backbone_width: int = 64
-    freeze_at: int = 2
-    fpn_channels: int = 256
-    head_channels: int = 256
-    kernel_channels: int = 256
-    position_convs: int = 3
-    position_deformable: bool = True
-    position_coords: bool = False
-    region_classes: str = "stuff"  # the region head knows "any thing" and stuff, or "all" classes
-    kernel_convs: int = 3
-    kernel_deformable: bool = False
-    kernel_coords: bool = True
-    encoder_convs: int = 3
-    encoder_deformable: bool = False
-    encoder_coords: bool = True
-    encoder_channels: int = 64
-    encoder_input: str = "semantic_fpn"  # or "p2", "sum"
-    pixel_mean: tuple[float, ...] = CAFFE_MEAN  # in `pixel_order`
-    pixel_std: tuple[float, ...] = CAFFE_STD
-    pixel_order: str = "bgr"
-    dtype: Any = jnp.float32
-    remat: bool = False  # recompute blocks in the backward pass: less memory on a GPU, a quarter more work
+    options: ModelOptions = ModelOptions()
 
     @property
     def thing_regions(self) -> int:
         """Region channels of things: 1 ("any thing") or one for each thing class; the stuff classes follow."""
-        return self.num_things if self.region_classes == "all" else 1
+        return self.num_things if self.options.region_classes == "all" else 1
 
     def setup(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"backbone {self.backbone!r}; known: {sorted(BACKBONES)}")
-        if self.encoder_input not in ENCODER_INPUTS:
-            raise ValueError(f"encoder_input {self.encoder_input!r}; known: {ENCODER_INPUTS}")
-        if self.pixel_order not in ("rgb", "bgr"):
-            raise ValueError(f"pixel_order {self.pixel_order!r}; known: 'rgb', 'bgr'")
-        if self.region_classes not in ("stuff", "all"):
-            raise ValueError(f"region_classes {self.region_classes!r}; known: 'stuff', 'all'")
-        common: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
-        self.resnet = ResNet(
-            depth=BACKBONES[self.backbone],
-            norm=self.backbone_norm,
-            stride_in_1x1=self.stride_in_1x1,
-            deformable_stages=tuple(self.deformable_stages),
-            width=self.backbone_width,
-            freeze_at=self.freeze_at,
-            name="backbone",
-            **common,
-        )
-        self.fpn = FPN(self.fpn_channels, dtype=self.dtype)
-        if self.encoder_input == "semantic_fpn":
-            self.semantic_fpn = SemanticFPN(self.fpn_channels, **common)
+        options = self.options
+        common: dict[str, Any] = {"dtype": jnp.dtype(options.dtype), "remat": options.remat}
+        self.backbone = find_backbone(options.backbone).build(options)
+        self.fpn = FPN(options.fpn_channels, dtype=common["dtype"])
+        if options.encoder_input == "semantic_fpn":
+            self.semantic_fpn = SemanticFPN(options.fpn_channels, **common)
         self.position_head = PositionHead(
-            channels=self.head_channels,
-            convs=self.position_convs,
-            deformable=self.position_deformable,
-            coords=self.position_coords,
+            channels=options.head_channels,
+            convs=options.position_convs,
+            deformable=options.position_deformable,
+            coords=options.position_coords,
             num_things=self.num_things,
             num_stuff=self.num_stuff,
             thing_regions=self.thing_regions,
             **common,
         )
         self.kernel_head = KernelHead(
-            channels=self.head_channels,
-            convs=self.kernel_convs,
-            deformable=self.kernel_deformable,
-            coords=self.kernel_coords,
-            out_channels=self.kernel_channels,
+            channels=options.head_channels,
+            convs=options.kernel_convs,
+            deformable=options.kernel_deformable,
+            coords=options.kernel_coords,
+            out_channels=options.kernel_channels,
             **common,
         )
         self.feature_encoder = FeatureEncoder(
-            channels=self.encoder_channels,
-            convs=self.encoder_convs,
-            deformable=self.encoder_deformable,
-            coords=self.encoder_coords,
+            channels=options.encoder_channels,
+            convs=options.encoder_convs,
+            deformable=options.encoder_deformable,
+            coords=options.encoder_coords,
             **common,
         )
-        embedding = {"features": self.encoder_channels, "kernel_init": INITIALIZERS["output"], "dtype": jnp.float32}
+        embedding = {"features": options.encoder_channels, "kernel_init": INITIALIZERS["output"], "dtype": jnp.float32}
         self.thing_embedding = nn.Dense(**embedding)
         self.stuff_embedding = nn.Dense(**embedding)
 
     def __call__(
         self, image: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"], extent: Int[Array, "B 2"] | None
     ) -> DenseOutputs:
-        """Everything that the network says about a batch.
+        """Dense outputs of a batch.
 
         Args:
           image: RGB, top-left in a canvas whose sides are multiples of 32.
-          size: (height, width) of the picture in the canvas; beyond, the input is zero *after* normalisation.
+          size: (height, width) of the image in the canvas; beyond, the input is zero *after* normalization.
           extent: (height, width) that is in use: `size` rounded up to multiples of 32. Nothing beyond has influence.
             None: the whole canvas (the same numbers as with the canvas' own size, and no masks are computed).
         """
         pyramid = self.pyramid(self.features(image, size, extent), extent)
         if self.is_initializing():  # the embeddings are called on picked kernels, outside of this function
-            kernel = jnp.zeros((1, self.kernel_channels), jnp.float32)
+            kernel = jnp.zeros((1, self.options.kernel_channels), jnp.float32)
             self.embed_things(kernel), self.embed_stuff(kernel)
         return self.heads(pyramid, extent)
 
     def features(
         self, image: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"], extent: Int[Array, "B 2"] | None
     ) -> dict[str, Array]:
-        """Backbone features `stem`, `res2`..`res5` at strides 4, 4, 8, 16, 32."""
+        """Backbone features `res2`..`res5` at strides 4, 8, 16, 32."""
         if image.shape[1] % SIZE_DIVISOR or image.shape[2] % SIZE_DIVISOR:
             raise ValueError(f"canvas {image.shape[1:3]}: both sides must be multiples of {SIZE_DIVISOR}")
-        return self.resnet(self.normalize(image, size), extent)
+        return self.backbone(self.normalize(image, size), extent)
 
     def pyramid(self, features: dict[str, Array], extent: Int[Array, "B 2"] | None) -> dict[str, Array]:
         """`p2`..`p7` at strides 4..128, `fpn_channels` each."""
@@ -144,10 +102,10 @@ class PanopticFCN(nn.Module):
         """The shared heads on p3..p7 and the encoded feature of stride 4."""
         positions = [self.position_head(pyramid[level], extent, LEVEL_STRIDES[level]) for level in LEVELS]
         kernel_map = tuple(self.kernel_head(pyramid[level], extent, LEVEL_STRIDES[level]) for level in LEVELS)
-        if self.encoder_input == "semantic_fpn":
+        if self.options.encoder_input == "semantic_fpn":
             merged = self.semantic_fpn(pyramid, extent)
         else:
-            merged = pyramid["p2"] if self.encoder_input == "p2" else summed_pyramid(pyramid, extent)
+            merged = pyramid["p2"] if self.options.encoder_input == "p2" else summed_pyramid(pyramid, extent)
         return DenseOutputs(
             center_logits=tuple(centers for centers, _ in positions),
             region_logits=tuple(regions for _, regions in positions),
@@ -156,11 +114,11 @@ class PanopticFCN(nn.Module):
         )
 
     def normalize(self, image: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"]) -> Float[Array, "B H W 3"]:
-        """(pixel - mean) / std in the backbone's channel order, then zero beyond the picture."""
-        if self.pixel_order == "bgr":
+        """(pixel - mean) / std in the backbone's channel order, then zero beyond the image."""
+        if self.options.pixel_order == "bgr":
             image = image[..., ::-1]
-        mean = jnp.asarray(self.pixel_mean, jnp.float32)[None, None, None, :]
-        std = jnp.asarray(self.pixel_std, jnp.float32)[None, None, None, :]
+        mean = jnp.asarray(self.options.pixel_mean, jnp.float32)[None, None, None, :]
+        std = jnp.asarray(self.options.pixel_std, jnp.float32)[None, None, None, :]
         inside = jnp.arange(image.shape[1])[None, :, None] < size[:, 0, None, None]
         inside &= jnp.arange(image.shape[2])[None, None, :] < size[:, 1, None, None]
         return jnp.where(inside[..., None], (image.astype(jnp.float32) - mean) / std, 0.0)
@@ -173,9 +131,11 @@ class PanopticFCN(nn.Module):
         """Kernels of stuff, after pooling over their region: the bias does not commute with the pooling."""
         return self.stuff_embedding(kernels.astype(jnp.float32))
 
+    @nn.nowrap
     def frozen_paths(self) -> tuple[str, ...]:
         """Prefixes of parameter paths that get no gradient and must get no weight decay either."""
-        return tuple(f"backbone/{name}" for name in frozen_modules(BACKBONES[self.backbone], self.freeze_at))
+        backbone = find_backbone(self.options.backbone).build(self.options)
+        return tuple(f"backbone/{name}" for name in backbone.frozen_modules(self.options.freeze_at))
 
 
 def init_variables(model: PanopticFCN, key: Array) -> dict[str, Any]:

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfcn_jax.models.backbones.resnet import ResNet, frozen_modules
+from pfcn_jax.errors import ConfigError
+from pfcn_jax.models.backbones.resnet import ResNet
+from pfcn_jax.models.build import build_model
+from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
 from pfcn_jax.types import STRIDES, DenseOutputs
 
 TINY: dict[str, Any] = {
-    "num_things": 3, "num_stuff": 2, "backbone": "resnet18", "backbone_width": 8, "fpn_channels": 16,
+    "backbone": "resnet18", "backbone_width": 8, "fpn_channels": 16,
     "head_channels": 16, "kernel_channels": 12, "encoder_channels": 8,
 }  # fmt: skip
 ENHANCED = {"encoder_deformable": True, "encoder_channels": 16}
@@ -35,24 +38,28 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "encoder on p2": {"encoder_input": "p2"},
     "encoder on sum": {"encoder_input": "sum"},
     "rgb": {"pixel_order": "rgb", "pixel_std": (58.395, 57.12, 57.375)},
-    "bfloat16": {"dtype": jnp.bfloat16},
+    "bfloat16": {"dtype": "bfloat16"},
     "remat": {"remat": True, "backbone": "resnet50", "encoder_deformable": True},
 }
 
 
-def _pictures(sizes: list[tuple[int, int]], canvas: tuple[int, int]) -> tuple[np.ndarray, jax.Array, jax.Array]:
-    """Random pictures top-left in a canvas (rubbish behind them), their sizes and extents."""
+def _images(sizes: list[tuple[int, int]], canvas: tuple[int, int]) -> tuple[np.ndarray, jax.Array, jax.Array]:
+    """Random images top-left in a canvas (noise beyond them), their sizes and extents."""
     image = np.random.default_rng(9).integers(0, 256, size=(len(sizes), *canvas, 3)).astype(np.uint8)
     for index, (height, width) in enumerate(sizes):
-        picture = np.random.default_rng(height * 1000 + width).integers(0, 256, size=(height, width, 3))
-        image[index, :height, :width] = picture
+        pixels = np.random.default_rng(height * 1000 + width).integers(0, 256, size=(height, width, 3))
+        image[index, :height, :width] = pixels
     size = jnp.asarray(sizes, jnp.int32)
     return image, size, -(-size // 32) * 32
 
 
+def _model(**options: Any) -> PanopticFCN:
+    return PanopticFCN(3, 2, ModelOptions(**{**TINY, **options}))
+
+
 def _make(**options: Any) -> tuple[PanopticFCN, dict[str, Any]]:
-    """A small model whose variables are drawn so that every part of it speaks up."""
-    model = PanopticFCN(**{**TINY, **options})
+    """A small model whose variables are drawn so that every part of it has an effect."""
+    model = _model(**options)
     variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
     rng = np.random.default_rng(1)
 
@@ -73,11 +80,11 @@ def _make(**options: Any) -> tuple[PanopticFCN, dict[str, Any]]:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_shapes(name: str) -> None:
     """Every option builds, keeps float32 parameters, and gives the shapes of the legend."""
-    fields = {**TINY, **OPTIONS[name]}
-    model = PanopticFCN(**fields)
+    model = _model(**OPTIONS[name])
+    options = model.options
     variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    assert set(variables) == ({"params"} if model.backbone_norm == "group_norm" else {"params", "batch_stats"})
+    assert set(variables) == ({"params"} if options.backbone_norm == "group_norm" else {"params", "batch_stats"})
     image = jax.ShapeDtypeStruct((2, 96, 160, 3), jnp.uint8)
     size = jax.ShapeDtypeStruct((2, 2), jnp.int32)
     for extent in (size, None):
@@ -86,15 +93,15 @@ def test_shapes(name: str) -> None:
         assert [x.shape for x in outputs.center_logits] == [(2, *level, 3) for level in levels]
         assert [x.shape for x in outputs.region_logits] == [(2, *level, 3) for level in levels]
         assert [x.shape for x in outputs.kernel_map] == [(2, *level, 12) for level in levels]
-        assert outputs.feature.shape == (2, 24, 40, model.encoder_channels)
+        assert outputs.feature.shape == (2, 24, 40, options.encoder_channels)
         assert {x.dtype for x in (*outputs.center_logits, *outputs.region_logits)} == {jnp.dtype(jnp.float32)}
-        assert outputs.feature.dtype == outputs.kernel_map[0].dtype == model.dtype
+        assert outputs.feature.dtype == outputs.kernel_map[0].dtype == jnp.dtype(options.dtype)
     for method in ("embed_things", "embed_stuff"):
         embed = jax.eval_shape(
             lambda v, k, method=method: model.apply(v, k, method=method), variables,
-            jax.ShapeDtypeStruct((2, 5, 7, 12), model.dtype),
+            jax.ShapeDtypeStruct((2, 5, 7, 12), options.dtype),
         )  # fmt: skip
-        assert embed.shape == (2, 5, 7, model.encoder_channels) and embed.dtype == jnp.float32
+        assert embed.shape == (2, 5, 7, options.encoder_channels) and embed.dtype == jnp.float32
 
 
 def test_the_paper_model_has_its_channels() -> None:
@@ -110,8 +117,7 @@ def test_the_paper_model_has_its_channels() -> None:
 
 @pytest.mark.slow
 def test_initial_position_bias_and_offsets() -> None:
-    fields = {**TINY, "backbone": "resnet50", "deformable_stages": (5,)}
-    params = init_variables(PanopticFCN(**fields), jax.random.key(0))["params"]
+    params = init_variables(_model(backbone="resnet50", deformable_stages=(5,)), jax.random.key(0))["params"]
     for output in ("centers", "regions"):
         np.testing.assert_allclose(params["position_head"][output]["bias"], -2.19, rtol=1e-6)
         assert float(jnp.std(params["position_head"][output]["kernel"])) == pytest.approx(0.01, rel=0.2)
@@ -120,7 +126,7 @@ def test_initial_position_bias_and_offsets() -> None:
 
 
 def _assert_same(whole: DenseOutputs, row: int, alone: DenseOutputs) -> None:
-    """Row `row` of a batch equals a picture alone, to rounding, and is exactly zero beyond it."""
+    """Row `row` of a batch equals an image alone, to rounding, and is exactly zero beyond it."""
     for big, small in zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True):
         ours, theirs = np.asarray(big[row]), np.asarray(small[0])
         height, width = theirs.shape[:2]
@@ -141,10 +147,10 @@ def test_canvas_and_batch_mates_do_not_matter(options: dict[str, Any]) -> None:
     model, variables = _make(**options)
     sizes = [(60, 90), (96, 33), (128, 160)]
     apply = jax.jit(model.apply)
-    whole = apply(variables, *_pictures(sizes, (128, 160)))
+    whole = apply(variables, *_images(sizes, (128, 160)))
     assert all(np.abs(np.asarray(leaf)).max() > 1e-3 for leaf in jax.tree.leaves(whole))
     for row, size in enumerate(sizes):
-        image, one_size, extent = _pictures([size], tuple(-(-side // 32) * 32 for side in size))
+        image, one_size, extent = _images([size], tuple(-(-side // 32) * 32 for side in size))
         _assert_same(whole, row, apply(variables, image, one_size, extent))
         if row == 0:  # no extent is the whole canvas
             _assert_same(whole, row, apply(variables, image, one_size, None))
@@ -162,8 +168,8 @@ def test_gradient_does_not_depend_on_the_canvas() -> None:
 
         return jax.grad(total)(params)
 
-    small = gradient(variables["params"], *_pictures([(50, 64)], (64, 64)))
-    large = gradient(variables["params"], *_pictures([(50, 64)], (96, 128)))
+    small = gradient(variables["params"], *_images([(50, 64)], (64, 64)))
+    large = gradient(variables["params"], *_images([(50, 64)], (96, 128)))
     for a, b in zip(jax.tree.leaves(small), jax.tree.leaves(large), strict=True):
         scale = max(float(jnp.abs(a).max()), 1e-3)
         np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=1e-3)
@@ -171,7 +177,7 @@ def test_gradient_does_not_depend_on_the_canvas() -> None:
 
 def test_stages_compose_to_the_whole() -> None:
     model, variables = _make(**SHORT)
-    arguments = _pictures([(40, 64)], (64, 64))
+    arguments = _images([(40, 64)], (64, 64))
 
     @jax.jit
     def by_stages(variables: Any, image: jax.Array, size: jax.Array, extent: jax.Array) -> Any:
@@ -193,8 +199,8 @@ def test_stages_compose_to_the_whole() -> None:
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_normalize(order: str) -> None:
-    model = PanopticFCN(**TINY, pixel_order=order, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0))
-    image, size, _ = _pictures([(30, 40), (64, 64)], (64, 64))
+    model = _model(pixel_order=order, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0))
+    image, size, _ = _images([(30, 40), (64, 64)], (64, 64))
     ours = np.asarray(model.apply({}, image, size, method="normalize"))
     pixels = image if order == "rgb" else image[..., ::-1]
     theirs = (pixels.astype(np.float32) - np.float32([10, 20, 30])) / np.float32([1, 2, 4])
@@ -205,7 +211,7 @@ def test_normalize(order: str) -> None:
 @pytest.mark.parametrize("freeze_at", [0, 1, 2])
 def test_frozen_parts_get_no_gradient(freeze_at: int) -> None:
     model, variables = _make(freeze_at=freeze_at, **SHORT)
-    image, size, extent = _pictures([(32, 32)], (32, 32))
+    image, size, extent = _images([(32, 32)], (32, 32))
 
     def total(params: Any) -> jax.Array:
         features = model.apply({**variables, "params": params}, image, size, extent, method="features")
@@ -213,7 +219,7 @@ def test_frozen_parts_get_no_gradient(freeze_at: int) -> None:
 
     gradients = flax.traverse_util.flatten_dict(jax.grad(total)(variables["params"]), sep="/")
     frozen = {path for path in gradients if path.startswith(tuple(f"{p}/" for p in model.frozen_paths()))}
-    assert {path.split("/")[1] for path in frozen} == set(frozen_modules(18, freeze_at))
+    assert {path.split("/")[1] for path in frozen} == set(ResNet(18).frozen_modules(freeze_at))
     for path, gradient in gradients.items():
         if path.split("/")[1] in ("stem", "res2_0", "res2_1", "res3_0", "res3_1"):
             assert np.asarray(gradient).any() == (path not in frozen), path
@@ -221,9 +227,9 @@ def test_frozen_parts_get_no_gradient(freeze_at: int) -> None:
 
 def test_remat_changes_no_number() -> None:
     model, variables = _make(encoder_deformable=True, **SHORT)
-    arguments = _pictures([(60, 64)], (64, 64))
+    arguments = _images([(60, 64)], (64, 64))
     plain = jax.jit(model.apply)(variables, *arguments)
-    saved = jax.jit(model.clone(remat=True).apply)(variables, *arguments)
+    saved = jax.jit(_model(encoder_deformable=True, remat=True, **SHORT).apply)(variables, *arguments)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(saved), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -231,12 +237,12 @@ def test_remat_changes_no_number() -> None:
 @pytest.mark.slow
 def test_bfloat16_stays_close() -> None:
     model, variables = _make(encoder_deformable=True, **SHORT)
-    arguments = _pictures([(60, 96), (96, 64)], (96, 96))
+    arguments = _images([(60, 96), (96, 64)], (96, 96))
     apply = jax.jit(model.apply)
     exact = apply(variables, *arguments)
     # The yardstick: what rounding the parameters alone does to the float32 network.
     rounded = apply(jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), variables), *arguments)
-    small = model.clone(dtype=jnp.bfloat16)
+    small = _model(encoder_deformable=True, dtype="bfloat16", **SHORT)
     close = jax.jit(small.apply)(variables, *arguments)
     for a, b, c in zip(*map(jax.tree.leaves, (exact, rounded, close)), strict=True):
         yardstick = np.sqrt(np.mean((np.asarray(a) - np.asarray(b)) ** 2))
@@ -256,26 +262,16 @@ def test_bfloat16_stays_close() -> None:
         ({"backbone": "resnet20"}, "resnet20"),
         ({"encoder_input": "p3"}, "p3"),
         ({"pixel_order": "gbr"}, "gbr"),
-        ({"deformable_stages": (3,)}, "bottleneck"),
+        ({"deformable_stages": (3,)}, "no bottlenecks"),
+        ({"deformable_stages": (6,)}, "stages are 2 to 5"),
     ],
 )
 def test_wrong_options_are_named(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda: init_variables(PanopticFCN(**{**TINY, **fields}), jax.random.key(0)))
+    with pytest.raises(ConfigError, match=message):
+        build_model(ModelOptions(**{**TINY, **fields}), 3, 2)
 
 
 def test_canvas_must_be_a_multiple_of_32() -> None:
-    model = PanopticFCN(**TINY)
+    model = _model()
     with pytest.raises(ValueError, match="multiples of 32"):
         model.init(jax.random.key(0), jnp.zeros((1, 40, 64, 3), jnp.uint8), jnp.ones((1, 2), jnp.int32), None)
-
-
-def test_backbone_strides_and_widths() -> None:
-    for depth, last in ((18, 32), (50, 128)):
-        net = ResNet(depth=depth, width=4)
-        shapes = jax.eval_shape(
-            lambda net=net: net.init_with_output(jax.random.key(0), jnp.zeros((1, 64, 96, 3)), None)[0]
-        )
-        names = ("stem", "res2", "res3", "res4", "res5")
-        assert [shapes[name].shape[1:3] for name in names] == [(16, 24), (16, 24), (8, 12), (4, 6), (2, 3)]
-        assert shapes["res5"].shape[-1] == last

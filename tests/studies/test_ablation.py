@@ -34,7 +34,7 @@ INFERENCE_ONLY = ("fusion_threshold", "removing_repeats")
 @functools.cache
 def _parameters(settings: ModelOptions) -> int:
     """Of the network with these heads on a small backbone, made by `eval_shape`; rows of one network share it."""
-    model = PanopticFCN(**dataclasses.asdict(dataclasses.replace(settings, backbone="resnet18")))
+    model = PanopticFCN(options=dataclasses.replace(settings, backbone="resnet18"))
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(model)))
 
 

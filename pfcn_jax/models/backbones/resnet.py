@@ -1,7 +1,8 @@
-"""ResNet-18/34/50/101: picture -> res2..res5 at strides 4, 8, 16, 32."""
+"""ResNet-18/34/50/101 (He et al. 2016), with MSRA's or torchvision's placement of strides."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,12 +10,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pfcn_jax.errors import ConfigError
+from pfcn_jax.models.backbones.registry import STAGES, BackboneSpec, PixelStatistics, refuse_options, register
 from pfcn_jax.models.layers import Conv, keep, used_positions
 from pfcn_jax.models.ops.convolution import max_pool
+from pfcn_jax.models.options import ModelOptions
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BASIC_DEPTHS = (18, 34)  # blocks of two 3x3 convolutions; the others are bottlenecks
-BACKBONES = {f"resnet{depth}": depth for depth in STAGE_BLOCKS}
+DEPTHS = {f"resnet{depth}": depth for depth in STAGE_BLOCKS}
+# The original writes these means in RGB order and applies them to BGR images; its weights expect that.
+MSRA_PIXELS = PixelStatistics((123.675, 116.28, 103.53), (1.0, 1.0, 1.0), "bgr")
 
 
 def block_names(depth: int) -> dict[int, tuple[str, ...]]:
@@ -23,15 +29,8 @@ def block_names(depth: int) -> dict[int, tuple[str, ...]]:
     return {stage: tuple(f"res{stage}_{index}" for index in range(count)) for stage, count in blocks}
 
 
-def frozen_modules(depth: int, freeze_at: int) -> tuple[str, ...]:
-    """Modules of the backbone that training must not touch: `freeze_at` 0 none, 1 the stem, 2 stem and res2, ..."""
-    names = block_names(depth)
-    stages = (name for stage in range(2, freeze_at + 1) for name in names[stage])
-    return ("stem", *stages) if freeze_at >= 1 else ()
-
-
 class Stem(nn.Module):
-    """7x7 convolution of stride 2, norm, ReLU, 3x3 maximum of stride 2: stride 4 in all."""
+    """7x7 convolution of stride 2, norm, ReLU, 3x3 max pool of stride 2: stride 4 in all."""
 
     features: int
     norm: str
@@ -61,7 +60,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w I"], before: Any, used: Bool[Array, "B ho wo 1"] | None) -> Array:
-        """`before`, `used`: positions in use of the input and of the output."""
+        """Args: `before`, `used` are the positions in use of the input and of the output."""
 
         def conv(name: str, features: int, size: int, stride: int = 1, activation: bool = True, **options: Any) -> Conv:
             return Conv(
@@ -92,7 +91,9 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """`freeze_at`: no gradient reaches the stem (1), the stem and res2 (2), ...; 0 trains everything.
+    """Residual network.
+
+    `freeze_at`: no gradient reaches the stem (1), the stem and res2 (2), ...; 0 trains everything.
 
     `stride_in_1x1`: a stage's stride sits in the first 1x1 convolution (MSRA's weights) or in the 3x3 (torchvision's).
     `deformable_stages`: stages (of 2..5) whose 3x3 convolutions are deformable; bottlenecks only.
@@ -109,10 +110,8 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"], extent: Int[Array, "B 2"] | None) -> dict[str, Array]:
-        """`x` is zero beyond the picture. Returns `stem` (stride 4) and `res2`..`res5`."""
+        """`stem` (stride 4) and `res2`..`res5` of an image that is zero beyond its size."""
         basic = self.depth in BASIC_DEPTHS
-        if basic and self.deformable_stages:
-            raise ValueError(f"deformable stages need bottleneck blocks; ResNet-{self.depth} has none")
         block_class = nn.remat(Block) if self.remat else Block
         x = Stem(self.width, self.norm, dtype=self.dtype, name="stem")(x, extent)
         x = jax.lax.stop_gradient(x) if self.freeze_at >= 1 else x
@@ -136,3 +135,41 @@ class ResNet(nn.Module):
             x = jax.lax.stop_gradient(x) if self.freeze_at >= stage else x
             outputs[f"res{stage}"] = x
         return outputs
+
+    @nn.nowrap
+    def frozen_modules(self, freeze_at: int) -> tuple[str, ...]:
+        """The stem (1), and the blocks of res2 (2), res3 (3), ...; see `registry.Backbone`."""
+        names = block_names(self.depth)
+        stages = (name for stage in range(2, freeze_at + 1) for name in names[stage])
+        return ("stem", *stages) if freeze_at >= 1 else ()
+
+
+def _build(depth: int, options: ModelOptions) -> ResNet:
+    return ResNet(
+        depth=depth,
+        norm=options.backbone_norm,
+        stride_in_1x1=options.stride_in_1x1,
+        deformable_stages=tuple(options.deformable_stages),
+        width=options.backbone_width,
+        freeze_at=options.freeze_at,
+        dtype=jnp.dtype(options.dtype),
+        remat=options.remat,
+    )
+
+
+def _check(depth: int, options: ModelOptions) -> None:
+    if not set(options.deformable_stages) <= set(STAGES):
+        raise ConfigError(f"config.model.deformable_stages: stages are 2 to 5, got {options.deformable_stages}")
+    if options.deformable_stages and depth in BASIC_DEPTHS:
+        raise ConfigError(
+            f"config.model.deformable_stages: {options.backbone} has no bottlenecks; use resnet50 or resnet101"
+        )
+    refuse_options(options, "drop_path")
+
+
+def _pixels(options: ModelOptions) -> PixelStatistics:
+    return MSRA_PIXELS if options.stride_in_1x1 else PixelStatistics()
+
+
+for _name, _depth in DEPTHS.items():
+    register(_name, BackboneSpec(functools.partial(_build, _depth), _pixels, functools.partial(_check, _depth)))

@@ -1,6 +1,6 @@
-"""Convolution and pooling in the forms that are fast: the numbers of the plain operators, measured per form.
+"""Convolutions in the forms that are fast on each platform; the same numbers as the plain operators.
 
-`python -m pfcn_jax.main benchmark layers` times each form beside the plain one.
+Figures: docs/decisions.md. `python -m pfcn_jax.main benchmark layers` times each form beside the plain one.
 """
 
 from __future__ import annotations
@@ -12,29 +12,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pfcn_jax.parallel.platform import by_platform
+
 
 def conv2d(
     x: Float[Array, "B h w I"], kernel: Float[Array, "k k I O"], *, stride: int = 1
 ) -> Float[Array, "B ho wo O"]:
     """Convolution with (k - 1) / 2 zeros on every side, channels last.
 
-    A 1x1 convolution is written as the matrix product that it is: the same numbers, and on a CPU its weight gradient
-    is several times as fast as that of the convolution operator.
+    A 1x1 convolution is written as a matrix product: on a CPU its weight gradient is several times as fast as the
+    convolution operator's.
     """
     size = kernel.shape[0]
     if size == 1:
         x = x[:, ::stride, ::stride]
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], kernel.shape[-1])
     if size == 7 and stride == 2 and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
-        return jax.lax.platform_dependent(x, kernel, cpu=_on_pixels, default=_in_blocks)
+        return by_platform(x, kernel, cpu=_on_pixels, default=_in_blocks)
     return _conv(x, kernel, stride, (size - 1) // 2)
 
 
 # ------------------------------------------------------------------------------------------- the operator's gradients
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: Float[Array, "B h w I"], kernel: Float[Array, "k k I O"], stride: int, pad: int) -> Array:
-    """The operator, whose gradients are written for a CPU: XLA's own are far slower there inside of a loop (gradient
-    accumulation), and the weight gradient of a large map is slower anywhere (figures: docs/decisions.md)."""
+    """The operator, with gradients written for a CPU: XLA's own are far slower there inside a loop (gradient
+    accumulation), and so is the weight gradient of a large map anywhere."""
     return _operator(x, kernel, stride, pad)
 
 
@@ -43,17 +45,22 @@ def _operator(x: Array, kernel: Array, stride: int, pad: int) -> Array:
 
 
 def _canonical(
-    x: Array, kernel: Array, padding: list[tuple[int, int]], *, stride: int = 1, between: int = 1, apart: int = 1
+    x: Array,
+    kernel: Array,
+    padding: list[tuple[int, int]],
+    *,
+    stride: int = 1,
+    x_dilation: int = 1,
+    kernel_dilation: int = 1,
 ) -> Array:
-    """The operator in the one order of dimensions that a CPU's library knows; any other is changed by XLA first, but
-    not inside of a loop. `between`: the map's positions lie so far apart, zeros between; `apart`: the kernel's."""
+    """The operator in the one layout that a CPU's library knows: XLA transposes any other, but not inside a loop."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         padding,
-        lhs_dilation=(between, between),
-        rhs_dilation=(apart, apart),
+        lhs_dilation=(x_dilation, x_dilation),
+        rhs_dilation=(kernel_dilation, kernel_dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -72,13 +79,13 @@ def _backward(stride: int, pad: int, saved: tuple[Array, Array], gradient: Array
 
     def on_a_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
         if kernel.shape[0] == 3 and (stride, pad) == (1, 1) and math.prod(x.shape[1:]) > _LARGE_MAP:
-            of_pictures = jax.vmap(_gradient_in_blocks)(x, gradient)  # apart: devices hold different pictures
-            of_kernel = jnp.sum(of_pictures, axis=0).astype(kernel.dtype)
+            of_images = jax.vmap(_gradient_in_blocks)(x, gradient)  # one by one: devices hold different images
+            of_kernel = jnp.sum(of_images, axis=0).astype(kernel.dtype)
         else:
             of_kernel = _gradient_of_kernel(x, gradient, kernel.shape[0], stride, pad)
         return _gradient_of_x(kernel, gradient, x.shape, stride, pad), of_kernel
 
-    return jax.lax.platform_dependent(x, kernel, gradient, cpu=on_a_cpu, default=by_operators)
+    return by_platform(x, kernel, gradient, cpu=on_a_cpu, default=by_operators)
 
 
 _conv.defvjp(_forward, _backward)
@@ -91,27 +98,27 @@ def _gradient_of_x(kernel: Array, gradient: Array, shape: tuple[int, ...], strid
     spread = [(length - 1) * stride + 1 for length in gradient.shape[1:3]]
     padding = [(before, shape[axis + 1] - spread[axis] + size - 1 - before) for axis in (0, 1)]
     kernel = jax.lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    return _canonical(gradient, kernel, padding, between=stride)
+    return _canonical(gradient, kernel, padding, x_dilation=stride)
 
 
 def _gradient_of_kernel(x: Array, gradient: Array, size: int, stride: int, pad: int) -> Array:
-    """A convolution of the map with the gradient as its kernel: channels take the place of pictures and the reverse."""
+    """A convolution of the map with the gradient as its kernel: channels and images swap places."""
     spread = [(length - 1) * stride + 1 for length in gradient.shape[1:3]]
     padding = [(pad, size - 1 - pad - x.shape[axis + 1] + spread[axis]) for axis in (0, 1)]
     x, gradient = x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)
-    return _canonical(x, gradient, padding, apart=stride).transpose(1, 2, 0, 3)
+    return _canonical(x, gradient, padding, kernel_dilation=stride).transpose(1, 2, 0, 3)
 
 
-# XLA's weight gradient of a large map is slow. As one product for each block of about so many positions it is fastest.
+# XLA's weight gradient of a large map is slow; fastest is one product for each block of about this many positions.
 _BLOCK_POSITIONS = 450
-_LARGE_MAP = 300_000  # values of a picture's map that the operator still finds in the cache
+_LARGE_MAP = 300_000  # values of an image's map that still fit in the cache
 
 
 def _gradient_in_blocks(x: Float[Array, "h w I"], gradient: Float[Array, "h w O"]) -> Float[Array, "3 3 I O"]:
     """Sum over positions p of x[p + (i, j) - 1] gradient[p], for each of the nine steps (i, j).
 
     Both maps are laid out as one line of rows of w + 2 positions, so that a step (i, j) is an offset i (w + 2) + j.
-    A block's nine shifted maps stand side by side, and one product is all nine sums.
+    A block's nine shifted maps are concatenated, so that one product gives all nine sums.
     """
     height, width = x.shape[:2]
     line = width + 2
@@ -128,7 +135,7 @@ def _gradient_in_blocks(x: Float[Array, "h w I"], gradient: Float[Array, "h w O"
         seen = jax.lax.dynamic_slice_in_dim(x, start, (rows + 3) * line)
         wanted = jax.lax.dynamic_slice_in_dim(gradient, start, rows * line)
         shifted = jnp.concatenate([seen[offset : offset + rows * line] for offset in offsets], axis=1)
-        wanted = jax.lax.optimization_barrier(wanted.T)  # transposed by itself: faster than inside the product
+        wanted = jax.lax.optimization_barrier(wanted.T)  # a separate transpose is faster than one inside the product
         return total + jnp.matmul(wanted, shifted, preferred_element_type=jnp.float32)
 
     total = jnp.zeros((gradient.shape[1], 9 * x.shape[1]), jnp.float32)
@@ -143,8 +150,8 @@ def _on_pixels(x: Float[Array, "B H W I"], kernel: Float[Array, "7 7 I O"]) -> F
 def _in_blocks(x: Float[Array, "B H W I"], kernel: Float[Array, "7 7 I O"]) -> Float[Array, "B H/2 W/2 O"]:
     """The 7x7 convolution of stride 2 with 3 zeros on every side, as a 4x4 one of stride 1 on blocks of 2x2 pixels.
 
-    The same products and sums with four times as many channels: three fill little of a matrix unit. (A CPU is twice as
-    fast without.)
+    The same products and sums with four times as many channels: three fill little of a matrix unit. A CPU is twice as
+    fast without.
     """
     batch, channels = x.shape[0], x.shape[3]
     # The window of output i starts at pixel 2 i - 3: with a row of zeros before the kernel, at 2 i - 4, an even one.

@@ -1,9 +1,9 @@
-"""Modulated deformable convolution (DCN v2): a convolution that reads each tap where the input tells it to.
+"""Modulated deformable convolution (DCN v2): a convolution that samples each tap where the input tells it to.
 
-Tap by tap in general, all taps at once on a GPU, and the backward pass of both is written out: differentiating the scan
-fuses the sum over channels that a bilinear weight gets with the reads it sums over, and starts a scatter from a fresh
-map per neighbour; all taps at once take nine times the memory of a map; on a GPU, tap by tap would read and write the
-float32 sums nine times. `python -m pfcn_jax.main benchmark layers` times them.
+Two forms, each with its gradient: tap by tap, in the memory of one map (on a CPU a whole prediction is 1.4 times as
+fast), and all taps at once on a GPU, in nine times the memory (tap by tap would read and write the float32 sums nine
+times there). The gradients are written out: JAX's own of the scan fuses the sum over channels with the reads, and
+starts a scatter from a fresh map for each neighbor. Figures: docs/decisions.md; `benchmark layers` times both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-NEIGHBOURS = 4
+from pfcn_jax.parallel.platform import by_platform
+
+NEIGHBORS = 4
 
 
 def deformable_conv(
@@ -41,9 +43,9 @@ def deformable_conv(
 def sampling(
     offset_mask: Float[Array, "B ho wo M"], size: int, stride: int, height: int, width: int
 ) -> tuple[Int[Array, "taps 4 B ho*wo"], Float[Array, "taps 4 B ho*wo"]]:
-    """For every tap and output position: the four neighbours in a map stored row by row, and mask x bilinear weight.
+    """For every tap and output position: the four neighbors in a map stored row by row, and mask x bilinear weight.
 
-    A neighbour outside has weight 0. Positions are clamped just outside of the map: far ones would overflow."""
+    A neighbor outside has weight 0. Positions are clamped just outside of the map: far ones would overflow."""
     taps = size * size
     channels = jnp.moveaxis(offset_mask, -1, 0)  # [3 k k, B, ho, wo]
     offset = channels[: 2 * taps].reshape(taps, 2, *channels.shape[1:])
@@ -64,7 +66,7 @@ def sampling(
             inside = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width)
             indices.append(jnp.clip(at_y, 0, height - 1) * width + jnp.clip(at_x, 0, width - 1))
             weights.append(jnp.where(inside, weight_y * weight_x * mask, 0.0))
-    shape = (taps, NEIGHBOURS, offset_mask.shape[0], -1)
+    shape = (taps, NEIGHBORS, offset_mask.shape[0], -1)
     return jnp.stack(indices, axis=1).reshape(shape), jnp.stack(weights, axis=1).reshape(shape)
 
 
@@ -75,7 +77,8 @@ def _read(x: Float[Array, "B N I"], index: Int[Array, "B P"]) -> Float[Array, "B
 def _add(
     x: Float[Array, "B N I"], index: Int[Array, "B P"], values: Float[Array, "B P I"], weight: Float[Array, "B P"]
 ) -> Float[Array, "B N I"]:
-    """Adds weight x values. What has no weight is left out: positions outside would all queue at the map's border."""
+    """Adds weight x values. Zero-weight samples are skipped: otherwise all that are outside of the map scatter to the
+    same border position, and serialize."""
     index = jnp.where(weight == 0.0, x.shape[1], index)
     values = (values * weight.astype(values.dtype)[..., None]).astype(x.dtype)
     return jax.vmap(lambda rows, at, value: rows.at[at].add(value, mode="drop"))(x, index, values)
@@ -88,9 +91,9 @@ def sample_and_multiply(
     weight: Float[Array, "T 4 B P"],
     kernel: Float[Array, "T I O"],
 ) -> Float[Array, "B P O"]:
-    """sum over taps of (sum over neighbours of weight x row of `x`) @ kernel."""
+    """sum over taps of (sum over neighbors of weight x row of `x`) @ kernel."""
     arguments = (x, index, weight, kernel)
-    return jax.lax.platform_dependent(*arguments, cuda=at_once, rocm=at_once, default=tap_by_tap)
+    return by_platform(*arguments, gpu=at_once, default=tap_by_tap)
 
 
 def _forward(x, index, weight, kernel):
@@ -99,9 +102,7 @@ def _forward(x, index, weight, kernel):
 
 def _backward(saved, gradient):
     arguments = (*saved, gradient)
-    of_x, of_weight, of_kernel = jax.lax.platform_dependent(
-        *arguments, cuda=at_once_backward, rocm=at_once_backward, default=tap_by_tap_backward
-    )
+    of_x, of_weight, of_kernel = by_platform(*arguments, gpu=at_once_backward, default=tap_by_tap_backward)
     return of_x, None, of_weight, of_kernel
 
 
@@ -110,8 +111,8 @@ sample_and_multiply.defvjp(_forward, _backward)
 
 # ------------------------------------------------------------------------------------------------------ tap by tap
 def _sample(x: Float[Array, "B N I"], index: Int[Array, "4 B P"], weight: Float[Array, "4 B P"]) -> Array:
-    """What a tap reads at every output position: `[B, P, I]`."""
-    parts = (_read(x, index[n]) * weight[n].astype(x.dtype)[..., None] for n in range(NEIGHBOURS))
+    """Samples of a tap at every output position: `[B, P, I]`."""
+    parts = (_read(x, index[n]) * weight[n].astype(x.dtype)[..., None] for n in range(NEIGHBORS))
     return functools.reduce(jnp.add, parts)
 
 
@@ -138,7 +139,7 @@ def tap_by_tap_backward(x: Array, index: Array, weight: Array, kernel: Array, gr
         tap_index, tap_weight, tap_kernel = tap
         of_sample = (gradient @ tap_kernel.T).reshape(*tap_index.shape[1:], channels)
         sample, of_weight = jnp.zeros_like(of_sample), []
-        for n in range(NEIGHBOURS):
+        for n in range(NEIGHBORS):
             value = _read(x, tap_index[n])
             sample = sample + value * tap_weight[n].astype(x.dtype)[..., None]
             # A product with ones, not a sum: it keeps the reads out of the loop that sums.
@@ -152,15 +153,15 @@ def tap_by_tap_backward(x: Array, index: Array, weight: Array, kernel: Array, gr
 
 
 # ---------------------------------------------------------------------------------------------------- all at once
-def _side_by_side(values: Shaped[Array, "T 4 B P"]) -> Shaped[Array, "4 B P*T"]:
-    """The taps of a position beside each other, as the rows of one matrix product want them."""
+def _taps_in_a_row(values: Shaped[Array, "T 4 B P"]) -> Shaped[Array, "4 B P*T"]:
+    """The taps of a position in a row, in the layout of the rows of one matrix product."""
     return values.transpose(1, 2, 3, 0).reshape(*values.shape[1:3], -1)
 
 
 def at_once(x: Array, index: Array, weight: Array, kernel: Array) -> Float[Array, "B P O"]:
     """`sample_and_multiply` as one matrix product, in the memory of all taps."""
     taps, channels, features = kernel.shape
-    samples = _sample(x, _side_by_side(index), _side_by_side(weight)).reshape(-1, taps * channels)
+    samples = _sample(x, _taps_in_a_row(index), _taps_in_a_row(weight)).reshape(-1, taps * channels)
     return (samples @ kernel.reshape(-1, features)).reshape(*index.shape[2:], features)
 
 
@@ -168,14 +169,14 @@ def at_once_backward(x: Array, index: Array, weight: Array, kernel: Array, gradi
     """Gradients of `x`, `weight` and `kernel`, as `tap_by_tap_backward` gives them."""
     taps, channels, features = kernel.shape
     batch, positions = index.shape[2:]
-    index, weight = _side_by_side(index), _side_by_side(weight)
+    index, weight = _taps_in_a_row(index), _taps_in_a_row(weight)
     gradient, flat = gradient.reshape(-1, features), kernel.reshape(-1, features)
     of_sample = (gradient @ flat.T).reshape(batch, positions * taps, channels)
     samples = _sample(x, index, weight).reshape(-1, taps * channels)
     of_kernel = jnp.matmul(samples.T, gradient, preferred_element_type=jnp.float32).reshape(kernel.shape)
     of_weight, x_gradient = [], jnp.zeros(x.shape, jnp.float32)
-    for n in range(NEIGHBOURS):
+    for n in range(NEIGHBORS):
         of_weight.append(jnp.sum(of_sample * _read(x, index[n]), axis=-1, dtype=jnp.float32))
         x_gradient = _add(x_gradient, index[n], of_sample, weight[n])
-    by_tap = jnp.stack(of_weight).reshape(NEIGHBOURS, batch, positions, taps).transpose(3, 0, 1, 2)
+    by_tap = jnp.stack(of_weight).reshape(NEIGHBORS, batch, positions, taps).transpose(3, 0, 1, 2)
     return x_gradient.astype(x.dtype), by_tap, of_kernel.astype(kernel.dtype)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from pfcn_jax.errors import UserError
+from pfcn_jax.studies.parity.backbones import check_backbones
 from pfcn_jax.studies.parity.gradients import check_gradients
 from pfcn_jax.studies.parity.independence import check_independence
 from pfcn_jax.studies.parity.network import check_all_networks
@@ -28,6 +29,7 @@ AREAS: dict[str, Area] = {
     "gradients": check_gradients,
     "prediction": check_prediction,
     "schedule": check_schedule,
+    "backbones": check_backbones,
 }
 TITLES = {
     "network": "Features of every layer",
@@ -35,6 +37,7 @@ TITLES = {
     "gradients": "Gradients and one optimiser step",
     "prediction": "Prediction: picks, kernels, masks, segments",
     "schedule": "Learning rates",
+    "backbones": "Features of EfficientNet-Lite, ConvNeXt and Swin",
     "pictures": "Pictures and labels: resize, flip, pad",
     "independence": "A photo alone against the photo in a mixed batch on a larger canvas",
 }
@@ -68,10 +71,13 @@ def main(args: argparse.Namespace) -> int:
     if keys:
         raise UserError(f"{keys[0]}: parity takes no config, every recorded file says its own")
     reference = pathlib.Path(args.reference)
-    if not (reference / "tensors").is_dir():
+    if args.areas != ["backbones"] and not (reference / "tensors").is_dir():
         raise UserError(f"{reference}: no folder 'tensors' here; expected a reference data directory")
     data = args.pictures or os.environ.get("PFCN_DATA_DIR", "")
     areas: dict[str, Area] = dict(AREAS)
+    if not args.areas and not (reference / "backbones").is_dir():
+        print(f"backbones: not checked, there is no folder 'backbones' in {reference}")
+        del areas["backbones"]
     if data and (pathlib.Path(data) / "two_photos").is_dir():
         areas["pictures"] = lambda reference: check_pictures(reference, pathlib.Path(data))
     elif not args.areas or "pictures" in args.areas:

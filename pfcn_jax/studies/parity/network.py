@@ -30,7 +30,9 @@ def load_model(reference: pathlib.Path, variant: str) -> tuple[PanopticFCN, dict
     Thresholds, schedules and input sizes in a variant's name are no matter of the network.
     """
     converted = to_params(make_state_dict(reference, variant))
-    return PanopticFCN(**converted.model_options()), jax.tree.map(jnp.asarray, converted.variables)
+    facts = converted.facts
+    model = PanopticFCN(facts.num_things, facts.num_stuff, facts.options)
+    return model, jax.tree.map(jnp.asarray, converted.variables)
 
 
 def place(pictures: list[UInt8[np.ndarray, "h w 3"]]) -> tuple[UInt8[np.ndarray, "B H W 3"], Int[np.ndarray, "B 2"]]:
