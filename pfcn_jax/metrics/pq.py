@@ -10,6 +10,7 @@ than half on void and on the crowd of its class is no false positive.
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -298,7 +299,7 @@ def format_table(result: PQResult, names: Sequence[str] | None = None) -> str:
             values = (f"{float(part[c]):.2f}" for part in (result.PQ, result.SQ, result.RQ))
             name = escape(names[c]) if names else f"class {c}"  # brackets in a name are no markup
             table.add_row(name, *values, "", str(tp), str(fp), str(fn))
-    console = Console(width=100, file=None, force_terminal=False)
+    console = Console(width=100, file=io.StringIO(), force_terminal=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip()
