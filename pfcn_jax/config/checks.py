@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pfcn_jax.data.registry import check_source
 from pfcn_jax.errors import ConfigError
 from pfcn_jax.models.backbones.registry import find_backbone
+from pfcn_jax.optim.optimizers import find_optimizer
 from pfcn_jax.utils.settings import bounds_of
 
 if TYPE_CHECKING:  # the schema itself runs these checks
@@ -25,6 +26,7 @@ def check_values(config: Config) -> None:
     for scale in config.tta.scales:
         if not 0.25 <= scale <= 4.0 or scale == 1.0:
             raise ConfigError(f"config.tta.scales: each from 0.25 to 4 and not 1 (the image itself), got {scale}")
+    find_optimizer(config.optim.name)
     _check_levels(config.targets.level_ranges)
     _check_model(config.model)
     _check_data(config.data)

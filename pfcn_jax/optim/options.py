@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from pfcn_jax.utils.settings import setting
 
@@ -12,7 +11,7 @@ from pfcn_jax.utils.settings import setting
 class OptimOptions:
     """The optimizer (paper section 4.1)."""
 
-    name: Literal["sgd", "adamw"] = "sgd"  # "sgd" or "adamw"
+    name: str = "sgd"  # a rule of optim/optimizers.py ("sgd", "adamw"), or "module:name" for one outside of the package
     learning_rate: float = setting(0.01, above=0)  # for a batch of reference_batch; scaled linearly to the batch in use
     reference_batch: int = setting(16, at_least=1)
     momentum: float = setting(0.9, at_least=0, below=1)  # adamw: beta 1
