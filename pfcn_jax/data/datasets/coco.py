@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
+from pfcn_jax.codec import exchange_red_blue
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_ids, decode_picture
 from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index, sides
@@ -101,8 +102,8 @@ def _size_hint(image: UInt8[np.ndarray, "h w 3"], listed: tuple[int, int]) -> st
 
 def _bgr_hint(painted: Int[np.ndarray, " n"], known: Int[np.ndarray, " m"]) -> str:
     """Says so if exchanging R and B explains every painted id."""
-    exchanged = ((painted & 255) << 16) | (painted & 0xFF00) | (painted >> 16)
-    return "; with R and B exchanged all are: the PNG was written as BGR" if np.isin(exchanged, known).all() else ""
+    explained = np.isin(exchange_red_blue(painted), known).all()
+    return "; with R and B exchanged all are: the PNG was written as BGR" if explained else ""
 
 
 def _shorten(ids: Int[np.ndarray, " n"]) -> str:
