@@ -18,7 +18,9 @@ from pfcn_jax.models.options import ModelOptions
 from pfcn_jax.models.panoptic_fcn import PanopticFCN, init_variables
 
 LEVELS = ("res2", "res3", "res4", "res5")
-SMALLEST = ("resnet18", "resnet50", "efficientnet_lite0", "convnext_t", "swin_t")  # compiled; the others are traced
+# The smallest of each kind is compiled, the others are only traced.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "convnext_t", "swin_t")]
+SMALLEST = ("resnet18", "efficientnet_lite0", *SLOW)
 TINY_WIDTH = 8
 
 
@@ -137,7 +139,7 @@ def test_unknown_names_list_the_known_ones() -> None:
         find_backbone("no_such_module:tiny")
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_lite0", "convnext_t", "swin_t"])
 def test_the_network_takes_a_registered_backbone(name: str) -> None:
     model = PanopticFCN(3, 2, ModelOptions(backbone=name, fpn_channels=16, head_channels=16))
     params = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"]
