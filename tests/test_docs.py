@@ -119,7 +119,7 @@ def test_python_compiles_and_its_imports_exist(path):
 
 def _is_key(span: str) -> str | None:
     match = re.fullmatch(r"(?:--config\.)?((\w+)\.\w+)(?: ?=.*)?", span)
-    is_file = re.search(r"\.(pfcn|safetensors|onnx|yaml)$", span)
+    is_file = re.search(r"\.(pfcn|safetensors|onnx|yaml|json)$", span)
     return match[1] if match and match[2] in SECTIONS and not is_file else None
 
 
