@@ -75,9 +75,12 @@ def region_channels(model: PanopticFCN) -> RegionChannels:
     return RegionChannels(model.num_things, model.num_stuff, model.thing_regions)
 
 
-def generate(variables: PyTree, image: Array, geometry: ImageGeometry, model: PanopticFCN) -> DenseOutputs:
-    """The network's outputs for a batch, at every position."""
-    return cast(DenseOutputs, model.apply(variables, image, geometry.size, geometry.padded_size))
+def generate(
+    variables: PyTree, image: Array, geometry: ImageGeometry, model: PanopticFCN, drop_path: Array | None = None
+) -> DenseOutputs:
+    """The network's outputs for a batch, at every position. `drop_path`: key of training's stochastic depth."""
+    rngs = None if drop_path is None else {"drop_path": drop_path}
+    return cast(DenseOutputs, model.apply(variables, image, geometry.size, geometry.padded_size, rngs=rngs))
 
 
 def generate_for_prediction(
@@ -161,16 +164,18 @@ def loss_fn(
     config: Config,
     mesh: Mesh | None = None,
     counts: Scalars | None = None,
+    drop_path: Array | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
     """The total loss of the global batch, and the four losses it is made of (paper equation 7).
 
     Args:
       counts: the denominators (`batch_counts`) of a larger batch that this one is a part of. The losses of all parts
         then add up to those of the larger batch, and so do their gradients.
+      drop_path: key of the backbone's stochastic depth; None: nothing is dropped.
     """
     variables = {"params": params, "batch_stats": batch_stats}
     geometry = batch_geometry(batch, config.targets)
-    dense = generate(variables, batch.image, geometry, model)
+    dense = generate(variables, batch.image, geometry, model, drop_path)
     targets = batch_targets(batch, geometry, model, config.targets, mesh)
     sums = batch_losses(variables, dense, targets, model, config.loss, mesh)
     sums = _sum_images(sums, batch)
@@ -204,24 +209,35 @@ def gradients_of(
     over the whole batch first; then the parts add up to the result of the large batch, not to a mean of means.
     """
 
-    def loss(params: PyTree, batch: Batch, counts: Scalars | None) -> tuple[Float[Array, ""], Scalars]:
+    def loss(params: PyTree, batch: Batch, counts: Scalars | None, part: Array) -> tuple[Float[Array, ""], Scalars]:
         params = stop_frozen(params, config.optim.frozen)
-        return loss_fn(params, state.batch_stats, batch, model=model, config=config, mesh=mesh, counts=counts)
+        key = drop_path_key(config, state.step, part)
+        return loss_fn(
+            params, state.batch_stats, batch, model=model, config=config, mesh=mesh, counts=counts, drop_path=key
+        )
 
     differentiate = jax.grad(loss, has_aux=True)
     parts = config.train.accumulate
     if parts == 1:
-        return differentiate(state.params, batch, None)
+        return differentiate(state.params, batch, None, jnp.int32(0))
     counts = batch_counts(batch, model=model, config=config, mesh=mesh)
 
-    def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, differentiate(state.params, part, counts)), None
+    def add(total: PyTree, numbered: tuple[Batch, Array]) -> tuple[PyTree, None]:
+        part, number = numbered
+        return jax.tree.map(jnp.add, total, differentiate(state.params, part, counts, number)), None
 
     split = split_batch(batch, parts, mesh)
     first = jax.tree.map(lambda leaf: leaf[0], split)
-    shapes = jax.eval_shape(differentiate, state.params, first, counts)
+    shapes = jax.eval_shape(differentiate, state.params, first, counts, jnp.int32(0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return cast(tuple[PyTree, Scalars], jax.lax.scan(add, zeros, split)[0])
+    return cast(tuple[PyTree, Scalars], jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0])
+
+
+def drop_path_key(config: Config, step: Array, part: Array) -> Array | None:
+    """The key of stochastic depth in a part of a step, by `config.seed`; None where the config drops nothing."""
+    if config.model.drop_path == 0.0:
+        return None
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), part)
 
 
 def train_step(

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from pfcn_jax.checkpoints.backbones import convert_backbone
 from pfcn_jax.checkpoints.conversion import converted_config, read_classes, save_converted
 from pfcn_jax.checkpoints.format import CheckpointError
 from pfcn_jax.config.schema import Config, from_dict
@@ -43,13 +44,10 @@ def checkpoint_of(entry: zoo.Weights, cache: Cache) -> pathlib.Path:
     target = converted_path(entry, cache, sha256_of(source))
     if target.exists():
         return target
-    converted = to_params(read_tensors(str(source)))
-    config = with_keys(converted_config(Config(), converted), {"name": entry.name, **entry.config})
-    classes = None if converted.is_backbone else read_classes(converted.facts, None)
     aside = target.with_name(f"{target.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        save_converted(aside, converted, config, classes)
+        _convert(entry, source, aside)
         aside.rename(target)
     except FileExistsError:
         shutil.rmtree(aside)  # another process was faster
@@ -58,6 +56,16 @@ def checkpoint_of(entry: zoo.Weights, cache: Cache) -> pathlib.Path:
         if not target.exists():
             raise
     return target
+
+
+def _convert(entry: zoo.Weights, source: pathlib.Path, output: pathlib.Path) -> None:
+    """Writes the checkpoint of a source file into `output`."""
+    if entry.backbone:
+        convert_backbone(source, with_keys(Config(), {"name": entry.name, "model.backbone": entry.backbone}), output)
+        return
+    converted = to_params(read_tensors(str(source)))
+    config = with_keys(converted_config(Config(), converted), {"name": entry.name, **entry.config})
+    save_converted(output, converted, config, None if converted.is_backbone else read_classes(converted.facts, None))
 
 
 def converted_path(entry: zoo.Weights, cache: Cache, digest: str) -> pathlib.Path:

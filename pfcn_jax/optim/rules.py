@@ -93,8 +93,9 @@ def check_paths(config: OptimOptions, params: PyTree, *, frozen: tuple[str, ...]
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """Returns True for all parameters except those of norms; biases of convolutions are decayed."""
-    return _by_name(params, lambda name: re.search(r"(^|/)[a-z0-9_]*norm[a-z0-9_]*/(scale|bias)$", name) is None)
+    """Returns True for all parameters except those of norms and tables of position biases; other biases are decayed."""
+    undecayed = re.compile(r"(^|/)[a-z0-9_]*norm[a-z0-9_]*/(scale|bias)$|(^|/)bias_table$")
+    return _by_name(params, lambda name: undecayed.search(name) is None)
 
 
 def update_average(average: PyTree, params: PyTree, step: jax.Array, *, decay: float) -> PyTree:

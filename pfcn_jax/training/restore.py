@@ -128,12 +128,15 @@ def _initial_state(config: Config, create_state: Callable[..., TrainState]) -> T
     if not train.init_from:
         if train.fresh_heads:
             raise ConfigError("config.train.fresh_heads: without config.train.init_from everything is fresh")
-        if network.freeze_at or network.backbone_norm == "frozen_bn":
+        frozen_norms = bool(jax.tree.leaves(jax.eval_shape(create_state).batch_stats))
+        if network.freeze_at or frozen_norms:
+            norms, change = (
+                ("", "") if not frozen_norms else (" and frozen norms", " --config.model.backbone_norm=group_norm")
+            )
             raise ConfigError(
-                f"config.train.init_from is empty, but with model.freeze_at={network.freeze_at} and "
-                f"model.backbone_norm={network.backbone_norm!r} parts of the backbone never learn: start from "
-                "pretrained weights (--init-from; docs/training.md says where they are), or learn everything with "
-                "--config.model.freeze_at=0 --config.model.backbone_norm=group_norm"
+                f"config.train.init_from is empty, but with model.freeze_at={network.freeze_at}{norms} parts of the "
+                "backbone never learn: start from pretrained weights (--init-from; docs/training.md says where they "
+                f"are), or learn everything with --config.model.freeze_at=0{change}"
             )
         return create_state()
     variables = jax.device_get(create_state().variables)
