@@ -35,7 +35,7 @@ def _scenes():
     data.eval_short_side, data.eval_max_long_side = side, side
     data.canvases = data.eval_canvases = ((side, side),)
     data.eval_examples = 200
-    config.inference.min_stuff_area = 225  # the quickstart's share of the picture
+    config.inference.min_stuff_area = 225  # the quickstart's share of the image
     config.optim.learning_rate, config.optim.warmup_steps = 2e-3, 60  # a short schedule bears a higher rate
     train = config.train
     train.steps, train.ema_decay = 600, 0.98

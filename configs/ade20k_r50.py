@@ -3,7 +3,7 @@
 Command:   python -m pfcn_jax.main --config configs/ade20k_r50.py --config.data.root=DIR --init-from CHECKPOINT
 Needs:     DIR with ADEChallengeData2016/ (docs/datasets.md) and a converted ImageNet backbone
            (CHECKPOINT).
-Settings:  those of COCO with pictures of short side 512, the usual size on ADE20K. No figure is published or measured.
+Settings:  those of COCO with images of short side 512, the usual size on ADE20K. No figure is published or measured.
 """
 
 from configs import panoptic_fcn_r50

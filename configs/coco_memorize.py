@@ -1,8 +1,8 @@
-"""Eight COCO photos learnt by heart, with all 133 classes in the heads: targets, losses, fusion and merge fit together.
+"""Eight COCO photos learned by heart, all 133 classes in the heads: targets, losses, fusion and merge fit together.
 
 Command:   python -m pfcn_jax.main --config configs/coco_memorize.py --config.data.root=DIR --workdir runs/coco_memorize
-Data:      any COCO-panoptic folder; the first eight pictures of its training split, for training and for scoring.
-Result:    docs/benchmarks.md. It says nothing about pictures that the network has not seen.
+Data:      any COCO-panoptic folder; the first eight images of its training split, for training and for scoring.
+Result:    docs/benchmarks.md. It says nothing about images that the network has not seen.
 """
 
 from configs import quickstart

@@ -3,7 +3,7 @@
 Command:   python -m pfcn_jax.main --config configs/mapillary_r50_star.py --config.data.root=DIR --init-from CHECKPOINT
 Needs:     DIR with config.json, training/ and validation/ as the owners ship them (docs/datasets.md), a converted
            ImageNet backbone (CHECKPOINT), and memory for 32 crops of 1024 x 1024 over all devices.
-Published: PQ 36.9 on the validation split. The size of test pictures was not; short side 1536, long side 2048 is ours.
+Published: PQ 36.9 on the validation split. The size of test images was not; short side 1536, long side 2048 is ours.
 """
 
 from configs import panoptic_fcn_r50

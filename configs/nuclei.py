@@ -4,7 +4,7 @@ Command:   python -m pfcn_jax.main --config configs/nuclei.py --config.data.root
 Data:      a COCO-panoptic folder with the splits `train` and `val`; one thing (nucleus), one stuff (background).
 Model:     the quickstart's small network with 128 channels in the encoder. Nuclei look alike, so kernels tell them
            apart by the coordinate channels: these need channels, and must span as many pixels in training as when
-           scored. So training sees whole pictures on the canvases of the evaluation, and no windows. For the same
+           scored. So training sees whole images on the canvases of the evaluation, and no windows. For the same
            reason only nearly equal kernels are fused.
 Result:    docs/benchmarks.md
 """

@@ -1,8 +1,8 @@
-"""Your own pictures: the quickstart's small network from scratch, for any data set in the COCO-panoptic layout.
+"""Your own images: the quickstart's small network from scratch, for any data set in the COCO-panoptic layout.
 
 Command:   python -m pfcn_jax.main --config configs/own_data.py --config.data.root=DIR --workdir runs/own
-Data:      DIR with annotations/panoptic_train*.json and panoptic_val*.json (docs/datasets.md: from pictures and masks
-           to a trained model). Classes, names and colours are read from there. Pictures of any shape fit.
+Data:      DIR with annotations/panoptic_train*.json and panoptic_val*.json (docs/datasets.md: from images and masks
+           to a trained model). Classes, names and colors are read from there. Images of any shape fit.
 Larger:    for a ResNet-50 from converted weights the same DIR goes into configs/panoptic_fcn_r50.py.
 """
 

@@ -67,7 +67,7 @@ def get_config():
     # Test-time augmentation: none
     config.tta.scales, config.tta.flip = (), False
 
-    # Optimiser (paper section 4.1)
+    # Optimizer (paper section 4.1)
     config.optim.name = "sgd"
     config.optim.learning_rate, config.optim.reference_batch = 0.01, 16
     config.optim.momentum, config.optim.weight_decay, config.optim.clip_value = 0.9, 1e-4, 35.0

@@ -21,7 +21,7 @@ _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib
 
 
 def rgb_to_id(rgb: UInt8[np.ndarray, "*size 3"]) -> Int[np.ndarray, "*size"]:
-    """The int32 ids of a picture's colours: R + 256 G + 65536 B."""
+    """The int32 ids of an image's colors: R + 256 G + 65536 B."""
     rgb = np.asarray(rgb)
     if rgb.dtype != np.uint8 or rgb.ndim < 1 or rgb.shape[-1] != 3:
         raise ValueError(f"rgb_to_id: expected uint8 [..., 3], got {rgb.dtype} {list(rgb.shape)}")
@@ -33,7 +33,7 @@ def rgb_to_id(rgb: UInt8[np.ndarray, "*size 3"]) -> Int[np.ndarray, "*size"]:
 
 
 def id_to_rgb(ids: Integer[np.ndarray, "*size"]) -> UInt8[np.ndarray, "*size 3"]:
-    """The colours of ids in 0..2^24 - 1; any other id is a ValueError."""
+    """The colors of ids in 0..2^24 - 1; any other id is a ValueError."""
     ids = np.asarray(ids)
     if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"id_to_rgb: expected integer ids, got {ids.dtype}")
@@ -51,8 +51,8 @@ def exchange_red_blue(ids: Integer[np.ndarray, "*size"]) -> Integer[np.ndarray, 
 
 
 def describe_png(data: bytes) -> str:
-    """Bit depth and color type of a PNG's header in words, as `16-bit grey`."""
-    names = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGB + alpha (RGBA)"}
+    """Bit depth and color type of a PNG's header in words, as `16-bit gray`."""
+    names = {0: "gray", 2: "RGB", 3: "palette", 4: "gray + alpha", 6: "RGB + alpha (RGBA)"}
     return f"{data[24]}-bit {names.get(data[25], f'color type {data[25]}')}"
 
 
@@ -61,7 +61,7 @@ def read_id_png(path: str | os.PathLike[str]) -> Int[np.ndarray, "H W"]:
 
     Raises:
       FileNotFoundError: no such file.
-      UserError: not a PNG, damaged or cut short, or not 8-bit RGB (a palette, grey, alpha or 16-bit picture would be
+      UserError: not a PNG, damaged or cut short, or not 8-bit RGB (a palette, gray, alpha or 16-bit image would be
         read as other ids without a word). The message names the file.
     """
     data = pathlib.Path(path).read_bytes()

@@ -71,7 +71,7 @@ def shell_commands(script: str) -> list[str]:
 
 
 def links(path: pathlib.Path) -> list[str]:
-    """Targets of links and pictures."""
+    """Targets of links and images."""
     text = _FENCE.sub("", path.read_text())
     return _LINK.findall(re.sub(r"`[^`]*`(?!\]\()", "", text)) + re.findall(r'(?:src|href)="([^"]+)"', text)
 

@@ -46,7 +46,7 @@ def test_only_rgb_is_read_as_ids(shape, dtype):
 
 
 @pytest.mark.parametrize(
-    "mode, kind", [("L", "8-bit grey"), ("P", "palette"), ("RGBA", "alpha"), ("LA", "alpha"), ("I;16", "16-bit grey")]
+    "mode, kind", [("L", "8-bit gray"), ("P", "palette"), ("RGBA", "alpha"), ("LA", "alpha"), ("I;16", "16-bit gray")]
 )
 def test_other_kinds_of_png_are_refused(tmp_path, mode, kind):
     Image.new(mode, (4, 3)).save(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""The recipes of the data sets: the published numbers, and canvases that hold every picture."""
+"""The recipes of the data sets: the published numbers, and canvases that hold every image."""
 
 from __future__ import annotations
 

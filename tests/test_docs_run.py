@@ -1,4 +1,4 @@
-"""Every command of the documents runs: in their order, with a tiny network on a few small pictures.
+"""Every command of the documents runs: in their order, with a tiny network on a few small images.
 
 What a command leaves (`runs/r50`) is what later commands find. Commands that cannot run here are listed with the test
 that runs the same thing elsewhere.
@@ -97,7 +97,7 @@ def elsewhere(command: Command) -> str | None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> pathlib.Path:
-    """What the commands of the documents find: data, pictures, a film, and weights of others."""
+    """What the commands of the documents find: data, images, a film, and weights of others."""
     root = tmp_path_factory.mktemp("world")
     (root / "configs").symlink_to(ROOT / "configs")
     write_tiny_coco(root / "DIR", splits={"train2017": 3, "val2017": 2})

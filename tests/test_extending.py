@@ -46,7 +46,7 @@ def test_the_data_set_feeds_the_pipeline(page, tmp_path):
     for index in range(3):
         example = scenes[index]
         ids = np.where(np.concatenate([[0], example.class_id < 5])[example.segment_map], example.segment_map * 7, 0)
-        ids += index == 1  # a picture without void
+        ids += index == 1  # an image without void
         Image.fromarray(example.image).save(tmp_path / "train" / f"{index}.png")
         Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "train" / f"{index}_ids.png")
     source = pickle.loads(pickle.dumps(page.Balls(str(tmp_path), "train")))
@@ -62,7 +62,7 @@ def test_the_data_set_feeds_the_pipeline(page, tmp_path):
     assert batch.image.shape == (3, 64, 96, 3) and batch.segments.is_thing[batch.segments.valid].all()
     with pytest.raises(IndexError):
         source[3]
-    with pytest.raises(DataError, match="no picture here"):
+    with pytest.raises(DataError, match="no image here"):
         page.Balls(str(tmp_path), "val")
 
 

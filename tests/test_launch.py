@@ -28,7 +28,7 @@ cp "$MIRROR/$(basename "$3")" "$2"
 
 @pytest.fixture
 def mirror(tmp_path: pathlib.Path) -> pathlib.Path:
-    """COCO's three zips with a few pictures, and the tiny data set that they hold."""
+    """COCO's three zips with a few images, and the tiny data set that they hold."""
     root = write_tiny_coco(tmp_path / "tiny", splits={"train2017": 3, "val2017": 2})
     mirror = tmp_path / "mirror"
     mirror.mkdir()
@@ -60,7 +60,7 @@ def run(script: str, mirror: pathlib.Path, target: pathlib.Path) -> str:
 def test_array_records_from_the_zips_in_place(mirror, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     out = run("coco_tfds.sh", mirror, tmp_path / "coco")
-    assert "train: 3 pictures, validation: 2 pictures" in out
+    assert "train: 3 images, validation: 2 pictures" in out
     calls = (mirror / "calls").read_text().splitlines()
     assert [call.removeprefix("http://images.cocodataset.org/") for call in calls] == [
         "zips/train2017.zip", "zips/val2017.zip", "annotations/panoptic_annotations_trainval2017.zip",
@@ -76,7 +76,7 @@ def test_array_records_from_the_zips_in_place(mirror, tmp_path):
 @pytest.mark.skipif(shutil.which("unzip") is None, reason="needs unzip")
 def test_a_plain_folder(mirror, tmp_path):
     out = run("coco_folder.sh", mirror, tmp_path / "coco")
-    assert "train2017: 3 pictures, 3 readable" in out and "training would work" in out
+    assert "train2017: 3 images, 3 readable" in out and "training would work" in out
     names = [path.name for path in (tmp_path / "coco").iterdir()]
     assert sorted(names) == [".complete", "annotations", "train2017", "val2017"]
     np.testing.assert_array_equal(

@@ -67,7 +67,7 @@ def test_twenty_mixed_batches_compile_once(parts, train):
     with iter(pipeline) as batches:
         for number in range(20):
             batch = next(batches)
-            # Mixed: other picture sizes, other original sizes, empty pictures, all void.
+            # Mixed: other image sizes, other original sizes, empty images, all void.
             size = np.array([[64, 64 - 2 * number], [40 + number, 64]], np.int32)
             segments = dataclasses.replace(batch.segments, valid=batch.segments.valid & (number % 5 != 4))
             batch = dataclasses.replace(batch, size=size, segments=segments, original_size=size + number)
@@ -154,7 +154,7 @@ def test_two_devices_give_the_loss_and_gradients_of_one(parts):
 
 @pytest.mark.slow
 def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monkeypatch):
-    """What a GPU runs instead of the loop over pictures; one of the two has fewer instances than the other."""
+    """What a GPU runs instead of the loop over images; one of the two has fewer instances than the other."""
     config, model, mesh, state, pipeline = parts
     batch = next(iter(pipeline))
     few = batch.segments.valid & (np.arange(batch.segments.valid.shape[1]) < np.array([[2], [64]]))

@@ -34,7 +34,7 @@ def parts():
 
 @pytest.mark.slow
 def test_mirrored_pictures_get_mirrored_segments(parts):
-    """With the mirror image as a view, picture and mirror image are the same two views in another order."""
+    """With the mirror image as a view, image and mirror image are the same two views in another order."""
     config, model = parts
     variables = jax.device_get(init_variables(model, jax.random.key(0)))
     for name in ("thing_embedding", "stuff_embedding"):  # fresh ones make masks that are 1/2 everywhere
@@ -93,7 +93,7 @@ def test_a_mirrored_photo_gets_the_mirrored_segments(reference_dir, pictures_dir
 
 
 def _classes_of(panoptic: PanopticPrediction, row: int) -> np.ndarray:
-    """The class of every pixel of a picture, -1 where it is void."""
+    """The class of every pixel of an image, -1 where it is void."""
     ids = panoptic.segment_map[row]
     return np.where(ids > 0, panoptic.class_id[row][np.maximum(ids, 1) - 1], -1)
 

@@ -1,4 +1,4 @@
-"""docs/datasets.md: the walk-through from pictures and masks to a trained model, run as it is written."""
+"""docs/datasets.md: the walk-through from images and masks to a trained model, run as it is written."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_from_pictures_and_masks_to_a_trained_model(tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]
-    assert "training would work" in ran.stdout and "8 pictures segmented" in ran.stdout
+    assert "training would work" in ran.stdout and "8 images segmented" in ran.stdout
     assert np.array(Image.open(tmp_path / "browse.png")).shape[1] > 1000
     result = json.loads((tmp_path / "result.json").read_text())
     assert {row for row in result["per_class"]} == {"1", "2"} and 1 <= result["pictures"] <= 7

@@ -1,6 +1,6 @@
 """`export`: a trained model for people who do not have this package. The format follows from the ending of --output.
 
-model.pfcn         the whole program, picture to panoptic ids, for CPU, GPU and TPU; runs with JAX alone
+model.pfcn         the whole program, image to panoptic ids, for CPU, GPU and TPU; runs with JAX alone
 model.safetensors  the parameters alone, with config and classes; `load` and --checkpoint read it
 model.onnx         the whole program for one canvas; needs requirements-onnx.txt
 name (no ending)   an Orbax checkpoint of the parameters, without the state of training
@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=sorted(ENDINGS.values()), help="default: by the ending of --output")
     parser.add_argument(
         "--output-sides", type=int, nargs="+", default=OUTPUT_SIDES, metavar="PIXELS",
-        help="original pictures up to these sides: a program for each and each canvas (default: %(default)s)",
+        help="original images up to these sides: a program for each and each canvas (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1,), metavar="N", help="default: 1")
     parser.add_argument(
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         if min(getattr(args, name) or (1,)) < 1:
             raise UserError(f"--{name.replace('_', '-')}: must be at least 1")
     if args.report and not args.compare:
-        raise UserError("--report: what --compare finds; name pictures to --compare")
+        raise UserError("--report: what --compare finds; name images to --compare")
     loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
     if kind == "program":
         shapes = program_shapes(loaded.config, args.output_sides, args.batch_sizes)

@@ -1,6 +1,6 @@
 """`predict`: segments images and videos with a checkpoint.
 
-Writes into --output: panoptic/NAME.png (ids as colours) and panoptic.json (COCO-panoptic), overlay/NAME.png,
+Writes into --output: panoptic/NAME.png (ids as colors) and panoptic.json (COCO-panoptic), overlay/NAME.png,
 classes.csv; for a video NAME: overlay/NAME.mp4 and frames/NAME.jsonl, one line a frame.
 """
 
@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint or a working directory of `train`")
     parser.add_argument("--output", required=True, help="folder for everything that is written")
     parser.add_argument(
-        "pictures", nargs="*", metavar="PICTURES", help="files, folders (with all below), globs; pictures and videos"
+        "pictures", nargs="*", metavar="PICTURES", help="files, folders (with all below), globs; images and videos"
     )
     parser.add_argument("--frames", type=int, default=0, help="at most so many of a video (default: all)")
     parser.add_argument("--batch-size", type=int, default=0, help="default: 1 on CPU, 8 a device on accelerators")
@@ -56,7 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ids-of",
         metavar="JSON",
-        help="give the pictures the ids of this panoptic JSON (found by file name), so that `evaluate` can score them",
+        help="give the images the ids of this panoptic JSON (found by file name), so that `evaluate` can score them",
     )
 
 
@@ -90,7 +90,7 @@ class Outputs:
         self.count(result)
 
     def count(self, result: Result) -> None:
-        """Adds the segments of a picture or frame to the class table."""
+        """Adds the segments of an image or frame to the class table."""
         self._counts.add((segment.class_id, segment.area) for segment in result.segments)
 
     def of_video(self, name: str, *, maps: bool) -> FrameOutputs:
@@ -135,12 +135,12 @@ def main(args: argparse.Namespace) -> int:
         frames += _segment_video(video.path, args.frames, paths, predictor, outputs, broken)
     done = outputs.finish(pictures)
     of_videos = f" and {frames} frames of {len(videos)} video{'s' * (len(videos) > 1)}" if videos else ""
-    print(f"{done} pictures{of_videos} segmented into {args.output}")
+    print(f"{done} images{of_videos} segmented into {args.output}")
     print(outputs.summary())
     for message in broken:
         print(f"skipped: {message}", file=sys.stderr)
     if broken:
-        print(f"{len(broken)} of {len(pictures) + len(videos)} could not be segmented (see above)", file=sys.stderr)
+        print(f"{len(broken)} of {len(images) + len(videos)} could not be segmented (see above)", file=sys.stderr)
     return 1 if broken else 0
 
 

@@ -257,14 +257,14 @@ def format_report(report: dict[str, Any]) -> str:
         sizes = ", ".join(f"{size['height']} x {size['width']} ({size['pictures']})" for size in part["sizes"])
         lines += [
             "",
-            f"{name}: {part['pictures']} pictures, {part['readable']} readable, {part['segments']} segments, "
-            f"{100 * part['labelled_share']:.1f} % of the pixels labelled",
+            f"{name}: {part['pictures']} images, {part['readable']} readable, {part['segments']} segments, "
+            f"{100 * part['labeled_share']:.1f} % of the pixels labeled",
             f"  sizes (height x width): {sizes}" + (", ..." if part["different_sizes"] > len(part["sizes"]) else ""),
         ]
         for what in ("segments", "instances", "positives"):
             spread = part[f"{what}_per_picture"]
             lines.append(
-                f"  {what} per picture: median {spread['median']:g}, mean {spread['mean']:g}, 95 % have at most "
+                f"  {what} per image: median {spread['median']:g}, mean {spread['mean']:g}, 95 % have at most "
                 f"{spread['p95']:g}, most {spread['max']:g}"
             )
         lines.append(f"  {'class':28s}{'kind':>6s}{'segments':>10s}{'crowds':>8s}{'pictures':>10s}{'vanish':>8s}")

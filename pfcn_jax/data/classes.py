@@ -63,7 +63,7 @@ class ClassTable:
             raise ValueError("things must come before stuff; use ClassTable.from_coco to order them")
         for name, color in zip(self.names, self.colors):
             if len(color) != 3 or not all(0 <= int(part) <= 255 for part in color):
-                raise ValueError(f"class {name!r}: colour {color} is not three values of 0..255")
+                raise ValueError(f"class {name!r}: color {color} is not three values of 0..255")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,6 +1,6 @@
 """Bytes of a JPEG or PNG -> arrays, and the checks that a decoder leaves out.
 
-OpenCV decodes 8-bit color and grey images, bit-equal to Pillow and faster; anything else (CMYK, palettes, alpha)
+OpenCV decodes 8-bit color and gray images, bit-equal to Pillow and faster; anything else (CMYK, palettes, alpha)
 and anything suspicious goes through Pillow, which is stricter: OpenCV returns the upper half of a truncated JPEG
 without a word. Data sets are read with EXIF orientation ignored on purpose: COCO's labels belong to the pixels as they
 are stored. People's own photos are turned upright (`upright=True`).
@@ -30,7 +30,7 @@ _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # EXIF and TIFF tags
 
 
 def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file as RGB; grey, CMYK and palette images are converted, alpha is dropped.
+    """An image file as RGB; gray, CMYK and palette images are converted, alpha is dropped.
 
     Args:
       upright: turn the image as its EXIF orientation says.
@@ -65,7 +65,7 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
             kind="image-too-large",
         ) from error
     except _BROKEN as error:
-        raise DataError(f"{name}: broken picture ({error})", kind="picture-unreadable") from error
+        raise DataError(f"{name}: broken image ({error})", kind="picture-unreadable") from error
 
 
 def _decode_color(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -87,7 +87,7 @@ class JpegHeader(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Color or grey of 8 bits, not CMYK, and of a size that Pillow, too, would open."""
+        """Color or gray of 8 bits, not CMYK, and of a size that Pillow, too, would open."""
         return self.bits == 8 and self.channels in (1, 3) and self.height * self.width <= max_pixels()
 
 
@@ -176,7 +176,7 @@ def decode_ids(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
 
 
 def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
-    """A PNG with one value a pixel as int32: grey of 8 or 16 bits, or the indices of a palette.
+    """A PNG with one value a pixel as int32: gray of 8 or 16 bits, or the indices of a palette.
 
     Raises:
       DataError: not such a PNG, truncated or damaged; names `name`.
@@ -186,13 +186,13 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
     depth, color = data[24], data[25]
     if color not in (_GREY, _PALETTE):
         raise DataError(
-            f"{name}: expected a PNG of one value a pixel (grey or palette), this is {describe_png(data)}; a mask in "
+            f"{name}: expected a PNG of one value a pixel (gray or palette), this is {describe_png(data)}; a mask in "
             "the colors of its classes must be converted to category ids first",
             kind="label-format",
         )
     if color == _GREY and 1 < depth < 8:  # these would come out scaled to 0..255
         raise DataError(
-            f"{name}: a grey PNG of {depth} bits a pixel; save it with 8 bits or as a palette", kind="label-format"
+            f"{name}: a gray PNG of {depth} bits a pixel; save it with 8 bits or as a palette", kind="label-format"
         )
     if color == _GREY and depth >= 8 and _is_complete(data, "PNG"):
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

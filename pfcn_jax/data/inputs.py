@@ -76,7 +76,7 @@ def find_split(config: DataOptions, kind: str) -> str:
     key = {"train": "train_split", "val": "eval_split"}[kind]
     if not found and len(splits) == 1 and not (kind == "train" and splits[0].startswith(("val", "test"))):
         _say_once(
-            f"{config.root}: '{splits[0]}' is the only split: it is learnt from and scored; that says nothing about "
+            f"{config.root}: '{splits[0]}' is the only split: it is learned from and scored; that says nothing about "
             f"new images (set data.{key} otherwise)"
         )
         return splits[0]

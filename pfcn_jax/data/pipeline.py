@@ -214,7 +214,7 @@ class Pipeline:
           workers: processes that load, each a few batches ahead; 0 loads in this process.
           threads: that load in this process.
           buffered_batches: how many batches are loaded ahead in this process.
-          max_broken: training only: an example that cannot be read is replaced by its neighbour on the same canvas,
+          max_broken: training only: an example that cannot be read is replaced by its neighbor on the same canvas,
             and `image_id` says so: it differs from the plan's. More than so many of them one after the other are an
             error. None: the first one is.
 

@@ -106,8 +106,8 @@ def resize_image(
 
     Args:
       method: `pillow` is exact. `opencv` is several times faster where nothing shrinks and differs there by at most
-        one grey level; where a side shrinks it is the same as `pillow` (OpenCV has no such antialiasing).
-      window: with `opencv`, a small window of a large result is computed alone, within one grey level, too.
+        one gray level; where a side shrinks it is the same as `pillow` (OpenCV has no such antialiasing).
+      window: with `opencv`, a small window of a large result is computed alone, within one gray level, too.
       out: memory that the result may be written to, without a window.
     """
     if method not in RESIZE_METHODS:
@@ -132,7 +132,7 @@ def resize_image(
 
 
 def _resize_map(example: Example, size: Size, window: Window | None = None) -> Integer[np.ndarray, "H W"]:
-    """The segment map at `size`, or a window of it, by nearest neighbour as Pillow's; of the smallest type."""
+    """The segment map at `size`, or a window of it, by nearest neighbor as Pillow's; of the smallest type."""
     rows, columns = (nearest_index(*lengths) for lengths in zip(example.size, size))
     if window is not None:
         rows, columns = rows[window.slices[0]], columns[window.slices[1]]

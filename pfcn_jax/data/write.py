@@ -39,7 +39,7 @@ def write_coco_folder(
       The root.
     """
     if picture_format not in PICTURE_FORMATS:
-        raise ValueError(f"unknown picture format {picture_format!r}; known: {', '.join(PICTURE_FORMATS)}")
+        raise ValueError(f"unknown image format {picture_format!r}; known: {', '.join(PICTURE_FORMATS)}")
     root = pathlib.Path(root)
     picture_dir, label_dir = root / split, root / "annotations" / f"panoptic_{split}"
     picture_dir.mkdir(parents=True, exist_ok=True)

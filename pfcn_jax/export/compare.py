@@ -80,8 +80,8 @@ def compare_and_report(
             what = f"{one.segments_that_differ} segments, {100 * one.pixels_that_differ:.3f} % of the pixels"
             print(f"{one.name}: differs in {what}", file=sys.stderr)
     print(
-        f"{summary['same']} of {summary['pictures']} pictures have the same segments ({summary['identical']} to the "
-        f"pixel); seconds a picture: live {summary['live_seconds']:.3f}, exported {summary['exported_seconds']:.3f}"
+        f"{summary['same']} of {summary['pictures']} images have the same segments ({summary['identical']} to the "
+        f"pixel); seconds an image: live {summary['live_seconds']:.3f}, exported {summary['exported_seconds']:.3f}"
     )
     return 0 if found and not broken and summary["same"] == len(found) else 1
 

@@ -20,7 +20,7 @@ def choose(meta, original):
     for program in meta["programs"]:  # the cheapest comes first
         if all(side <= room for side, room in zip([*size, *original], program["canvas"] + program["output"])):
             return size, program
-    raise ValueError(f"a picture of {original} (height, width) fits into none of {meta['programs']}")
+    raise ValueError(f"an image of {original} (height, width) fits into none of {meta['programs']}")
 
 
 def segment(meta, run, picture):

@@ -102,7 +102,7 @@ def describe(loaded: LoadedModel) -> dict[str, Any]:
         "name": config.name,
         "inputs": {
             "image": "uint8 [batch, *canvas, 3]: RGB, resized, at the upper left, zeros elsewhere",
-            "size": "int32 [batch, 2]: height and width of the picture on the canvas",
+            "size": "int32 [batch, 2]: height and width of the image on the canvas",
             "original_size": "int32 [batch, 2]: height and width of the result, at most `output`",
         },
         "outputs": {
@@ -214,4 +214,4 @@ def write_onnx(path: pathlib.Path, loaded: LoadedModel, shape: Shape) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     (height, width), side = shape.canvas, shape.output[0]
-    return f"the program on {height} x {width}, pictures up to {side} pixels, {len(model) / 1e6:.1f} MB"
+    return f"the program on {height} x {width}, images up to {side} pixels, {len(model) / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""The Python API: a trained model that is called with a picture, whatever the picture comes as."""
+"""The Python API: a trained model that is called with an image, whatever the image comes as."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pfcn_jax.inference.result import Result, make_result
 
 
 class Model:
-    """A trained network with its classes. Call it with a picture; the first call with a new size class compiles."""
+    """A trained network with its classes. Call it with an image; the first call with a new size class compiles."""
 
     def __init__(self, loaded: LoadedModel, config: Config):
         self.path, self.classes, self.config = loaded.path, loaded.classes, config
         self._predictor = Predictor(loaded, config)
 
     def __call__(self, image: Any, *, upright: bool = True) -> Result:
-        """Segments one picture.
+        """Segments one image.
 
         Args:
-          image: the path of a picture file; a PIL picture; or a uint8 array, RGB `[h, w, 3]`, RGBA `[h, w, 4]` (alpha
-            is dropped) or grey `[h, w]`.
-          upright: turn files and PIL pictures as their EXIF orientation says.
+          image: the path of an image file; a PIL image; or a uint8 array, RGB `[h, w, 3]`, RGBA `[h, w, 4]` (alpha
+            is dropped) or gray `[h, w]`.
+          upright: turn files and PIL images as their EXIF orientation says.
 
         Raises:
-          UserError: what is given is no such picture; the message says what it is. (A ValueError.)
+          UserError: what is given is no such image; the message says what it is. (A ValueError.)
         """
         array, name = read_image(image, upright=upright)
         return make_result(array, self._predictor(array).panoptic, self.classes, name=name)
@@ -54,7 +54,7 @@ def load_for_use(path: str | os.PathLike[str], **settings: Any) -> Model:
 
 
 def read_image(image: Any, *, upright: bool = True) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
-    """Anything that is a picture as RGB, and a name for it.
+    """Anything that is an image as RGB, and a name for it.
 
     Raises:
       UserError: it is none, or not of 8 bits a channel.
@@ -66,12 +66,12 @@ def read_image(image: Any, *, upright: bool = True) -> tuple[UInt8[np.ndarray, "
         return _from_pillow(image, upright), name
     if isinstance(image, np.ndarray) or hasattr(image, "__array__"):
         return _from_array(np.asarray(image)), "picture"
-    raise UserError(f"a picture is a path, a PIL picture or a uint8 array; got {type(image).__name__}")
+    raise UserError(f"an image is a path, a PIL image or a uint8 array; got {type(image).__name__}")
 
 
 def _read_file(path: pathlib.Path, upright: bool) -> np.ndarray:
     if path.is_dir():
-        raise UserError(f"{path}: a folder; call the model with one picture, or use `predict` for many")
+        raise UserError(f"{path}: a folder; call the model with one image, or use `predict` for many")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -81,13 +81,13 @@ def _read_file(path: pathlib.Path, upright: bool) -> np.ndarray:
 
 def _from_pillow(image: Image.Image, upright: bool) -> np.ndarray:
     if image.mode.startswith(("I", "F")):
-        raise UserError(f"a PIL picture of mode {image.mode} (more than 8 bits a channel); convert it to 8 bits")
+        raise UserError(f"a PIL image of mode {image.mode} (more than 8 bits a channel); convert it to 8 bits")
     if 0 in image.size:
-        raise UserError(f"a PIL picture of {image.width}x{image.height} pixels has nothing to segment")
+        raise UserError(f"a PIL image of {image.width}x{image.height} pixels has nothing to segment")
     try:
         array = np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # opened lazily: a broken file shows here
-        raise UserError(f"{getattr(image, 'filename', '') or 'PIL picture'}: broken picture ({error})") from error
+        raise UserError(f"{getattr(image, 'filename', '') or 'PIL picture'}: broken image ({error})") from error
     return turn(array, read_orientation(image) if upright else 1)
 
 
@@ -95,11 +95,11 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     shape = list(array.shape)
     if array.dtype != np.uint8:
         hint = "; bring it to 0..255 and use .astype(np.uint8)" if array.dtype.kind in "fiu" else ""
-        raise UserError(f"an array of {array.dtype} {shape} is no picture: expected uint8 of 0..255{hint}")
+        raise UserError(f"an array of {array.dtype} {shape} is no image: expected uint8 of 0..255{hint}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] not in (3, 4) or array.size == 0:
-        raise UserError(f"an array of shape {shape} is no picture: expected [h, w, 3] (RGB), [h, w, 4] or [h, w]")
+        raise UserError(f"an array of shape {shape} is no image: expected [h, w, 3] (RGB), [h, w, 4] or [h, w]")
     return np.ascontiguousarray(array[:, :, :3])

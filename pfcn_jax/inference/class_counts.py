@@ -1,4 +1,4 @@
-"""How many segments, pictures and pixels each class has in what was segmented."""
+"""How many segments, images and pixels each class has in what was segmented."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN_CLASSES = 10
 
 
 class ClassCounts:
-    """Counts picture by picture; the class table of `predict` and `bulk`."""
+    """Counts image by image; the class table of `predict` and `bulk`."""
 
     def __init__(self, classes: ClassTable):
         self._classes = classes
@@ -22,7 +22,7 @@ class ClassCounts:
         self._pixels: Counter[int] = Counter()
 
     def add(self, segments: Iterable[tuple[int, int]]) -> None:
-        """Counts one picture or frame, given as (class id, area in pixels) of each segment."""
+        """Counts one image or frame, given as (class id, area in pixels) of each segment."""
         present = set()
         for class_id, area in segments:
             self._segments[class_id] += 1

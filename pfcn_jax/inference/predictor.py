@@ -109,7 +109,7 @@ class Predictor:
         return self._step(self._variables, *arrays, output=OutputSpec(shape))
 
     def canvas_for(self, size: Size) -> Size:
-        """The smallest evaluation canvas that holds a resized picture, or one of its own if none does."""
+        """The smallest evaluation canvas that holds a resized image, or one of its own if none does."""
         canvases = self.config.data.eval_canvases
         found = smallest_canvas(size, canvases)
         if found is not None:

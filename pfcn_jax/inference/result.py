@@ -1,4 +1,4 @@
-"""What a prediction is to people: the segments of one picture with their names, as a drawing, and as files."""
+"""What a prediction is to people: the segments of one image with their names, as a drawing, and as files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _READABLE = 320  # a drawing with a shorter long side is magnified, so that name
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One segment of a picture."""
+    """One segment of an image."""
 
     id: int  # its value in the segment map
     class_name: str
@@ -53,7 +53,7 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """The panoptic segmentation of one picture."""
+    """The panoptic segmentation of one image."""
 
     image: UInt8[np.ndarray, "h w 3"]  # RGB, as it was segmented: upright
     segment_map: Int[np.ndarray, "h w"]  # 0 = void, else `Segment.id`
@@ -82,11 +82,11 @@ class Result:
         return self.segment_map == (segment.id if isinstance(segment, Segment) else segment)
 
     def overlay(self, *, scale: float | None = None, alpha: float = 0.5, labels: bool = True) -> Image.Image:
-        """The picture with its segments drawn over it.
+        """The image with its segments drawn over it.
 
         Args:
-          scale: magnifies the drawing; by default only small pictures are, so that names can be read.
-          alpha: how much of the colours covers the picture, 0..1.
+          scale: magnifies the drawing; by default only small images are, so that names can be read.
+          alpha: how much of the colors covers the image, 0..1.
           labels: write class names and scores.
         """
         if scale is None:
@@ -104,7 +104,7 @@ class Result:
         return Image.fromarray(drawn)
 
     def to_coco(self, image_id: int | str, file_name: str) -> dict[str, Any]:
-        """The entry of this picture in the `annotations` of a COCO-panoptic file."""
+        """The entry of this image in the `annotations` of a COCO-panoptic file."""
         segments = [segment.to_coco() for segment in self.segments]
         return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
 
@@ -153,7 +153,7 @@ class Result:
 def make_result(
     image: UInt8[np.ndarray, "h w 3"], prediction: PanopticPrediction, classes: ClassTable, *, name: str = "picture"
 ) -> Result:
-    """Names, areas and boxes of what was predicted; `prediction` is cropped to the picture."""
+    """Names, areas and boxes of what was predicted; `prediction` is cropped to the image."""
     segment_map, class_id, score = compact(prediction)
     runs = find_runs(segment_map)
     areas, boxes = count_pixels(runs, len(class_id)), tight_boxes(runs, len(class_id))

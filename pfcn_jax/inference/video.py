@@ -80,7 +80,7 @@ class VideoWriter:
         self._file = contextlib.ExitStack()  # holds the atomic write of the file while frames come
 
     def write(self, frame: np.ndarray) -> None:
-        """One RGB frame; odd sides get a row or column more, because the codec halves the colours."""
+        """One RGB frame; odd sides get a row or column more, because the codec halves the colors."""
         height, width = frame.shape[:2]
         frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._writer is None:

@@ -45,7 +45,7 @@ class PositionHead(Tower):
     """Object centers (a channel per thing class) and stuff regions (channel 0 "any thing", or one channel per thing
     class, then the stuff classes).
 
-    Both output convolutions run in float32 for every `dtype`: peaks are found by exact comparison of neighbours, and
+    Both output convolutions run in float32 for every `dtype`: peaks are found by exact comparison of neighbors, and
     bfloat16 would make ties of them.
     """
 

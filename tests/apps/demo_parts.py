@@ -15,7 +15,7 @@ from pfcn_jax.inference.two_stage import TwoStagePredictor
 from pfcn_jax.models.build import build_model
 from tests.support.tiny import TINY, tiny_variables
 
-# Thresholds with which a network that has learnt nothing finds something, and leaves something out.
+# Thresholds with which a network that has learned nothing finds something, and leaves something out.
 EAGER = {"center_threshold": 0.02, "stuff_threshold": 0.0, "min_score": 0.0, "merge_score": 0.01, "min_stuff_area": 1}
 
 

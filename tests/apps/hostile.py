@@ -1,4 +1,4 @@
-"""Two hundred uploads that are broken, hostile or odd, made from scratch; pictures among them have 48 x 40 pixels."""
+"""Two hundred uploads that are broken, hostile or odd, made from scratch; images among them have 48 x 40 pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 MAX_BYTES, MAX_PIXELS = 400_000, 4_000_000  # the limits that the uploads are made for
-Upload = tuple[str, bytes, str | None]  # name, bytes, part of the message (None: may be a picture after all)
+Upload = tuple[str, bytes, str | None]  # name, bytes, part of the message (None: may be an image after all)
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (48, 40)) -> Image.Image:
@@ -74,7 +74,7 @@ def _cut_short() -> Iterator[Upload]:
 
 
 def _flipped() -> Iterator[Upload]:
-    """Bytes changed here and there: what comes out may still be a picture."""
+    """Bytes changed here and there: what comes out may still be an image."""
     rng = np.random.default_rng(2)
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
         whole = np.frombuffer(encoded(picture(), kind), np.uint8)

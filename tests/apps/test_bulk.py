@@ -58,7 +58,7 @@ def test_what_is_left_follows_from_two_listings(tmp_path):
     assert sorted(find_work(source, output, retry_failed=False).todo) == names
     output.put("panoptic/b/a.jpg.png", b"a map")
     output.put("panoptic/a.jpg.png", b"")  # a machine lost its power: no result
-    output.put("panoptic/gone.jpg.png", b"of a picture that is not there any more")
+    output.put("panoptic/gone.jpg.png", b"of an image that is not there any more")
     output.put("state/failures/1.jsonl", b'{"image_id": "e.gif", "reason": "broken"}\n')
     work = find_work(source, output, retry_failed=False)
     assert sorted(work.todo) == ["a.jpg", "b/c.PNG", "b/d.webp"]
@@ -153,7 +153,7 @@ def test_a_shard_that_is_done_twice_leaves_the_same_files(segmenter):
 
 
 def test_a_picture_over_which_workers_die_is_given_up(segmenter):
-    """Two beginnings without an end: the next worker goes picture by picture, and leaves out the one that killed."""
+    """Two beginnings without an end: the next worker goes image by image, and leaves out the one that killed."""
     output, shard = segmenter._output, ["b/y.png", "x.png"]
     attempts = Attempts(output)
     for name in (layout.shard_name(shard), layout.shard_name(["x.png"])):

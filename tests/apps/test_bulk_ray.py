@@ -126,7 +126,7 @@ def is_loopback(address: str) -> bool:
 
 
 def check_complete(output: pathlib.Path, pictures: pathlib.Path, plain: dict[bytes, list]) -> None:
-    """Every good picture once, equal to `predict`; the broken one named; nothing else left."""
+    """Every good image once, equal to `predict`; the broken one named; nothing else left."""
     good = sorted(p.relative_to(pictures).as_posix() for p in pictures.rglob("*.*") if p.name != "bad.jpg")
     assert len(good) == PICTURES
     result = json.loads((output / "panoptic.json").read_text())
@@ -153,8 +153,8 @@ def test_a_killed_worker_loses_nothing(checkpoint, pictures, plain, tmp_path):
     found = listening(ours)
     assert found and all(is_loopback(address) for address in found), found
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 1, err  # because of the broken picture
-    assert f"{PICTURES} pictures segmented" in out and "bad.jpg: broken picture" in err
+    assert process.returncode == 1, err  # because of the broken image
+    assert f"{PICTURES} images segmented" in out and "bad.jpg: broken picture" in err
     assert "1 workers died and were replaced" in out
     assert len(set(workers(output)) - set(before)) == 1  # another one took its place
     check_complete(output, pictures, plain)
@@ -175,7 +175,7 @@ def test_after_the_driver_is_killed_the_same_command_goes_on(checkpoint, picture
     process = start(checkpoint, pictures, output)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert f"{len(kept)} done" in out and f"{PICTURES} pictures segmented" in out
+    assert f"{len(kept)} done" in out and f"{PICTURES} images segmented" in out
     check_complete(output, pictures, plain)
     assert kept == {name: maps(output)[name].stat().st_mtime_ns for name in kept}  # done means not done again
 

@@ -1,4 +1,4 @@
-"""The demo in a real browser: choose a picture, hover, drag sliders, drop a broken file."""
+"""The demo in a real browser: choose an image, hover, drag sliders, drop a broken file."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_visit(tmp_path):
         assert first["name"] in tip and f"{first['score']:.2f}" in tip
         assert page.run("return document.querySelector('tr.on').dataset.id") == str(first["id"])
 
-        drop(page, b"no picture at all", "<b>bad</b>.png")
+        drop(page, b"no image at all", "<b>bad</b>.png")
         page.wait("!document.getElementById('error').hidden")
         message = page.run("return document.getElementById('error').textContent")
         assert message.startswith("<b>bad</b>.png: not a picture")

@@ -108,12 +108,12 @@ DAMAGE: dict[str, tuple[Callable[[pathlib.Path], object], str]] = {
 
 
 def copy_picture(root: pathlib.Path) -> None:
-    """The first picture of val gets the pixels of the first of train (both are 96 x 128)."""
+    """The first image of val gets the pixels of the first of train (both are 96 x 128)."""
     shutil.copy(root / "train/000000000001.png", root / "val/000000000001.png")
 
 
 def again(content: dict) -> None:
-    """The first picture once more, under another id."""
+    """The first image once more, under another id."""
     content["images"].append({**content["images"][0], "id": 9})
     content["annotations"].append({**content["annotations"][0], "image_id": 9})
 

@@ -34,7 +34,7 @@ def tiny_examples(count: int, *, split: str = "train", crowd: bool = True) -> li
 def write_tiny_coco(
     root: pathlib.Path, *, splits: dict[str, int] | None = None, picture_format: str = "jpg"
 ) -> pathlib.Path:
-    """Writes splits (name -> number of pictures; default 6 of "train", 4 of "val") and returns the root."""
+    """Writes splits (name -> number of images; default 6 of "train", 4 of "val") and returns the root."""
     for split, count in (splits or {"train": 6, "val": 4}).items():
         write_coco_folder(root, split, tiny_examples(count, split=split), class_table(), picture_format=picture_format)
     return root

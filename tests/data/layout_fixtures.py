@@ -1,6 +1,6 @@
 """Small data sets in the layouts of their owners, to the file name: Cityscapes, Mapillary Vistas, ADE20K.
 
-Every writer returns what it drew, so that a test can compare what a source reads: a `Truth` per picture, in the order
+Every writer returns what it drew, so that a test can compare what a source reads: a `Truth` per image, in the order
 in which a source lists them.
 """
 
@@ -39,7 +39,7 @@ class Truth:
 
 
 def draw(index: int, regions: list[Region], *, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A noisy picture, and the maps of category and number of rectangles; later ones lie over earlier ones."""
+    """A noisy image, and the maps of category and number of rectangles; later ones lie over earlier ones."""
     rng = np.random.default_rng(index)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     category, number = np.full(size, -1, np.int64), np.zeros(size, np.int64)
@@ -79,7 +79,7 @@ def _segments(
 
 
 def write_cityscapes(root: pathlib.Path, *, split: str = "train", count: int = 3) -> list[Truth]:
-    """Two cities; every third picture has a group of persons, the last one also a caravan (an ignored instance)."""
+    """Two cities; every third image has a group of persons, the last one also a caravan (an ignored instance)."""
     evaluated = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
     truths = []
     for index in range(count):
@@ -107,7 +107,7 @@ def write_cityscapes(root: pathlib.Path, *, split: str = "train", count: int = 3
 
 
 def mapillary_labels() -> list[dict]:
-    """The label list of Mapillary Vistas 1.2: name, readable, colour, instances, evaluate."""
+    """The label list of Mapillary Vistas 1.2: name, readable, color, instances, evaluate."""
     rows = (pathlib.Path(__file__).parent / "mapillary_v1.2.txt").read_text().splitlines()
     labels = []
     for row in rows:
@@ -127,7 +127,7 @@ def mapillary_labels() -> list[dict]:
 def write_mapillary(
     root: pathlib.Path, *, split: str = "training", count: int = 3, panoptic: bool, version_folder: str = ""
 ) -> list[Truth]:
-    """With `panoptic` the COCO-panoptic files (with a crowd in the first picture), else the instance files only."""
+    """With `panoptic` the COCO-panoptic files (with a crowd in the first image), else the instance files only."""
     labels = mapillary_labels()
     config = {"labels": labels, "version": "1.2", "mapping": "public", "folder_structure": "{split}/{content}/{image}"}
     root.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def write_ade20k(root: pathlib.Path, *, split: str = "training", count: int = 3,
         unique = 0
         for thing in (bed, window, flag):
             for n in sorted(set(np.unique(number[category == thing]).tolist()) - {0}):
-                unique += 1  # numbers run on over the classes of a picture
+                unique += 1  # numbers run on over the classes of an image
                 instance[(category == thing) & (number == n)] = (red[thing], unique, 0)
         Image.fromarray(instance).save(base / "annotations_instance" / split / f"{stem}.png")
         segments = _segments(category, number, keep={0, 3, bed, flag}, things={bed, flag})

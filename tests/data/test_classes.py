@@ -33,7 +33,7 @@ def test_generated_colors_are_distinct_bytes_and_always_the_same():
     assert len(set(colors)) == 133
     assert all(0 <= part <= 255 for color in colors for part in color)
     assert colors[:2] == [default_color(0), default_color(1)]
-    # Pinned: pictures of two runs must be comparable.
+    # Pinned: images of two runs must be comparable.
     assert colors[0] == (242, 104, 85)
 
 

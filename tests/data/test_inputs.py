@@ -1,4 +1,4 @@
-"""Which split is read, examples that stay in memory, and what the config does to pictures."""
+"""Which split is read, examples that stay in memory, and what the config does to images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of batches: one canvas a batch, every picture its share, any batch from its number alone."""
+"""The plan of batches: one canvas a batch, every image its share, any batch from its number alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def as_they_are(size):
 
 
 def make_plan(counts=(7, 5, 2), *, batch_size=4, shuffle=True, seed=0):
-    """`counts` pictures that need the landscape, portrait and square canvas, interleaved."""
+    """`counts` images that need the landscape, portrait and square canvas, interleaved."""
     sizes = [size for size, count in zip(((60, 90), (90, 60), (60, 60)), counts) for _ in range(count)]
     order = np.random.default_rng(1).permutation(len(sizes))
     return BatchPlan(
@@ -55,7 +55,7 @@ def test_training_shows_every_picture_equally_often(counts, batch_size):
         seen.update(batch.examples.tolist())
     expected = sum(epochs * count // batch_size for count in counts)
     assert number_of_batches == expected
-    # Complete rounds, but for the pictures that wait for their batch to be full.
+    # Complete rounds, but for the images that wait for their batch to be full.
     for group in plan.groups:
         shown = [seen[int(i)] for i in group]
         if len(group) and epochs * len(group) >= batch_size:

@@ -1,4 +1,4 @@
-"""`Store`: the same behaviour for folders, file:// and what fsspec opens; files appear complete or not at all."""
+"""`Store`: the same behavior for folders, file:// and what fsspec opens; files appear complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resize, flip, crop: exact against Pillow, and picture, map and boxes stay together."""
+"""Resize, flip, crop: exact against Pillow, and image, map and boxes stay together."""
 
 from __future__ import annotations
 

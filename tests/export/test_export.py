@@ -105,7 +105,7 @@ def test_photos_get_the_segments_of_the_live_model(checkpoint, pictures_dir, tmp
     found = json.loads(report.read_text())
     assert (found["pictures"], found["same"]) == (2, 2) and found["segments"] > 4
     assert found["bytes"] == (tmp_path / "model.pfcn").stat().st_size
-    assert "2 of 2 pictures have the same segments" in capsys.readouterr().out
+    assert "2 of 2 images have the same segments" in capsys.readouterr().out
 
 
 def test_differences_are_found(scene):
@@ -196,7 +196,7 @@ def test_a_container_is_whole_or_not_there(tmp_path):
     ("output", "argv", "message"),
     [
         ("model.bin", [], "unknown ending; name a --format"),
-        ("model.pfcn", ["--report", "x.json"], "name pictures to --compare"),
+        ("model.pfcn", ["--report", "x.json"], "name images to --compare"),
         ("model.pfcn", ["--batch-sizes", "0"], "--batch-sizes: must be at least 1"),
         ("model.onnx", ["--canvas", "33", "64"], "multiples of 32"),
         ("model.pfcn", ["--config.model.encoder_channels=16"], "config.model.encoder_channels"),

@@ -1,4 +1,4 @@
-"""The Python API: pictures in every form, the result, and what is said about things that are no pictures."""
+"""The Python API: images in every form, the result, and what is said about things that are no images."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_grey_is_grey_in_three_channels(scene):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: np.zeros((4, 4, 3)), r"float64 \[4, 4, 3\] is no picture: expected uint8 of 0..255; bring it"),
+        (lambda path: np.zeros((4, 4, 3)), r"float64 \[4, 4, 3\] is no image: expected uint8 of 0..255; bring it"),
         (lambda path: np.zeros((4, 4, 3), bool), "an array of bool"),
         (lambda path: np.zeros((4, 4, 2), np.uint8), r"shape \[4, 4, 2\] is no picture"),
         (lambda path: np.zeros((2, 4, 4, 3), np.uint8), r"shape \[2, 4, 4, 3\]"),

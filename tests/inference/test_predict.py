@@ -108,7 +108,7 @@ def test_pictures_videos_and_broken_files_in_one_go(checkpoint, tmp_path, capsys
     write_video(folder / "film.mp4", 3)
     assert predict(checkpoint, output, folder, "--frame-maps") == 1
     captured = capsys.readouterr()
-    assert "2 pictures and 3 frames of 2 videos segmented" in captured.out
+    assert "2 images and 3 frames of 2 videos segmented" in captured.out
     for message in ("broken.jpg: broken picture", "broken.mp4: cannot be opened", "2 of 5 could not be segmented"):
         assert message in captured.err
 
@@ -131,7 +131,7 @@ def test_pictures_videos_and_broken_files_in_one_go(checkpoint, tmp_path, capsys
     segments = [entry["segments_info"] for entry in written["annotations"] + lines]
     assert sum(int(row["segments"]) for row in table) == sum(map(len, segments))
 
-    # Again, drawing nothing: the output lies inside the input folder and is not taken for pictures.
+    # Again, drawing nothing: the output lies inside the input folder and is not taken for images.
     assert predict(checkpoint, output, folder / "first.png", folder / "sub", "--no-overlay", "--as-stored") == 0
     written = json.loads((output / "panoptic.json").read_text())
     assert [(image["height"], image["width"]) for image in written["images"]] == [(48, 64), (48, 64)]

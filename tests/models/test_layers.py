@@ -1,4 +1,4 @@
-"""Layers against slow NumPy versions, alone and inside a larger canvas with rubbish behind the picture."""
+"""Layers against slow NumPy versions, alone and inside a larger canvas with rubbish behind the image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTENTS = ((128, 96), (32, 64), (96, 32))
 
 
 def _maps(stride: int, channels: int, seed: int = 0) -> tuple[np.ndarray, jax.Array, list[tuple[int, int]]]:
-    """A batch of maps that are random everywhere, the extents of its pictures, and the sizes in use."""
+    """A batch of maps that are random everywhere, the extents of its images, and the sizes in use."""
     shape = (len(EXTENTS), CANVAS // stride, CANVAS // stride, channels)
     values = np.random.default_rng(seed).normal(size=shape).astype(np.float32) + 0.5
     return values, jnp.asarray(EXTENTS, jnp.int32), [(-(-h // stride), -(-w // stride)) for h, w in EXTENTS]
@@ -126,7 +126,7 @@ def test_conv_layer_is_zero_beyond(norm: str | None, deformable: bool) -> None:
     ours = layer.apply(variables, x, used)
     _assert_beyond_is_zero(np.asarray(ours), sizes)
     assert np.asarray(ours).any()
-    alone = layer.apply(variables, x[1:2, :1, :2])  # the second picture, without a canvas
+    alone = layer.apply(variables, x[1:2, :1, :2])  # the second image, without a canvas
     np.testing.assert_allclose(ours[1:2, :1, :2], alone, atol=1e-5)
 
 

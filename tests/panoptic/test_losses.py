@@ -133,7 +133,7 @@ def test_streaming_equals_plain(slots: int, used: int, k: int, slots_at_once: in
 
 
 def test_streaming_under_map_over_a_batch() -> None:
-    """Pictures with different numbers of instances, one program, gradients through the loop over pictures."""
+    """Pictures with different numbers of instances, one program, gradients through the loop over images."""
     cases = [dice_case(7, used) for used in (5, 0, 2)]
     batch = jax.tree.map(lambda *values: jnp.stack(values), *cases)
 
@@ -230,7 +230,7 @@ def test_sums_of_a_scene_and_the_batch_they_make() -> None:
     focal = sum(slow.focal(np.asarray(a), b).sum() for a, b in zip(centers, expected.heatmap))
     means = sum(slow.focal(np.asarray(a), b).mean(axis=(0, 1)).sum() for a, b in zip(regions, expected.region))
 
-    batch = jax.tree.map(lambda value: value + value, sums)  # the same picture twice
+    batch = jax.tree.map(lambda value: value + value, sums)  # the same image twice
     losses = combine(batch, LossOptions())
     np.testing.assert_allclose(losses["loss_pos_th"], focal / len(expected.pairs), rtol=1e-5)
     np.testing.assert_allclose(losses["loss_pos_st"], means, rtol=1e-5)
@@ -258,5 +258,5 @@ def test_batch_without_a_thing_does_not_blow_up() -> None:
     losses = combine(sums, LossOptions())
     np.testing.assert_allclose(losses["loss_pos_th"], 900.0 / 20)
     np.testing.assert_allclose([losses["loss_pos_st"], losses["loss_seg_th"], losses["loss_seg_st"]], [4.0, 0.0, 0.0])
-    nothing = combine(jax.tree.map(jnp.zeros_like, sums), LossOptions())  # only filler pictures
+    nothing = combine(jax.tree.map(jnp.zeros_like, sums), LossOptions())  # only filler images
     assert all(float(value) == 0.0 for value in nothing.values())

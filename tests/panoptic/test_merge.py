@@ -127,7 +127,7 @@ def assert_same(ours, semantic, expected, original) -> None:
         np.testing.assert_allclose(column, values)
 
 
-CASES = [  # things, stuff, size of the picture, original size
+CASES = [  # things, stuff, size of the image, original size
     (12, 5, (64, 96), (60, 90)),
     (12, 3, (50, 61), (100, 80)),  # larger than the input
     (6, 4, (64, 90), (20, 31)),  # smaller

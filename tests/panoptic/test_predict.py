@@ -1,4 +1,4 @@
-"""The composed prediction: canvas independence, empty pictures, lowering for every platform."""
+"""The composed prediction: canvas independence, empty images, lowering for every platform."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_overlapping_masks_keep_their_own_centers() -> None:
 
 
 def test_center_clamps_inside_the_level() -> None:
-    # A box center at the very end of the picture: index hl would be one past the end.
+    # A box center at the very end of the image: index hl would be one past the end.
     masks = DenseMasks(values=jnp.ones((1, 16, 16), jnp.float32))
     build = functools.partial(
         build_targets,

@@ -34,7 +34,7 @@ def slow_resize(x: np.ndarray, out: tuple[int, int]) -> np.ndarray:
 
 
 def slow_original(probability: np.ndarray, size, extent, original) -> np.ndarray:
-    """x4 on the extent, crop to the picture, resize to the original."""
+    """x4 on the extent, crop to the image, resize to the original."""
     used = probability[: extent[0] // 4, : extent[1] // 4]
     large = slow_resize(used, (extent[0], extent[1]))
     return slow_resize(large[: size[0], : size[1]], original)
@@ -59,7 +59,7 @@ def tiled(maps: np.ndarray, upsampler, shape: tuple[int, int]) -> jax.Array:
     return for_each_tile(upsampler, box, body, empty)
 
 
-SIZES = [  # size of the picture, original size
+SIZES = [  # size of the image, original size
     ((50, 61), (33, 40)),  # smaller than the input
     ((64, 64), (90, 75)),  # larger
     ((33, 64), (64, 33)),
@@ -117,7 +117,7 @@ def test_boxes_hold_every_pixel_above_the_threshold_and_nothing_needless() -> No
     maps[0, 5:8, 3:9] = 0.9
     maps[1, 10, 10] = 0.6
     maps[2, 0, 18] = 1.0  # beyond the extent
-    maps[3, 15, 4] = 1.0  # in the padding of the picture, below its last row
+    maps[3, 15, 4] = 1.0  # in the padding of the image, below its last row
     geometry = ImageGeometry(*(jnp.asarray(n, jnp.int32) for n in (size, extent, original)))
     upsampler = make_upsampler(geometry, map_shape=(24, 20), output_shape=shape)
     boxes = np.asarray(output_box(jnp.asarray(maps), upsampler, threshold=0.4))

@@ -1,4 +1,4 @@
-"""Views of a picture: what they show, where it lies, and what they add to a prediction."""
+"""Views of an image: what they show, where it lies, and what they add to a prediction."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_mirrored_view_starts_at_the_left(scale: float) -> None:
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("view_size", [(96, 160), (50, 81), (150, 240)])
 def test_features_of_a_view_come_back_to_the_pictures_grid(view_size: tuple[int, int], mirrored: bool) -> None:
-    """A feature that is the position in the picture is the same whichever view it comes from."""
+    """A feature that is the position in the image is the same whichever view it comes from."""
     size, extent, shape = (96, 160), (96, 160), (24, 40)
 
     def position(size: tuple[int, int], shape: tuple[int, int], mirrored: bool) -> np.ndarray:
@@ -101,7 +101,7 @@ def mirror(outputs: DenseOutputs) -> DenseOutputs:
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_view_that_says_the_same_changes_nothing(mirrored: bool) -> None:
-    """The picture again, or its mirror image: every object is found again, in the right place, and only once."""
+    """The image again, or its mirror image: every object is found again, in the right place, and only once."""
     outputs = dense((64, 64), (64, 64))
     size, extent = arrays((64, 64), (64, 64))
     original = arrays((70, 81))[0]

@@ -1,4 +1,4 @@
-"""The ablation tables: rows and what they share, tables and pictures from given figures, and two of them for real."""
+"""The ablation tables: rows and what they share, tables and images from given figures, and two of them for real."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tests.support.tiny import TINY
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [*TINY, "--config.optim.name=sgd"]
 
-# 16 pictures of 2 TFLOP on chips that do 100 x 0.25 TFLOP/s; 150 MB of gradients at 10 GB/s; hosts of 4 chips.
+# 16 images of 2 TFLOP on chips that do 100 x 0.25 TFLOP/s; 150 MB of gradients at 10 GB/s; hosts of 4 chips.
 WORK = Work(flops_per_picture=2e12, gradient_bytes=150e6, steps=90_000, batch=16)
 MACHINE = Machine(peak_flops=100e12, share=0.25, link_bytes=10e9, chips_per_host=4, pictures_per_host=math.inf)
 
@@ -111,7 +111,7 @@ def test_the_command_says_its_assumptions_and_invents_none(tmp_path, capsys):
     result = json.loads((tmp_path / "r.json").read_text())
     assert "--peak-tflops 100.0 --share 0.5" in result["command"] and result["weights"] == "none"
     one, two = result["rows"]
-    assert (one["batch"], two["batch"]) == (8, 16) and two["steps"] == one["steps"] / 2  # as many pictures in all
+    assert (one["batch"], two["batch"]) == (8, 16) and two["steps"] == one["steps"] / 2  # as many images in all
     assert "GFLOP a picture" in capsys.readouterr().out
 
 
@@ -123,7 +123,7 @@ def test_the_page_says_what_is_counted():
     for row in rows:
         height, width = sorted(map(int, row["canvas"].split("x")))
         assert f"| {height} x {width}, either way round | {row['gflop']:.0f} |" in page
-    assert f"| mean, as many pictures on each | {work.flops_per_picture / 1e9:.0f} |" in page
+    assert f"| mean, as many images on each | {work.flops_per_picture / 1e9:.0f} |" in page
     assert f"{work.gradient_bytes / 1e6:.0f} MB ({work.gradient_bytes / 4e6:.1f} million trained parameters" in page
     for name, times in (("1x", 1), ("3x", 3)):
         operations = times * work.steps * work.batch * work.flops_per_picture

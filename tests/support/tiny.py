@@ -50,7 +50,7 @@ QUICK_COMPILER = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
 }
 
-# Thresholds that let a network that has learnt nothing find things and stuff.
+# Thresholds that let a network that has learned nothing find things and stuff.
 EAGER = {"center_threshold": 0.0, "stuff_threshold": 0.0, "min_score": 0.0, "merge_score": 0.0, "min_stuff_area": 1}
 
 

@@ -1,4 +1,4 @@
-"""The front door in a process of its own, which notes the training pictures that it reads, in order.
+"""The front door in a process of its own, which notes the training images that it reads, in order.
 
 Usage: distributed_worker.py READS.json ARGUMENTS OF pfcn_jax.main ...
 """

@@ -1,4 +1,4 @@
-"""Whatever happens to a run: signals, a second process, full and read-only disks, bad losses, broken pictures.
+"""Whatever happens to a run: signals, a second process, full and read-only disks, bad losses, broken images.
 
 The loop, its files and its decisions are real; only the network's step is replaced by one that needs no compilation.
 `test_kills.py` does it to the real thing.

@@ -21,7 +21,7 @@ SGD = ["--config.optim.name=sgd", "--config.optim.learning_rate=0.05", "--config
 
 
 def _setup(*overrides: str):
-    """Config, model, and the first batch: four pictures with very different numbers of instances."""
+    """Config, model, and the first batch: four images with very different numbers of instances."""
     config = from_command_line([*TINY, *SGD, "--config.train.batch_size=4", *overrides])
     source = open_split(config.data, "train", 0)
     model = build_model(config.model, *source.classes.counts)

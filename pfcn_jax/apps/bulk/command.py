@@ -49,8 +49,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="pictures that a worker takes at a time, and loses when it dies "
         f"(default: {_SHARD} on CPU, {_SHARD_ON_ACCELERATORS} on accelerators)",
     )
-    parser.add_argument("--overlay", action="store_true", help="write a drawing for each picture, too")
-    parser.add_argument("--retry-failed", action="store_true", help="try pictures again that failed before")
+    parser.add_argument("--overlay", action="store_true", help="write a drawing for each image, too")
+    parser.add_argument("--retry-failed", action="store_true", help="try images again that failed before")
     parser.add_argument(
         "--as-stored", action="store_true", help="ignore EXIF orientation, as the labels of COCO and others do"
     )
@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, source: Store, output: Store) -> int:
     work = find_work(source, output, retry_failed=args.retry_failed)
     print(
-        f"{work.found} pictures in {source.where}: {len(work.todo)} to do, {work.done} done and {work.failed} failed "
+        f"{work.found} images in {source.where}: {len(work.todo)} to do, {work.done} done and {work.failed} failed "
         "before",
         flush=True,
     )
@@ -102,7 +102,7 @@ def _run(args: argparse.Namespace, source: Store, output: Store) -> int:
     written, failed, counts = merge(output, loaded.classes)
     for folder in (layout.TMP, layout.ATTEMPTS):
         output.remove_folder(folder)
-    print(f"{written} pictures segmented into {output.where}")
+    print(f"{written} images segmented into {output.where}")
     print(counts.summary())
     return _report_failures(failed, output)
 
@@ -157,7 +157,7 @@ def _segment(args: argparse.Namespace, checkpoint: str, todo: list[str], pool: c
     finally:
         display.close()
     spent = time.monotonic() - begin
-    print(f"{done} pictures in {spent:.1f} s by {pool.workers} workers, {done / spent:.2f} a second with their start")
+    print(f"{done} images in {spent:.1f} s by {pool.workers} workers, {done / spent:.2f} a second with their start")
 
 
 def _settings(args: argparse.Namespace, loaded: LoadedModel, source: Store) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """File layout of the output of `bulk`, and the progress that follows from it: done, failed, left.
 
-panoptic/NAME.png       ids as colours; NAME is the picture's whole relative path, so that x.jpg and x.png, or a/x.jpg
+panoptic/NAME.png       ids as colors; NAME is the image's whole relative path, so that x.jpg and x.png, or a/x.jpg
                         and b/x.jpg, are never one file. It is written last: an image is done when it is there.
 overlay/NAME.png        the drawing, if asked for
 panoptic.json, classes.csv, failures.jsonl      of all images, made at the end

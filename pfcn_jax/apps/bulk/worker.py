@@ -147,7 +147,7 @@ class Segmenter:
         except OSError as error:
             return f"{shown}: {error.strerror or error}"
         except Exception as error:  # a decoder may fail in any way on some file of a million
-            return f"{shown}: broken picture ({type(error).__name__}: {error})"
+            return f"{shown}: broken image ({type(error).__name__}: {error})"
 
     def _encode(self, name: str, image: np.ndarray, prediction: Prediction) -> Outcome:
         result = make_result(image, prediction.panoptic, self._classes, name=name)

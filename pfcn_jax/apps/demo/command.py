@@ -24,8 +24,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--max-mib", type=float, default=20.0, help="largest upload in MiB (default: 20)")
-    parser.add_argument("--max-megapixels", type=float, default=40.0, help="largest picture (default: 40)")
-    parser.add_argument("--long-side", type=int, default=1024, help="larger pictures are shrunk to it (default: 1024)")
+    parser.add_argument("--max-megapixels", type=float, default=40.0, help="largest image (default: 40)")
+    parser.add_argument("--long-side", type=int, default=1024, help="larger images are shrunk to it (default: 1024)")
 
 
 def main(args: argparse.Namespace) -> int:

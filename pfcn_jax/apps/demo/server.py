@@ -58,7 +58,7 @@ def make_app(session: DemoSession, *, allowed_hosts: Sequence[str]) -> Starlette
 
     async def compute(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
         if waiting.locked():
-            raise _Refused(503, "too many pictures at once: try again in a moment")
+            raise _Refused(503, "too many images at once: try again in a moment")
         async with waiting:
             return await run_in_threadpool(function, *arguments)
 

@@ -48,7 +48,7 @@ def read_upload(data: bytes, name: str, limits: Limits) -> UInt8[np.ndarray, "h 
     except DataError:
         raise
     except Exception as error:  # a decoder may fail in any way on bytes that are made to break it
-        raise DataError(f"{name}: broken picture ({type(error).__name__})") from error
+        raise DataError(f"{name}: broken image ({type(error).__name__})") from error
 
 
 def too_large(name: str, limits: Limits) -> str:
@@ -63,7 +63,7 @@ def _check_header(data: bytes, name: str, limits: Limits) -> None:
             width, height = picture.size
             kind = picture.format
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: not a picture, or none of {', '.join(FORMATS)}") from error
+        raise DataError(f"{name}: not an image, or none of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: more than {limits.max_pixels / 1e6:g} megapixels") from error
     if width * height > limits.max_pixels:

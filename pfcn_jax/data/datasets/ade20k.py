@@ -2,7 +2,7 @@
 
     <root>/images/<split>/*.jpg                               images; splits `training` and `validation`
     <root>/ade20k_panoptic_{train,val}.json (and a folder)    COCO-panoptic files, read where they are there; else
-    <root>/annotations/<split>/*.png                          8-bit grey, category id + 1, 0 = other
+    <root>/annotations/<split>/*.png                          8-bit gray, category id + 1, 0 = other
     <root>/annotations_instance/<split>/*.png                 8-bit RGB: R = 1..100 (i-th thing), G = instance or 0
 
 Root is the folder `ADEChallengeData2016` or the one above it. Without panoptic files they are composed by the

@@ -1,7 +1,7 @@
 """Cityscapes as its owners ship it (leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, unpacked).
 
     <root>/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png           images
-    <root>/gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png         labels, 16-bit grey
+    <root>/gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png         labels, 16-bit gray
 
 A label value below 1000 is a label id, one from 1000 on is label id * 1000 + the number of the instance. The rules are
 those of the benchmark's panoptic evaluation: labels without a train id are void; a value below 1000 of a class with

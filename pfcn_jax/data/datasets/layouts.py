@@ -179,4 +179,4 @@ def _size_of(entry: Entry) -> tuple[int, int]:
         with Image.open(io.BytesIO(entry.picture.read_bytes())) as picture:
             return picture.height, picture.width
     except OSError as error:
-        raise DataError(f"{os.fspath(entry.picture)}: broken picture ({error})", kind="picture-unreadable") from error
+        raise DataError(f"{os.fspath(entry.picture)}: broken image ({error})", kind="picture-unreadable") from error

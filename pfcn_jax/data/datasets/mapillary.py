@@ -3,7 +3,7 @@
     <root>/config.json  (or config_v1.2.json)               labels: name, readable, color, instances, evaluate
     <root>/<split>/images/*.jpg                             images; splits `training` and `validation`
     <root>/<split>/[v1.2/]panoptic/panoptic_2018.json       COCO-panoptic, with the PNGs beside it
-    <root>/<split>/[v1.2/]instances/*.png                   16-bit grey, label * 256 + number of the instance
+    <root>/<split>/[v1.2/]instances/*.png                   16-bit gray, label * 256 + number of the instance
 
 The panoptic files are read where they are there, because the owners evaluate by them and only they mark crowds; else
 the instance files. Labels that are not evaluated ("Unlabeled") are void. Category ids are label + 1, as in the

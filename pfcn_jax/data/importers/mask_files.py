@@ -100,7 +100,7 @@ class MaskFolder:
 
 
 def read_values(path: pathlib.Path, size: tuple[int, int]) -> Int[np.ndarray, "h w"]:
-    """One value a pixel: grey, palette indices, or RGB as ids.
+    """One value a pixel: gray, palette indices, or RGB as ids.
 
     Raises:
       DataError: not readable as such, or of another size than its image (`size`).

@@ -27,7 +27,7 @@ from pfcn_jax.data.importers.registry import register
 _PLAIN = "the mask has 0 and 255 only and becomes one instance; with --components each connected part is one"
 _BORDER = "255 beside other values becomes an instance of its own; if it is a border (VOC): --ignore 255"
 _WHITE = 247  # values from here to 255 are white, up to JPEG artifacts
-_SOFT_VALUES = 8  # so many grey values, with fewer pixels than white has, are a softened border
+_SOFT_VALUES = 8  # so many gray values, with fewer pixels than white has, are a softened border
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def from_id_masks(
     """Classes and labels from masks of instance ids.
 
     Args:
-      folders: class name -> its masks: grey (8 or 16 bits), palette, or RGB ids. A file that is not there means no
+      folders: class name -> its masks: gray (8 or 16 bits), palette, or RGB ids. A file that is not there means no
         instance of the class; where classes overlap, the later folder lies above.
       components: connected parts of one value are instances of their own (for masks of 0 and 255).
       background: name of a stuff class for all other pixels; empty: they are void.

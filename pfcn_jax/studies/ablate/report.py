@@ -107,8 +107,8 @@ def _caption(record: Record) -> str:
     missing = len(record["rows"]) * len(record["seeds"]) - len(runs)
     parts = [
         f"Paper: COCO val, R50 1x. Here: `{record['config']}` ({record['config_hash']}), {record['steps']} steps of "
-        f"{record['batch_size']} pictures, seeds {seeds}: mean (least to most)",
-        *([f"{max(run['pictures'] for run in runs)} pictures scored"] if runs else []),
+        f"{record['batch_size']} images, seeds {seeds}: mean (least to most)",
+        *([f"{max(run['pictures'] for run in runs)} images scored"] if runs else []),
         *(f"{count} x {device}" for count, device in sorted(places)),
         *([f"{dates[0]} to {dates[-1]}" if dates[0] != dates[-1] else dates[0]] if dates else []),
         *([f"{missing} runs not done yet"] if missing else []),

@@ -60,7 +60,7 @@ class Machine:
 
     peak_flops: float  # of one chip, in the type that is computed in
     share: float  # of the peak that the training step reaches on one chip
-    link_bytes: float  # bytes a second that a chip sends to its neighbour: the slowest link of the ring
+    link_bytes: float  # bytes a second that a chip sends to its neighbor: the slowest link of the ring
     chips_per_host: int
     pictures_per_host: float  # that a host reads, decodes and resizes in a second; inf: not looked at
 
@@ -249,8 +249,8 @@ def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
     splits = [_split(config.train, args, chips) for chips in args.chips]
     work, canvases = count_work(config)
     for row in canvases:
-        print(f"{row['canvas']}: {row['gflop']:.4g} GFLOP a picture, {100 * row['share']:.0f} % of the pictures")
-    print(f"mean {work.flops_per_picture / 1e9:.4g} GFLOP a picture; {work.gradient_bytes / 1e6:.0f} MB of gradients")
+        print(f"{row['canvas']}: {row['gflop']:.4g} GFLOP an image, {100 * row['share']:.0f} % of the pictures")
+    print(f"mean {work.flops_per_picture / 1e9:.4g} GFLOP an image; {work.gradient_bytes / 1e6:.0f} MB of gradients")
     if args.per_chip is None:
         stop = last_worthwhile(work, machine)
         print(f"a batch of {work.batch}: at least {100 * _WORTHWHILE:.0f} % of every chip up to {stop} chips")

@@ -66,7 +66,7 @@ def make_scene(
       instances: number of things.
       stuff: vertical bands of stuff, each of its own class.
       channels: of the kernel map and of the encoded feature.
-      overlap: size of an instance relative to its cell of the grid; above 1 neighbours touch.
+      overlap: size of an instance relative to its cell of the grid; above 1 neighbors touch.
     """
     rng = np.random.default_rng(seed)
     (height, width), (kernel_channels, encoder_channels) = canvas, channels

@@ -171,7 +171,7 @@ PICTURE, LABELS = "train/000000000001.png", "annotations/panoptic_train/00000000
 def test_missing_and_broken_files_are_named(root, file):
     path, source = root / file, CocoFolder(root, "train")
     data = path.read_bytes()
-    for damaged in (data[: len(data) // 2], data[:40], b"", b"no picture at all"):
+    for damaged in (data[: len(data) // 2], data[:40], b"", b"no image at all"):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"{file} \(image 1\).*(broken|not a PNG)"):
             source[0]

@@ -17,7 +17,7 @@ from tests.data import layout_fixtures as layouts
 
 
 def assert_reads(source: Source, truths: list[layouts.Truth]) -> None:
-    """The source gives exactly the drawn pictures and segments."""
+    """The source gives exactly the drawn images and segments."""
     assert len(source) == len(truths)
     categories = source.classes.category_ids
     for index, truth in enumerate(truths):
@@ -149,7 +149,7 @@ def test_values_of_palette_and_one_bit_pngs(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "grey.png")
     grey = bytearray((tmp_path / "grey.png").read_bytes())
     grey[24] = 4  # bits a pixel
-    with pytest.raises(DataError, match="a grey PNG of 4 bits a pixel"):
+    with pytest.raises(DataError, match="a gray PNG of 4 bits a pixel"):
         decode_values(bytes(grey), "grey.png")
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "rgb.png")
     with pytest.raises(DataError, match="one value a pixel") as caught:
