@@ -140,7 +140,7 @@ def main(args: argparse.Namespace) -> int:
     for message in broken:
         print(f"skipped: {message}", file=sys.stderr)
     if broken:
-        print(f"{len(broken)} of {len(images) + len(videos)} could not be segmented (see above)", file=sys.stderr)
+        print(f"{len(broken)} of {len(pictures) + len(videos)} could not be segmented (see above)", file=sys.stderr)
     return 1 if broken else 0
 
 

@@ -239,7 +239,7 @@ class _Writer:
                 raise
             raise DataError(f"{error}; {_EXIF}", kind=error.kind) from error
         if len(labelled.class_id) > MAX_ID:
-            raise DataError(f"{path}: {len(labeled.class_id)} segments; a panoptic PNG holds {MAX_ID}")
+            raise DataError(f"{path}: {len(labelled.class_id)} segments; a panoptic PNG holds {MAX_ID}")
         if orientation != 1 and self.upright:
             data = _encode_as(path.suffix, pixels)
         (self.image_dir / path.name).write_bytes(data)
