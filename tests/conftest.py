@@ -53,7 +53,7 @@ def reference_dir() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def pictures_dir() -> pathlib.Path:
     """The directory with the image sets `coco_sample`, `nuclei` and `two_photos`."""
-    return _data_directory("PFCN_DATA_DIR", "picture data directory")
+    return _data_directory("PFCN_DATA_DIR", "image data directory")
 
 
 @pytest.fixture(scope="session")

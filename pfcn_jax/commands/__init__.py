@@ -13,7 +13,7 @@ VERBS = {
     "validate-data": "read a whole data set and say whether it will train, and what is wrong with it",
     "browse": "one image of many: examples with their labels, and the targets as the network sees them",
     "prepare": "instance or semantic labels -> COCO-panoptic; COCO -> ArrayRecord",
-    "curves": "losses and PQ of one or more runs as one picture",
+    "curves": "losses and PQ of one or more runs as one image",
     "convert": "weights of the original, detectron2, torchvision or timm -> a checkpoint, and back",
     "weights": "published weights by name: list, get, path, verify, remove",
     "ablate": "the paper's ablation tables, trained and scored row by row, beside the published figures",

@@ -35,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="", help="default: the split that the config trains on")
     parser.add_argument("--first", type=int, default=0, help="number of the first example")
     parser.add_argument("--count", type=int, default=12, help="examples with their labels")
-    parser.add_argument("--targets", type=int, default=3, help="pictures with their targets; 0: none")
+    parser.add_argument("--targets", type=int, default=3, help="images with their targets; 0: none")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ _DEPTH = 2  # the table sums parameters below backbone/res2_0, position_head/con
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="look at a checkpoint instead of a config")
-    parser.add_argument("--no-batch", action="store_true", help="do not read a picture")
+    parser.add_argument("--no-batch", action="store_true", help="do not read an image")
     parser.add_argument("--depth", type=int, default=_DEPTH, help="levels of the parameter table")
 
 

@@ -152,7 +152,7 @@ def count_pairs(box: np.ndarray, size: Size, resized: Size, level_ranges: Sequen
 
 
 def check_canvases(source: Source, limits: Limits, split: str) -> list[Finding]:
-    """Pictures that fit on no canvas, one finding a size."""
+    """Images that fit on no canvas, one finding a size."""
     findings = []
     sizes, counts = np.unique(source.sizes(), axis=0, return_counts=True)
     for (height, width), count in zip(sizes.tolist(), counts.tolist()):

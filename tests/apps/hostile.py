@@ -47,7 +47,7 @@ def _no_pictures() -> Iterator[Upload]:
     rng = np.random.default_rng(1)
     yield "empty.jpg", b"", "the file is empty"
     for length in (1, 2, 3, 7, 8, 12, 16, 33, 48, 64, 100, 257, 1000, 4096, 10_000, 100_000, 399_999):
-        yield f"noise_{length}.png", rng.bytes(length), "not a picture"
+        yield f"noise_{length}.png", rng.bytes(length), "not an image"
     starts = [
         b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<!doctype html><script>alert(1)</script>", b"%PDF-1.7\n",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", b"PK\x03\x04" + bytes(60), b"\x7fELF" + bytes(60),
@@ -55,9 +55,9 @@ def _no_pictures() -> Iterator[Upload]:
         b"{\"key\": 1}", b"P6\n9999999 9999999\n255\n", b"\x1f\x8b\x08" + bytes(20),
     ]  # fmt: skip
     for number, start in enumerate(starts):
-        yield f"other_{number}.jpg", start, "not a picture"
+        yield f"other_{number}.jpg", start, "not an image"
     for kind in ("TIFF", "PPM", "ICO", "TGA", "PCX"):
-        yield f"other.{kind.lower()}", encoded(picture(), kind), "not a picture"
+        yield f"other.{kind.lower()}", encoded(picture(), kind), "not an image"
     yield "big.bmp", encoded(picture(size=(480, 400)), "BMP"), "more than"
     yield "one_too_many.bin", bytes(MAX_BYTES + 1), "more than"
 
@@ -70,7 +70,7 @@ def _cut_short() -> Iterator[Upload]:
             yield f"cut_{part}.{kind.lower()}", whole[:length], "cut_"
     whole = encoded(picture(), "JPEG", progressive=True)
     for part in (3, 6, 9):
-        yield f"cut_{part}.progressive.jpg", whole[: len(whole) * part // 12], "broken picture"
+        yield f"cut_{part}.progressive.jpg", whole[: len(whole) * part // 12], "broken image"
 
 
 def _flipped() -> Iterator[Upload]:
@@ -112,7 +112,7 @@ def _giants() -> Iterator[Upload]:
 
 
 def _odd() -> Iterator[Upload]:
-    """Pictures that must be taken as they are, but for the last ones."""
+    """Images that must be taken as they are, but for the last ones."""
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         yield f"mode_{mode}.png", encoded(picture(mode), "PNG"), ""
     yield "mode_I_16.png", encoded(picture("I").convert("I;16"), "PNG"), "8 bits"
@@ -131,7 +131,7 @@ def _odd() -> Iterator[Upload]:
     yield "after_the_end.png", encoded(picture(), "PNG") + b"<script>" * 40, ""
     for name in ("../../etc/passwd", "a" * 5000, "\x00\x1b[31m\n.png", "<img src=x onerror=alert(1)>.png", ""):
         yield name, encoded(picture(), "PNG"), ""
-        yield name, b"no picture", "not a picture"
+        yield name, b"no image", "not an image"
 
 
 def uploads() -> list[Upload]:

@@ -95,7 +95,7 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
 def source(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_pictures(folder, ["x.png", "a/x.png", "a/x.bmp", "b/y.png"])
-    (folder / "bad.jpg").write_bytes(b"no picture")
+    (folder / "bad.jpg").write_bytes(b"no image")
     return folder
 
 
@@ -121,7 +121,7 @@ def test_a_worker_writes_what_predict_writes(segmenter, checkpoint, source, tmp_
     assert json.loads(worker)["pid"] > 0 and json.loads(worker)["devices"][0].lower().startswith(("cpu", "tfrt_cpu"))
 
     written, failed, counts = merge(output, class_table())
-    assert written == 4 and list(failed) == ["bad.jpg"] and "bad.jpg: broken picture" in failed["bad.jpg"]
+    assert written == 4 and list(failed) == ["bad.jpg"] and "bad.jpg: broken image" in failed["bad.jpg"]
     assert [json.loads(line) for line in output.read(layout.FAILURES_JSONL).splitlines()] == [
         {"image_id": "bad.jpg", "reason": failed["bad.jpg"]}
     ]

@@ -44,7 +44,7 @@ def pictures(tmp_path_factory) -> pathlib.Path:
         path = folder / f"part{index % 3}" / f"{index // 6}.{('png', 'bmp')[index % 2]}"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(scenes[index].image).save(path)
-    (folder / "part0" / "bad.jpg").write_bytes(b"no picture")
+    (folder / "part0" / "bad.jpg").write_bytes(b"no image")
     return folder
 
 
@@ -154,7 +154,7 @@ def test_a_killed_worker_loses_nothing(checkpoint, pictures, plain, tmp_path):
     assert found and all(is_loopback(address) for address in found), found
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err  # because of the broken image
-    assert f"{PICTURES} images segmented" in out and "bad.jpg: broken picture" in err
+    assert f"{PICTURES} images segmented" in out and "bad.jpg: broken image" in err
     assert "1 workers died and were replaced" in out
     assert len(set(workers(output)) - set(before)) == 1  # another one took its place
     check_complete(output, pictures, plain)

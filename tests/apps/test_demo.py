@@ -71,7 +71,7 @@ def test_large_pictures_are_shrunk_and_old_ones_forgotten():
     first = demo.add(hostile.encoded(hostile.picture(size=(128, 96)), "PNG"), "first")
     assert (first["height"], first["width"]) == (48, 64)
     others = [demo.add(good_upload(), "x")["key"] for _ in range(2)]
-    with pytest.raises(UserError, match="drop it again"):
+    with pytest.raises(UserError, match="upload it again"):
         demo.segment(first["key"], {})
     assert all(demo.segment(key, {})["segments"] is not None for key in others)
 
@@ -161,7 +161,7 @@ def test_over_http():
             (("POST", "/api/segments", b"[" * 60_000, JSON), 400, "not JSON"),
             (("POST", "/api/segments", b"[]", JSON), 400, "object"),
             (("POST", "/api/segments", bytes(70_000), JSON), 413, "too long"),
-            (("POST", "/api/segments", b'{"key": ["a"]}', JSON), 400, "drop it again"),
+            (("POST", "/api/segments", b'{"key": ["a"]}', JSON), 400, "upload it again"),
             (("POST", "/api/segments", b'{"key": "a", "thresholds": {"merge_score": 7}}', JSON), 400, "merge_score"),
         ]
         for request, expected, message in refused:

@@ -79,7 +79,7 @@ def test_a_visit(tmp_path):
         drop(page, b"no image at all", "<b>bad</b>.png")
         page.wait("!document.getElementById('error').hidden")
         message = page.run("return document.getElementById('error').textContent")
-        assert message.startswith("<b>bad</b>.png: not a picture")
+        assert message.startswith("<b>bad</b>.png: not an image")
         drop(page, bytes(hostile.MAX_BYTES + 1), "large.png")
         page.wait("document.getElementById('error').textContent.startsWith('large.png')")
 

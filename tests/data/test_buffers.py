@@ -45,7 +45,7 @@ def test_shared_arrays_of_a_block_that_fails_are_freed():
     names = []
     with pytest.raises(KeyError), shared_arrays() as take:
         names += [take((10,), np.uint8).metadata.name, take((20,), np.int32).metadata.name]
-        raise KeyError("broken picture")
+        raise KeyError("broken image")
     for name in names:
         wait_until_freed(name)
     with shared_arrays() as take:

@@ -139,7 +139,7 @@ def test_grey_is_grey_in_three_channels(scene):
     [
         (lambda path: np.zeros((4, 4, 3)), r"float64 \[4, 4, 3\] is no image: expected uint8 of 0..255; bring it"),
         (lambda path: np.zeros((4, 4, 3), bool), "an array of bool"),
-        (lambda path: np.zeros((4, 4, 2), np.uint8), r"shape \[4, 4, 2\] is no picture"),
+        (lambda path: np.zeros((4, 4, 2), np.uint8), r"shape \[4, 4, 2\] is no image"),
         (lambda path: np.zeros((2, 4, 4, 3), np.uint8), r"shape \[2, 4, 4, 3\]"),
         (lambda path: np.zeros((0, 4, 3), np.uint8), r"shape \[0, 4, 3\]"),
         (lambda path: 7, "got int"),
@@ -147,9 +147,9 @@ def test_grey_is_grey_in_three_channels(scene):
         (lambda path: Image.new("F", (4, 4)), "mode F"),
         (lambda path: Image.new("RGB", (0, 4)), "0x4 pixels"),
         (lambda path: path / "missing.jpg", "missing.jpg: No such file"),
-        (lambda path: path, "a folder; call the model with one picture"),
-        (lambda path: path / "text.jpg", "text.jpg: broken picture"),
-        (lambda path: Image.open(path / "cut.png"), "cut.png: broken picture"),
+        (lambda path: path, "a folder; call the model with one image"),
+        (lambda path: path / "text.jpg", "text.jpg: broken image"),
+        (lambda path: Image.open(path / "cut.png"), "cut.png: broken image"),
     ],
 )
 def test_what_is_no_picture_is_one_clear_error(make, message, tmp_path):

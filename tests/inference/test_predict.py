@@ -103,13 +103,13 @@ def test_pictures_videos_and_broken_files_in_one_go(checkpoint, tmp_path, capsys
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(scene(1)).save(folder / "sub" / "second.png", exif=turned)
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "broken.mp4").write_bytes(b"no video")
     write_video(folder / "film.mp4", 3)
     assert predict(checkpoint, output, folder, "--frame-maps") == 1
     captured = capsys.readouterr()
     assert "2 images and 3 frames of 2 videos segmented" in captured.out
-    for message in ("broken.jpg: broken picture", "broken.mp4: cannot be opened", "2 of 5 could not be segmented"):
+    for message in ("broken.jpg: broken image", "broken.mp4: cannot be opened", "2 of 5 could not be segmented"):
         assert message in captured.err
 
     written = json.loads((output / "panoptic.json").read_text())

@@ -124,7 +124,7 @@ def test_several_views_are_refused():
 
 
 def test_explain_goes_on_over_what_it_cannot_read(tmp_path, capsys, monkeypatch):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     Image.fromarray(scene()).save(tmp_path / "good.png")
     monkeypatch.setattr(explain, "load_with_config", lambda path, argv: tiny_predictor().loaded)
     monkeypatch.setattr(explain, "TwoStagePredictor", lambda loaded: tiny_predictor())

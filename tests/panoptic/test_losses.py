@@ -133,7 +133,7 @@ def test_streaming_equals_plain(slots: int, used: int, k: int, slots_at_once: in
 
 
 def test_streaming_under_map_over_a_batch() -> None:
-    """Pictures with different numbers of instances, one program, gradients through the loop over images."""
+    """Images with different numbers of instances, one program, gradients through the loop over images."""
     cases = [dice_case(7, used) for used in (5, 0, 2)]
     batch = jax.tree.map(lambda *values: jnp.stack(values), *cases)
 

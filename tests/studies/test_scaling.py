@@ -112,7 +112,7 @@ def test_the_command_says_its_assumptions_and_invents_none(tmp_path, capsys):
     assert "--peak-tflops 100.0 --share 0.5" in result["command"] and result["weights"] == "none"
     one, two = result["rows"]
     assert (one["batch"], two["batch"]) == (8, 16) and two["steps"] == one["steps"] / 2  # as many images in all
-    assert "GFLOP a picture" in capsys.readouterr().out
+    assert "GFLOP an image" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ class Breaking(Scenes):
 
     def __getitem__(self, index):
         if index in self.broken:
-            raise DataError(f"scene_{index}.png: broken picture")
+            raise DataError(f"scene_{index}.png: broken image")
         return super().__getitem__(index)
 
 
@@ -164,7 +164,7 @@ def test_a_broken_picture_stops_the_run_and_what_was_learnt_is_kept(broken, tmp_
         first += 1
     assert run() == 2
     said = capsys.readouterr().err
-    assert "error: scene_" in said and "broken picture" in said and "--config.data.on_broken=skip" in said
+    assert "error: scene_" in said and "broken image" in said and "--config.data.on_broken=skip" in said
     assert steps_of(tmp_path) == ([] if first == 1 else steps_of(tmp_path)) and (
         first == 1 or steps_of(tmp_path)[-1] == first - 1
     )
@@ -196,7 +196,7 @@ def test_broken_pictures_may_be_skipped_counted_and_limited(broken, tmp_path, ca
     training(tmp_path / "whole", *skip).run()
     said = capsys.readouterr().err
     for index in broken.broken:
-        assert said.count(f"another one stands in: scene_{index}.png: broken picture") == 1
+        assert said.count(f"another one stands in: scene_{index}.png: broken image") == 1
     assert metrics_of(tmp_path / "whole")[12]["broken_pictures"] == 3.0
 
     def kill():
@@ -219,7 +219,7 @@ def test_broken_pictures_may_be_skipped_counted_and_limited(broken, tmp_path, ca
 def test_a_broken_validation_picture_only_stops_the_last_evaluation(tmp_path, capsys):
     def evaluate(task):
         if task.step in broken_at:
-            raise DataError(f"val_{task.step}.png: broken picture")
+            raise DataError(f"val_{task.step}.png: broken image")
         return zero_scores(task)
 
     every_4 = "--config.train.eval_every=4"

@@ -148,7 +148,7 @@ def test_predict_writes_png_json_and_overlay_at_the_original_size(workdir, tmp_p
 
 
 def test_predict_goes_on_over_a_broken_picture_and_says_so(workdir, tmp_path, capsys):
-    (tmp_path / "bad.jpg").write_bytes(b"not a picture")
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
     Image.fromarray(Scenes("val", size=(64, 64))[0].image).save(tmp_path / "good.png")
     output = tmp_path / "out"
     assert _run("predict", "--checkpoint", str(workdir), "--output", str(output), str(tmp_path)) == 1

@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--shard-size",
         type=int,
         default=0,
-        help="pictures that a worker takes at a time, and loses when it dies "
+        help="images that a worker takes at a time, and loses when it dies "
         f"(default: {_SHARD} on CPU, {_SHARD_ON_ACCELERATORS} on accelerators)",
     )
     parser.add_argument("--overlay", action="store_true", help="write a drawing for each image, too")

@@ -60,7 +60,7 @@ def find_done(output: Store) -> set[str]:
 
 
 def read_failures(output: Store) -> dict[str, str]:
-    """Pictures that could not be segmented, with the reason; some may have been done since."""
+    """Images that could not be segmented, with the reason; some may have been done since."""
     failed = {}
     for file, _ in sorted(output.list(FAILURES)):
         for line in output.read(file).splitlines():

@@ -1,4 +1,4 @@
-"""Pictures and label files found by their names, with label values in their owner's own coding: the common part.
+"""Images and label files found by their names, with label values in their owner's own coding: the common part.
 
 A subclass lists the files and says what a value means; this file reads, checks and turns values into segments.
 """

@@ -73,7 +73,7 @@ class PanopticBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Pictures with panoptic segmentation in the COCO format.",
+            description="Images with panoptic segmentation in the COCO format.",
             features=tfds.features.FeaturesDict(features),
         )
 

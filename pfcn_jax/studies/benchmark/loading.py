@@ -23,7 +23,7 @@ from pfcn_jax.studies.benchmark.measure import Row
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Pictures per second, elapsed and of this process' processor time."""
+    """Images per second, elapsed and of this process' processor time."""
 
     elapsed: float
     processor: float

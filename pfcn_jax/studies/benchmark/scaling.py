@@ -99,7 +99,7 @@ def step_time(work: Work, machine: Machine, chips: int) -> Step:
 
 
 def efficiency(work: Work, machine: Machine, chips: int) -> float:
-    """Pictures a second of `chips` chips over `chips` times those of one chip with nothing to wait for."""
+    """Images a second of `chips` chips over `chips` times those of one chip with nothing to wait for."""
     alone = work.batch * work.flops_per_picture / (machine.peak_flops * machine.share)
     return alone / (chips * step_time(work, machine, chips).seconds)
 
@@ -209,7 +209,7 @@ def _trained(params: Any, frozen: tuple[str, ...]) -> int:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("`scaling`: assumptions, all of them the reader's (docs/scaling.md)")
     group.add_argument("--chips", nargs="+", type=int, default=[1, 8, 64], help="numbers of chips (default: 1 8 64)")
-    group.add_argument("--per-chip", type=int, help="pictures a chip: the batch grows with the chips (default: fixed)")
+    group.add_argument("--per-chip", type=int, help="images a chip: the batch grows with the chips (default: fixed)")
     group.add_argument("--peak-tflops", type=float, help="of one chip, in the type that is computed in")
     group.add_argument("--share", type=float, help="of the peak that the step reaches, as 0.3")
     group.add_argument("--link-gbytes", type=float, help="GB/s from chip to chip, the slowest link of the ring")
@@ -249,7 +249,7 @@ def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
     splits = [_split(config.train, args, chips) for chips in args.chips]
     work, canvases = count_work(config)
     for row in canvases:
-        print(f"{row['canvas']}: {row['gflop']:.4g} GFLOP an image, {100 * row['share']:.0f} % of the pictures")
+        print(f"{row['canvas']}: {row['gflop']:.4g} GFLOP an image, {100 * row['share']:.0f} % of the images")
     print(f"mean {work.flops_per_picture / 1e9:.4g} GFLOP an image; {work.gradient_bytes / 1e6:.0f} MB of gradients")
     if args.per_chip is None:
         stop = last_worthwhile(work, machine)

@@ -13,7 +13,7 @@ _HIDDEN = ("fastest_s", "matmul_gflops_before", "matmul_gflops_after", "compiler
 _TITLES = {
     "seconds": "s (median)",
     "p95_s": "s (p95)",
-    "seconds_per_picture": "s a picture",
+    "seconds_per_picture": "s an image",
     "images_per_s": "pictures/s",
     "images_per_core_s": "pictures/s a core",
     "decode_images_per_core_s": "bare decode, pictures/s a core",

@@ -269,7 +269,7 @@ def test_exif_orientation_is_ignored_because_labels_follow_the_pixels():
 def test_a_jpeg_cut_short_is_refused_and_trailing_bytes_are_not():
     data = encoded(Image.fromarray(tiny_examples(1)[0].image), "JPEG")
     for length in (len(data) - 2, len(data) // 2, 300):
-        with pytest.raises(DataError, match="x: broken picture"):
+        with pytest.raises(DataError, match="x: broken image"):
             decode_picture(data[:length], "x")
     whole = decode_picture(data, "x")
     for tail in (b"\0" * 10, b"\0" * 500):

@@ -198,7 +198,7 @@ def test_broken_examples_are_not_written(root, tmp_path):
         def read(self, name: str) -> bytes:
             return super().read(name)[:-100] if name.endswith(".jpg") else super().read(name)
 
-    with pytest.raises(Exception, match=r"000000000001\.jpg \(image 1\): broken picture"):
+    with pytest.raises(Exception, match=r"000000000001\.jpg \(image 1\): broken image"):
         tfds_source.prepare(tmp_path, {"train": Broken(root, "train")})
     other = write_tiny_coco(tmp_path / "other", splits={"val": 1})
     content = json.loads((other / "annotations/panoptic_val.json").read_text())

@@ -191,7 +191,7 @@ def test_pictures_of_one_name_in_two_folders_are_refused(pictures, tmp_path, cap
     [
         (lambda pictures, masks: (masks / "p2.png").write_bytes(b"no"), "p2.png: not a PNG file"),
         (lambda pictures, masks: Image.new("L", (3, 3)).save(masks / "p3.png"), "3 x 3 (height x width), but its"),
-        (lambda pictures, masks: (pictures / "p1.png").write_bytes(b"no"), "p1.png: broken picture"),
+        (lambda pictures, masks: (pictures / "p1.png").write_bytes(b"no"), "p1.png: broken image"),
         (lambda pictures, masks: (pictures / "p1.jpg").write_bytes(b"no"), "p1.jpg, apart from folder and suffix"),
         (lambda pictures, masks: [path.unlink() for path in pictures.iterdir()], "no images"),
         (lambda pictures, masks: [path.unlink() for path in masks.iterdir()], "no mask has the name of an image"),
