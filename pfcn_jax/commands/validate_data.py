@@ -258,7 +258,7 @@ def format_report(report: dict[str, Any]) -> str:
         lines += [
             "",
             f"{name}: {part['pictures']} images, {part['readable']} readable, {part['segments']} segments, "
-            f"{100 * part['labeled_share']:.1f} % of the pixels labeled",
+            f"{100 * part['labelled_share']:.1f} % of the pixels labeled",
             f"  sizes (height x width): {sizes}" + (", ..." if part["different_sizes"] > len(part["sizes"]) else ""),
         ]
         for what in ("segments", "instances", "positives"):

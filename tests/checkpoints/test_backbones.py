@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from pfcn_jax.checkpoints.backbones import convert_backbone
-from pfcn_jax.checkpoints.loading import start_from
+from pfcn_jax.checkpoints.loading import initialize_from
 from pfcn_jax.config.schema import Config
 from pfcn_jax.errors import UserError
 from pfcn_jax.interop.backbones import from_backbone
@@ -33,7 +33,7 @@ def test_converted_weights_are_where_a_model_starts(name, tmp_path):
     _, converted = convert_backbone(tmp_path / "weights.pth", config, tmp_path / "converted")
     assert converted.model.pixel_order == "rgb"
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    merged, notes = start_from(tmp_path / "converted", zeros, converted, fresh_heads=False)
+    merged, notes = initialize_from(tmp_path / "converted", zeros, converted, fresh_heads=False)
     assert notes == []
     merged = traverse_util.flatten_dict(merged, sep="/")
     for path, array in backbone.items():
