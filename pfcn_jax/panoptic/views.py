@@ -166,11 +166,25 @@ def _propose(
             Proposals(
                 picks=picks,
                 source=source,
-                point=_to_image((source.cell.astype(jnp.float32) + 0.5) * stride, size, view),
+                point=_to_image(
+                    (source.cell.astype(jnp.float32) + 0.5) * _pixels_per_cell(view, stride)[None], size, view
+                ),
                 kernel=_at(outputs.kernel_map[level], picks.position),
             )
         )
     return jax.tree.map(lambda *fields: jnp.concatenate(fields), *parts)
+
+
+def _used(view: View, stride: int) -> Int[Array, " 2"]:
+    return (view.padded_size + (stride - 1)) // stride
+
+
+def _pixels_per_cell(view: View, stride: int) -> Float[Array, " 2"]:
+    """Pixels of a view per position of a level, as the targets place centers: the ratio of the sizes.
+
+    Less than the stride on p6 and p7 where the view is no multiple of it.
+    """
+    return view.padded_size.astype(jnp.float32) / _used(view, stride).astype(jnp.float32)
 
 
 def _at(values: Float[Array, "hl wl C"], position: Int[Array, " N"]) -> Float[Array, "N C"]:
@@ -201,8 +215,8 @@ def look_up(
     best, score = jnp.full(class_id.shape, -1.0, jnp.float32), jnp.zeros(class_id.shape, jnp.float32)
     kernel = jnp.zeros((*class_id.shape, 1), jnp.float32)
     for level, stride in enumerate(STRIDES):
-        used = (view.padded_size + (stride - 1)) // stride
-        cell = jnp.clip((point / stride).astype(jnp.int32), 0, used[None, :] - 1)
+        used = _used(view, stride)
+        cell = jnp.clip((point / _pixels_per_cell(view, stride)[None]).astype(jnp.int32), 0, used[None, :] - 1)
         columns = scores[level].shape[1]
         position = cell[:, 0] * columns + cell[:, 1]
         value = scores[level].reshape(-1, scores[level].shape[2])[position, class_id]

@@ -95,6 +95,27 @@ def test_look_up_takes_the_peak_beside_the_point_and_else_the_point() -> None:
     np.testing.assert_array_equal(kernel[4], kernels[0][10, 2])
 
 
+def test_look_up_finds_the_cell_that_targets_put_a_point_in() -> None:
+    """On p6 and p7 the ratio of the sizes counts, not the stride: 160 x 224 has 3 x 4 and 2 x 2 cells."""
+    extent = arrays((160, 224))[0]
+    shapes = [(-(-160 // s), -(-224 // s)) for s in STRIDES]
+    logits = tuple(jnp.full((*shape, 1), -6.0) for shape in shapes)
+    kernels = [np.random.default_rng(0).normal(size=(*shape, 3)).astype(np.float32) for shape in shapes]
+    outputs = DenseOutputs(logits, (), tuple(map(jnp.asarray, kernels)), jnp.zeros((1, 1, 1)))
+    scores = [center_scores(level, extent, stride=s, window=3) for level, s in zip(logits, STRIDES)]
+    point = np.random.default_rng(1).uniform((0, 0), (160, 224), (50, 2)).astype(np.float32)
+    for level, shape in enumerate(shapes):
+        home = jnp.full(50, level, jnp.int32)
+        nothing = [jnp.zeros_like(values) for values in scores]
+        _, kernel = look_up(
+            outputs, scores, nothing, View(extent, extent), jnp.asarray(point), jnp.zeros(50, jnp.int32), home
+        )
+        row, column = (
+            np.floor(point[:, axis] * np.float32(shape[axis] / (160, 224)[axis])).astype(int) for axis in (0, 1)
+        )
+        np.testing.assert_array_equal(kernel, kernels[level][row, column])
+
+
 def mirror(outputs: DenseOutputs) -> DenseOutputs:
     return jax.tree.map(lambda values: values[:, ::-1], outputs)
 
