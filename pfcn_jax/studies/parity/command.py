@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 
@@ -15,40 +15,31 @@ from pfcn_jax.studies.parity.backbones import check_backbones
 from pfcn_jax.studies.parity.gradients import check_gradients
 from pfcn_jax.studies.parity.independence import check_independence
 from pfcn_jax.studies.parity.network import check_all_networks
+from pfcn_jax.studies.parity.page import TITLES, Section, write_page
 from pfcn_jax.studies.parity.pictures import check_pictures
 from pfcn_jax.studies.parity.prediction import check_prediction
 from pfcn_jax.studies.parity.reference import Check
 from pfcn_jax.studies.parity.schedule import check_schedule
+from pfcn_jax.studies.parity.trace_page import IMAGE, draw_traces, trace_lines
+from pfcn_jax.studies.parity.trace_study import IN_FLOAT64, study_traces
+from pfcn_jax.studies.parity.trace_variants import VARIANTS
 from pfcn_jax.studies.parity.training import check_training
 from pfcn_jax.utils.atomic import write_json
 
-Area = Callable[[pathlib.Path], list[Check]]
+Area = Callable[[pathlib.Path], Section]
+
+
+def _table(check: Callable[[pathlib.Path], list[Check]]) -> Area:
+    return lambda reference: Section(check(reference))
+
+
 AREAS: dict[str, Area] = {
-    "network": check_all_networks,
-    "training": check_training,
-    "gradients": check_gradients,
-    "prediction": check_prediction,
-    "schedule": check_schedule,
-    "backbones": check_backbones,
-}
-TITLES = {
-    "network": "Features of every layer",
-    "training": "Targets, guided kernels and losses",
-    "gradients": "Gradients and one optimiser step",
-    "prediction": "Prediction: picks, kernels, masks, segments",
-    "schedule": "Learning rates",
-    "backbones": "Features of EfficientNet-Lite, ConvNeXt and Swin",
-    "pictures": "Pictures and labels: resize, flip, pad",
-    "independence": "A photo alone against the photo in a mixed batch on a larger canvas",
-}
-NOTES = {
-    "gradients": [
-        "",
-        "Gradients jump where a ReLU switches, so a rounding decides single elements. The step is computed with the",
-        "parameters as they are and, if an element misses, again with every parameter moved by at most one unit in its",
-        "last place (up to 16 times); all gradients must be right in one and the same run. Losses are always compared",
-        "with the parameters as they are.",
-    ],
+    "network": _table(check_all_networks),
+    "training": _table(check_training),
+    "gradients": _table(check_gradients),
+    "prediction": _table(check_prediction),
+    "schedule": _table(check_schedule),
+    "backbones": _table(check_backbones),
 }
 
 
@@ -56,8 +47,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", required=True, help="the reference data directory")
     parser.add_argument("--pictures", default="", help="the picture data directory (default: $PFCN_DATA_DIR)")
     parser.add_argument("--output", help="write all checks as a JSON list to this file")
-    parser.add_argument("--markdown", help="write a table per area to this file (docs/parity.md)")
-    parser.add_argument("--areas", nargs="+", choices=[*AREAS, "pictures", "independence"], help="only these areas")
+    parser.add_argument(
+        "--markdown", help="write a section per area to this file (docs/parity.md); others stay as they are"
+    )
+    parser.add_argument("--areas", nargs="+", choices=TITLES, help="only these areas")
+    group = parser.add_argument_group("trace (only when named in --areas: about a minute per canvas, and the steps)")
+    group.add_argument("--traces", nargs="+", default=[], help="only these files, without .npz")
+    group.add_argument(
+        "--variants",
+        nargs="+",
+        default=[],
+        metavar="TRACE/VARIANT",
+        help=f"also replays a trace with one thing changed: {', '.join((*VARIANTS, IN_FLOAT64))}",
+    )
     group = parser.add_argument_group("independence (only when named in --areas: each photo size is compiled)")
     group.add_argument(
         "--checkpoint", type=pathlib.Path, help="trained weights in place of the reference's random ones"
@@ -71,79 +73,60 @@ def main(args: argparse.Namespace) -> int:
     if keys:
         raise UserError(f"{keys[0]}: parity takes no config, every recorded file says its own")
     reference = pathlib.Path(args.reference)
-    if args.areas != ["backbones"] and not (reference / "tensors").is_dir():
+    if not (reference / "tensors").is_dir() and not set(args.areas or ["all"]) <= {"backbones", "trace"}:
         raise UserError(f"{reference}: no folder 'tensors' here; expected a reference data directory")
-    data = args.pictures or os.environ.get("PFCN_DATA_DIR", "")
-    areas: dict[str, Area] = dict(AREAS)
-    if not args.areas and not (reference / "backbones").is_dir():
-        print(f"backbones: not checked, there is no folder 'backbones' in {reference}")
-        del areas["backbones"]
-    if data and (pathlib.Path(data) / "two_photos").is_dir():
-        areas["pictures"] = lambda reference: check_pictures(reference, pathlib.Path(data))
-    elif not args.areas or "pictures" in args.areas:
-        print("pictures: not checked, there is no picture data directory (--pictures or PFCN_DATA_DIR)")
-    if args.areas and "independence" in args.areas:
-        if not (pathlib.Path(data) / "coco_sample").is_dir():
-            raise UserError("independence needs the photos of 'coco_sample': give --pictures or PFCN_DATA_DIR")
-        areas["independence"] = lambda reference: check_independence(
-            reference,
-            pathlib.Path(data),
-            checkpoint=args.checkpoint,
-            short_side=args.short_side,
-            max_photos=args.max_photos,
-        )
-    results: dict[str, list[Check]] = {}
+    sections: dict[str, Section] = {}
     with jax.default_matmul_precision("highest"):
-        for name, area in areas.items():
-            if args.areas and name not in args.areas:
-                continue
-            results[name] = area(reference)
-            failed = [check for check in results[name] if not check.ok]
-            print(f"{name:11s} {len(results[name]):5d} tensors, {len(failed)} not ok", flush=True)
+        for name, area in _chosen(args).items():
+            sections[name] = area(reference)
+            checks = sections[name].checks
+            failed = [check for check in checks if not check.ok]
+            print(f"{name:11s} {len(checks):5d} tensors, {len(failed)} not ok", flush=True)
             for check in failed:
                 print(f"  {check.file} {check.tensor}: {check.max_abs_diff:.3g}, allowed {check.tolerance:.3g}")
-    checks = [check for part in results.values() for check in part]
+    checks = [check for section in sections.values() for check in section.checks]
     if not checks:
         raise UserError(f"{reference}: nothing to compare was found")
     if args.output:
         write_json(args.output, [dataclasses.asdict(check) for check in checks])
     if args.markdown:
-        pathlib.Path(args.markdown).write_text(markdown(results))
+        write_page(pathlib.Path(args.markdown), sections)
     return 0 if all(check.ok for check in checks) else 1
 
 
-def markdown(results: dict[str, list[Check]]) -> str:
-    """A table per area: for each tensor the largest difference over all files, and the share of the allowed one."""
-    lines = [
-        "# Parity with the original implementation",
-        "",
-        "Made by `python -m pfcn_jax.main parity --reference DIR --markdown docs/parity.md` (float32, CPU).",
-        "For each tensor, over all recorded files: the largest difference, what is allowed in that file, and how much",
-        "of it is used.",
-        "Allowed for features: 3 times the difference between the original's own float32 and float64 runs, or 1e-5 of",
-        "the tensor's largest value, whichever is larger.",
-        "",
-    ]
-    for name, checks in results.items():
-        ok = sum(check.ok for check in checks)
-        lines += [f"## {TITLES[name]}", "", f"{ok} of {len(checks)} comparisons ok.", *NOTES.get(name, []), ""]
-        lines += ["| tensor | files | largest difference | allowed | used |", "|---|---|---|---|---|"]
-        lines += [_row(tensor, group) for tensor, group in _by_tensor(checks).items()]
-        lines.append("")
-    return "\n".join(lines)
+def _chosen(args: argparse.Namespace) -> dict[str, Area]:
+    """The areas that are checked: those named by `--areas`, else all whose data are there and that are not long."""
+    data = pathlib.Path(args.pictures or os.environ.get("PFCN_DATA_DIR", ""))
+    areas: dict[str, Area] = dict(AREAS)
+    if data.name and (data / "two_photos").is_dir():
+        areas["pictures"] = _table(lambda reference: check_pictures(reference, data))
+    elif not args.areas or "pictures" in args.areas:
+        print("pictures: not checked, there is no picture data directory (--pictures or PFCN_DATA_DIR)")
+    if not args.areas:
+        if not (pathlib.Path(args.reference) / "backbones").is_dir():
+            print(f"backbones: not checked, there is no folder 'backbones' in {args.reference}")
+            del areas["backbones"]
+        return areas
+    areas["trace"] = lambda reference: _traces(reference, args)
+    if "independence" in args.areas:
+        if not (data / "coco_sample").is_dir():
+            raise UserError("independence needs the photos of 'coco_sample': give --pictures or PFCN_DATA_DIR")
+        areas["independence"] = _table(
+            lambda reference: check_independence(
+                reference,
+                data,
+                checkpoint=args.checkpoint,
+                short_side=args.short_side,
+                max_photos=args.max_photos,
+            )
+        )
+    return {name: area for name, area in areas.items() if name in args.areas}
 
 
-def _by_tensor(checks: Sequence[Check]) -> dict[str, list[Check]]:
-    groups: dict[str, list[Check]] = {}
-    for check in checks:
-        groups.setdefault(check.tensor, []).append(check)
-    return groups
-
-
-def _row(tensor: str, checks: list[Check]) -> str:
-    def used(check: Check) -> float:
-        return check.max_abs_diff / check.tolerance if check.tolerance else float(check.max_abs_diff > 0)
-
-    worst = max(checks, key=used)
-    share = f"{100 * used(worst):.0f} %" if worst.ok else "**not ok**"
-    return f"| {tensor} | {len(checks)} | {worst.max_abs_diff:.2g} | {worst.tolerance:.2g} | {share} |"
+def _traces(reference: pathlib.Path, args: argparse.Namespace) -> Section:
+    outcomes = study_traces(reference, names=args.traces, variants=args.variants)
+    return Section(
+        [check for outcome in outcomes for check in outcome.checks],
+        trace_lines(outcomes),
+        lambda folder: draw_traces(outcomes, folder / IMAGE),
+    )

@@ -7,7 +7,6 @@ on a random direction drawn from its name; about 30 parameters and the features 
 from __future__ import annotations
 
 import functools
-import hashlib
 import operator
 import pathlib
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from pfcn_jax.panoptic.losses import combine
 from pfcn_jax.panoptic.options import LossOptions
 from pfcn_jax.panoptic.targets import Targets
 from pfcn_jax.studies.parity.network import load_model, place, recorded_pictures
-from pfcn_jax.studies.parity.reference import Check, Recorded, check, recorded_files
+from pfcn_jax.studies.parity.reference import Check, Recorded, check, direction_of, recorded_files
 from pfcn_jax.studies.parity.targets import recorded_labels, targets_of
 from pfcn_jax.studies.parity.training import Embedding, check_losses, picture_losses, sum_over_pictures
 from pfcn_jax.studies.reference_weights import make_state_dict
@@ -254,8 +253,7 @@ def _recorded_part(ours: np.ndarray, how: str) -> np.ndarray:
 
 def _check_statistics(expected: Recorded, name: str, gradient: np.ndarray, theirs: dict[str, float]) -> list[Check]:
     """Norm, mean and the projection on a direction drawn from the parameter's name."""
-    seed = int.from_bytes(hashlib.sha256(f"probe:{name}".encode()).digest()[:8], "little")
-    direction = np.random.Generator(np.random.PCG64(seed)).standard_normal(gradient.shape, dtype=np.float32)
+    direction = direction_of(name, gradient.shape)
     # An error of `each` per element changes the norm by at most each * sqrt(n), and a random projection by as much.
     each = max(3 * theirs["f64err"], RELATIVE * theirs["absmax"])
     spread = each * float(np.sqrt(gradient.size))

@@ -7,6 +7,7 @@ channels last and compares what was kept.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def check(file: str, tensor: str, ours: np.ndarray, theirs: np.ndarray, toleranc
         return Check(file, f"{tensor}: shape {ours.shape}, recorded {theirs.shape}", float("inf"), tolerance, False)
     difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
     largest = float(difference.max()) if difference.size else 0.0
-    return Check(file, tensor, largest, tolerance, largest <= tolerance)
+    return Check(file, tensor, largest, float(tolerance), bool(largest <= tolerance))
 
 
 class Recorded:
@@ -81,3 +82,9 @@ def recorded_files(reference: pathlib.Path, pattern: str = "*.npz") -> Iterator[
         raise FileNotFoundError(f"{reference}: no folder 'tensors'; expected a reference data directory")
     for path in sorted(directory.glob(pattern)):
         yield Recorded(path)
+
+
+def direction_of(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The random direction that a parameter's gradient or change is projected on, drawn from its name."""
+    seed = int.from_bytes(hashlib.sha256(f"probe:{name}".encode()).digest()[:8], "little")
+    return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from pfcn_jax import main as front_door
-from pfcn_jax.studies.parity.command import markdown
+from pfcn_jax.studies.parity.page import TITLES, Section, page_text, write_page
 from pfcn_jax.studies.parity.reference import Check, check
 
 
@@ -45,5 +45,20 @@ def test_checks_never_pass_on_nan_or_another_shape():
 
 def test_the_table_shows_the_worst_file_of_a_tensor():
     checks = [Check("a", "p3", 1e-6, 1e-5, True), Check("b", "p3", 9e-6, 1e-5, True), Check("a", "p4", 2.0, 1.0, False)]
-    text = markdown({"network": checks})
+    text = page_text({"network": Section(checks)})
     assert "| p3 | 2 | 9e-06 | 1e-05 | 90 % |" in text and "| p4 | 1 | 2 | 1 | **not ok** |" in text
+
+
+def test_a_run_of_some_areas_keeps_the_sections_of_the_others(tmp_path):
+    page = tmp_path / "parity.md"
+    passed, failed = (Section([Check("a", "p3", 1e-6, 1e-5, ok)]) for ok in (True, False))
+    everything = page_text({"network": passed, "training": passed, "schedule": passed})
+    page.write_text(everything)
+    write_page(page, {"training": failed})
+    changed = page.read_text()
+    assert changed.count("**not ok**") == 1 and changed.index("not ok") > changed.index(TITLES["training"])
+    write_page(page, {"training": passed})
+    assert page.read_text() == everything
+    drawn = Section([], ["![an image](images/x.png)"], lambda folder: folder.mkdir() or (folder / "x.png").touch())
+    write_page(page, {"trace": drawn})
+    assert (tmp_path / "images" / "x.png").is_file() and "images/x.png" in page.read_text()
