@@ -34,7 +34,7 @@ def resolve(path: pathlib.Path) -> pathlib.Path:
     if name not in zoo.TABLE:
         near = zoo.nearest(name)
         known = f"did you mean {' or '.join(near)}?" if near else "`weights list` shows the names"
-        raise CheckpointError(f"{name}: no such file or folder here, and no name of known weights; {known}")
+        raise CheckpointError(f"{name}: no checkpoint here, and no known weights have this name; {known}")
     return checkpoint_of(zoo.find(name), Cache.default())
 
 
