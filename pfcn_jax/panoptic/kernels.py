@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pfcn_jax.types import STRIDES, Kernels, KernelSource
 
-Threshold = float | Array  # a number, or a scalar array as data of a compiled program
+Threshold = float | np.number | Array  # data of a compiled program, or compiled in
 POOL_WINDOWS = (3, 3, 3, 5, 5)  # of the mean that smooths the centers, p3..p7 (not in the paper, but in its code)
 
 
