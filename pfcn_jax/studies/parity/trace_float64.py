@@ -22,6 +22,7 @@ def _double() -> None:
     """Lets `jnp.float32` mean float64. Must come before the package's modules are imported: they use it in defaults."""
     jax.config.update("jax_enable_x64", True)
     jnp.float32 = jnp.float64
+    jnp.dtype = lambda name: np.dtype("float64" if name == "float32" else name)  # type: ignore[assignment]
     for name in ("sum", "prod", "cumsum"):  # under x64 they would widen sums of int32
         setattr(jnp, name, _narrow(getattr(jnp, name)))
 

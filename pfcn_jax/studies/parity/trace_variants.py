@@ -46,7 +46,7 @@ def replay_variant(name: str, trace: Trace, model: PanopticFCN, variables: PyTre
     elif name == "accumulate":
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
     elif name == "bfloat16":
-        model = model.clone(dtype=jnp.bfloat16)
+        model = model.clone(options=dataclasses.replace(model.options, dtype="bfloat16"))
     elif name == "positives":
         compiled = compile_step_by_image
     else:
