@@ -35,5 +35,5 @@ def test_recorded_features(name: str, tensors: int, reference_dir: pathlib.Path)
 def test_variants_are_told_apart(reference_dir: pathlib.Path) -> None:
     base, _ = load_model(reference_dir, "R50-400-3x-FAST")
     star, _ = load_model(reference_dir, "Star-R50-3x")
-    assert (base.encoder_deformable, base.encoder_channels) == (False, 64)
-    assert (star.encoder_deformable, star.encoder_channels) == (True, 256)
+    assert (base.options.encoder_deformable, base.options.encoder_channels) == (False, 64)
+    assert (star.options.encoder_deformable, star.options.encoder_channels) == (True, 256)
