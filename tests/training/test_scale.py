@@ -64,7 +64,7 @@ def test_denominators_are_counted_over_the_whole_batch_from_the_labels_alone():
     config, model, batch = _setup()
     counts = jax.jit(functools.partial(batch_counts, model=model, config=config, mesh=None))
     whole = jax.device_get(counts(batch))
-    assert whole["pictures"] == 3 and whole["positives"] > whole["pictures"] and whole["stuff_pairs"] > 0
+    assert whole["images"] == 3 and whole["positives"] > whole["images"] and whole["stuff_pairs"] > 0
     alone = [jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], batch) for row in range(4)]
     summed = jax.tree.map(lambda *values: sum(map(float, values)), *[counts(picture) for picture in alone])
     assert summed == jax.tree.map(float, whole)
