@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -46,7 +47,9 @@ def operations(jaxpr: core.Jaxpr) -> Iterator[Any]:
 
 def test_the_heads_positions_are_float32_and_features_bfloat16(parts):
     _, model, variables, image, size = parts
-    dense = jax.eval_shape(functools.partial(generate, model=model), variables, image, image_geometry(size))
+    dense = jax.eval_shape(
+        lambda variables, image, size: generate(variables, image, image_geometry(size), model), variables, image, size
+    )
     assert {level.dtype for level in (*dense.center_logits, *dense.region_logits)} == {jnp.dtype(jnp.float32)}
     assert {level.dtype for level in (*dense.kernel_map, dense.feature)} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}

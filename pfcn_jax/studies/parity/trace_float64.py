@@ -29,7 +29,7 @@ def _double() -> None:
 
 def _narrow(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
-    def narrow(values: Any, *args: Any, dtype: Any = None, **keywords: Any) -> Any:
+    def narrow(values: Any, *args: Any, dtype: Any = None, **keywords: object) -> Any:
         if dtype is None and getattr(values, "dtype", None) == np.int32:
             dtype = jnp.int32
         return function(values, *args, dtype=dtype, **keywords)
