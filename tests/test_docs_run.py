@@ -42,6 +42,10 @@ ELSEWHERE = {
     "--coordinator": "tests/training/test_distributed.py",
     "configs/cityscapes_r50.py": "tests/training/test_one_step.py",
     "--init-from runs/r50_imagenet --workdir runs/r50_1x": "tests/commands/test_convert.py",
+    "--checkpoint panoptic-fcn-": "tests/checkpoints/test_named.py",  # needs a network
+    "--init-from msra-r50": "tests/checkpoints/test_named.py",
+    "weights ": "tests/checkpoints/test_named.py",
+    "convert --input swin_t.pth": "tests/checkpoints/test_backbones.py",
     "data/own": "tests/test_walkthrough.py",  # the walk-through of docs/datasets.md, run as it stands there
     "runs/own": "tests/test_walkthrough.py",
 }
