@@ -288,7 +288,8 @@ def finish(
     Args:
       segment_map: 0 = free, i = row i - 1 of `class_ids` and `crowds`.
       background: class id of a stuff segment that takes the free pixels; None: they are void.
-      left_out, notes: as in `Labelled`; rows without pixels are added.
+      left_out: as in `Labelled`; rows without pixels are added.
+      notes: as in `Labelled`.
       void: pixels that stay void.
     """
     kept = np.flatnonzero(count_pixels(find_runs(segment_map), len(class_ids)) > 0)
