@@ -131,7 +131,7 @@ def test_the_first_steps_of_a_training(reference_dir, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["trace_small", "trace_star"])
+@pytest.mark.parametrize("name", ["trace_small"])
 def test_a_whole_training(reference_dir, name):
     outcome = study_trace(reference_dir / "trace" / f"{name}.npz", reference_dir)
     failed = [one for one in outcome.checks if not one.ok]
