@@ -25,7 +25,7 @@ from pfcn_jax.optim.rules import learning_rate_schedule
 from pfcn_jax.panoptic.predict import Prediction
 from pfcn_jax.parallel.prefetch import DevicePrefetch, Interrupted
 from pfcn_jax.parallel.protocol import StopFlags, number_of_process_0
-from pfcn_jax.parallel.sharding import data_mesh, shard_batch
+from pfcn_jax.parallel.sharding import data_mesh, shard_batch, this_process
 from pfcn_jax.training.cadence import Cadence
 from pfcn_jax.training.collaborators import Collaborators, EvaluationTask
 from pfcn_jax.training.failures import FailurePolicy
@@ -88,7 +88,9 @@ class Trainer:
         self.source: Source = collaborators.open_training(config.data)
         collaborators.open_evaluation(config.data, 1, classes=self.source.classes)  # fail now, not at the first score
         configured_metrics(config)  # likewise
-        self.pipeline = train_pipeline(config.data, self.source, batch_size=config.train.batch_size, seed=config.seed)
+        self.pipeline = train_pipeline(
+            config.data, self.source, batch_size=config.train.batch_size, seed=config.seed, process=this_process()
+        )
         self.batches: BatchIterator = iter(self.pipeline)
         self._resources.callback(self.batches.close)
 
