@@ -15,7 +15,7 @@ from pfcn_jax.checkpoints.format import CheckpointError
 from pfcn_jax.config.schema import Config, from_dict
 from pfcn_jax.interop import zoo
 from pfcn_jax.interop.convert import to_params
-from pfcn_jax.interop.download import Cache, fetch, sha256_of
+from pfcn_jax.interop.download import Cache, fetch_verified
 from pfcn_jax.interop.reader import read_tensors
 
 CONVERTER = 1  # raised when the same file is converted to other variables or another config than before
@@ -40,8 +40,8 @@ def resolve(path: pathlib.Path) -> pathlib.Path:
 
 def checkpoint_of(entry: zoo.Weights, cache: Cache) -> pathlib.Path:
     """The converted checkpoint of an entry: the working directory that `convert` would make."""
-    source = fetch(entry, cache)
-    target = converted_path(entry, cache, sha256_of(source))
+    source, digest = fetch_verified(entry, cache)
+    target = converted_path(entry, cache, digest)
     if target.exists():
         return target
     aside = target.with_name(f"{target.name}.{os.getpid()}")
@@ -69,7 +69,7 @@ def _convert(entry: zoo.Weights, source: pathlib.Path, output: pathlib.Path) -> 
 
 
 def converted_path(entry: zoo.Weights, cache: Cache, digest: str) -> pathlib.Path:
-    """Where the converted copy of a source with this SHA-256 lies, or would lie."""
+    """Path of the converted copy of a source with this SHA-256."""
     return cache.root / "converted" / f"{entry.name}-{digest[:16]}-v{CONVERTER}"
 
 

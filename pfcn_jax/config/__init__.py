@@ -1,1 +1,1 @@
-"""What can be configured, its checks and its command line."""
+"""The config schema, its checks and its command line."""

@@ -55,7 +55,7 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
-    """What an evaluation measures."""
+    """Metrics of an evaluation."""
 
     # Files of pfcn_jax/metrics, or "module:name" of your own (docs/extending.md). PQ is always measured, since it ranks
     # checkpoints. Periodic evaluations measure PQ alone.
@@ -64,7 +64,7 @@ class EvaluationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on."""
+    """All settings of a run."""
 
     name: str = "panoptic_fcn_r50"
     seed: int = setting(0, at_least=0)
@@ -155,7 +155,7 @@ def _check_key(schema: Any, key: str, path: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong. A config file that fails is reported as a whole traceback: its last line says why."""
+    """The reason of an error. A config file that fails is reported as a whole traceback: its last line says why."""
     text = str(error.args[0]).strip(chr(39))
     return text.strip().splitlines()[-1].partition(": ")[2] if "Traceback" in text else text
 

@@ -1,4 +1,4 @@
-"""Which files are images: by suffix, without the hidden files that operating systems leave beside them."""
+"""Image files by suffix, without the hidden files that operating systems leave beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images form which batch, known beforehand for any batch number.
+"""The images of each batch, known beforehand for any batch number.
 
 All images of a batch share one canvas, so batches are formed per canvas. A plan needs only the pictures' sizes and a
 seed; batch t follows from t alone. So a position in the data is one number, workers and hosts cannot change the

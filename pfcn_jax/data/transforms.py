@@ -84,7 +84,7 @@ def resized_size(size: Size, short_side: int, max_long_side: int) -> Size:
 
 @functools.lru_cache(maxsize=1024)
 def nearest_index(in_length: int, out_length: int) -> Int[np.ndarray, " out_length"]:
-    """Which input Pillow's nearest resize reads for each output along one axis.
+    """Index of the input that Pillow's nearest resize reads for each output along one axis.
 
     Pillow adds the step to the position once per pixel in float64; the same sum here keeps the same rounding.
     """

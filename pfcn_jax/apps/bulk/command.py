@@ -161,7 +161,7 @@ def _segment(args: argparse.Namespace, checkpoint: str, todo: list[str], pool: c
 
 
 def _settings(args: argparse.Namespace, loaded: LoadedModel, source: Store) -> dict[str, Any]:
-    """Everything that a result depends on besides its image."""
+    """Settings that a result depends on, besides its image."""
     parameters = hashlib.sha256()
     for leaf in jax.tree.leaves(loaded.variables):
         parameters.update(np.asarray(leaf).tobytes())
