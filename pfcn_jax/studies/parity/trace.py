@@ -198,8 +198,8 @@ def replay(
     steps: int | None = None,
     final: bool = True,
     observe: Callable[[int, TrainState], None] = lambda step, state: None,
-) -> Replay:
-    """Runs the steps of a trace (all, or the first `steps`) from `state`.
+) -> tuple[Replay, TrainState]:
+    """Runs the steps of a trace (all, or the first `steps`) from `state`; returns the state after them, too.
 
     Args:
       final: also computes the losses of every batch after the last step.
@@ -213,7 +213,8 @@ def replay(
     last = trace.batches if final else []
     after = [[step(state, batch)[1][name] for name in LOSSES] for batch in last]
     values = np.asarray(jax.device_get(rows), np.float64)
-    return Replay(values[:, :4], values[:, 4], values[:, 5], np.asarray(jax.device_get(after), np.float64))
+    ours = Replay(values[:, :4], values[:, 4], values[:, 5], np.asarray(jax.device_get(after), np.float64))
+    return ours, state
 
 
 def cycle(batches: list[Batch]) -> Iterator[Batch]:

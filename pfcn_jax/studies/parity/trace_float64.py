@@ -49,7 +49,7 @@ def _main(path: str, weights: str, steps: str, output: str) -> None:
     trace.batches[:] = widen(trace.batches)
     model, variables = load_model(pathlib.Path(weights), trace.variant)
     state = start_state(widen(variables), model, trace.config)
-    ours = replay(trace, compile_step(model, trace.config), state, steps=int(steps), final=False)
+    ours, _ = replay(trace, compile_step(model, trace.config), state, steps=int(steps), final=False)
     np.savez(output, **vars(ours))
 
 

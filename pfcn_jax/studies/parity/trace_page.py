@@ -70,6 +70,8 @@ def trace_lines(outcomes: Sequence[Outcome]) -> list[str]:
         for row in outcome.parameters:
             pairs = [f"{median:.0e}, {largest:.0e}" for median, largest in (row.norm, row.probe)]
             lines.append(f"| {outcome.trace.name} | {row.step} | {row.run} | {pairs[0]} | {pairs[1]} |")
+    if any(outcome.predictions for outcome in outcomes):
+        lines += _predictions(outcomes)
     for outcome in outcomes:
         if set(outcome.variants) - {IN_FLOAT64}:
             lines += _variants(outcome)
@@ -90,6 +92,23 @@ def _agreement(outcome: Outcome) -> list[str]:
         counts = " | ".join(str(steps_within(found, limit)) for limit in LIMITS)
         rows.append(f"| {trace.name} | {name} | {len(found)} | {counts} | {found[:, 1].max():.1e} |")
     return rows
+
+
+def _predictions(outcomes: Sequence[Outcome]) -> list[str]:
+    """How far the semantic maps at the end are from the original's."""
+    lines = [
+        "",
+        "Predictions after the last step, each image alone: share of the pixels whose semantic class differs from",
+        "the original's float32 run. (Of its panoptic maps the original itself repeats too little to compare.)",
+        "",
+        "| file | run | images | median | largest |",
+        "|---|---|---|---|---|",
+    ]
+    for outcome in outcomes:
+        for row in outcome.predictions:
+            values = f"{len(row.shares)} | {100 * row.median:.1f} % | {100 * row.shares.max():.1f} %"
+            lines.append(f"| {outcome.trace.name} | {row.run} | {values} |")
+    return lines
 
 
 def _judged(check: Check) -> str:

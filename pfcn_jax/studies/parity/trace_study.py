@@ -18,6 +18,7 @@ from pfcn_jax.studies.parity.reference import Check, check
 from pfcn_jax.studies.parity.trace import Replay, Trace, compile_step, read_trace, replay, start_state, trace_files
 from pfcn_jax.studies.parity.trace_judge import FLOOR, TIMES, difference, judge, missed_steps, own_difference
 from pfcn_jax.studies.parity.trace_parameters import Measure, ParameterRow
+from pfcn_jax.studies.parity.trace_predictions import PredictionRow, check_predictions, compare_predictions
 from pfcn_jax.studies.parity.trace_variants import VARIANTS, replay_in_float64, replay_variant
 
 RATE = 2e-6  # relative, float32 against float64
@@ -33,6 +34,7 @@ class Outcome:
     replay: Replay
     checks: list[Check]
     parameters: list[ParameterRow]
+    predictions: list[PredictionRow]  # empty if the file has none
     missed: list[int]  # steps in which float32 is not within what is allowed: judged in float64
     variants: dict[str, np.ndarray]  # losses [n, 4]
 
@@ -83,13 +85,16 @@ def study_trace(
     measure = Measure(trace, variables["params"], original_layout_of(weights, trace.variant, variables))
     state = start_state(variables, model, trace.config)
     whole = steps is None
-    ours = replay(trace, compile_step(model, trace.config), state, steps=steps, final=whole, observe=measure)
+    step = compile_step(model, trace.config)
+    ours, last = replay(trace, step, state, steps=steps, final=whole, observe=measure)
     missed = missed_steps(ours.losses, trace.losses)
     exact = replay_in_float64(path, weights, missed[-1]).losses if missed else None
     checks = judge(trace.recorded.name, ours.losses, trace.losses, exact)
     checks += [*_check_steps(trace, ours), *measure.checks()]
+    predictions: list[PredictionRow] = []
     if whole and "final/losses" in trace.recorded:
-        checks.append(_check_final(trace, ours))
+        predictions = compare_predictions(trace, model, last.variables)
+        checks += [_check_final(trace, ours), *check_predictions(trace, predictions)]
     others = {}
     for name in variants:
         if name == IN_FLOAT64:
@@ -98,7 +103,7 @@ def study_trace(
             checks += _check_exact(trace, exact_run)
         else:
             others[name] = replay_variant(name, trace, model, variables).losses
-    return Outcome(trace, ours, checks, measure.rows(), missed, others)
+    return Outcome(trace, ours, checks, measure.rows(), predictions, missed, others)
 
 
 def _check_exact(trace: Trace, ours: Replay) -> list[Check]:

@@ -51,7 +51,7 @@ def replay_variant(name: str, trace: Trace, model: PanopticFCN, variables: PyTre
         compiled = compile_step_by_image
     else:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {name!r}")
-    return replay(trace, compiled(model, config), start_state(variables, model, config), final=False)
+    return replay(trace, compiled(model, config), start_state(variables, model, config), final=False)[0]
 
 
 def replay_in_float64(path: pathlib.Path, weights: pathlib.Path, steps: int) -> Replay:
