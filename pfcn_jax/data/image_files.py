@@ -34,10 +34,15 @@ def is_image(path: pathlib.Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not is_hidden(path)
 
 
+def list_unreadable(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The visible image files of formats that are not decoded."""
+    unreadable = [path for path in paths if path.suffix.lower() in UNREADABLE and not is_image(path)]
+    return [path for path in unreadable if not is_hidden(path)]
+
+
 def describe_left_out(paths: Iterable[pathlib.Path]) -> str:
     """A line that counts the image files of formats that are not decoded, by suffix; "" if there are none."""
-    left_out = [path for path in paths if path.suffix.lower() in UNREADABLE and not is_image(path)]
-    left_out = [path for path in left_out if not is_hidden(path)]
+    left_out = list_unreadable(paths)
     if not left_out:
         return ""
     counts = collections.Counter(path.suffix.lower() for path in left_out)

@@ -151,9 +151,9 @@ def test_detection_json(root, tmp_path):
         path.write_bytes(encode(damage_tree(content, rng), rng))
 
         def read(skip: bool = round_number % 2 == 0) -> None:
-            _, files, label, _ = from_detection(path, root / "train", DetectionOptions(skip_bad=skip))
-            for file in files:
-                label(file, size)
+            found = from_detection(path, root / "train", DetectionOptions(skip_bad=skip))
+            for file in found.images[""]:
+                found.label(file, size)
 
         sound += survives(read)
     assert 0 < sound < ROUNDS

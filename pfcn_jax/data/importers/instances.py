@@ -31,33 +31,30 @@ from pfcn_jax.data.coco_json import (
 from pfcn_jax.data.example import DataError, sides
 from pfcn_jax.data.image_files import find_normalized
 from pfcn_jax.data.importers.common import (
-    Labelled,
-    Labeller,
+    Found,
+    add_background_flag,
     add_output_flags,
-    finish,
-    require_unique_stems,
+    add_skip_bad_flag,
+    list_images,
+    read_label_file,
     write_dataset,
 )
-from pfcn_jax.data.importers.masks import add_background_flag
+from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape
+from pfcn_jax.data.importers.polygons import EMPTY, FEW_POINTS, NESTED, Polygon, draw_polygons, polygon_fault
 from pfcn_jax.data.importers.registry import register
 from pfcn_jax.data.kinds import raise_errors
 
 _ANNOTATION = (OF_IMAGE, CATEGORY_ID, IS_CROWD)
 NO_SEGMENTATION = "have no segmentation (a box alone is no mask)"
-EMPTY = "have an empty segmentation"
-FEW_POINTS = "have a polygon of fewer than three points"
-NORMALIZED = "have a polygon in 0..1 instead of pixels"
-OUTSIDE = "have a polygon outside of the image"
-NESTED = "have wrongly nested polygons (wanted: [[x, y, x, y, ...], ...])"
-NO_PIXEL = "are too small to cover a pixel"
 BAD_RLE = "have an unusable RLE"
+UNLISTED = "are not in the JSON"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instance:
+class _Annotation:
     category_id: int
     is_crowd: bool
-    mask: list[list[float]] | Mapping[str, Any]  # polygons, or RLE
+    segmentation: Any
     name: str  # for messages
 
 
@@ -78,10 +75,10 @@ class DetectionOptions:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", required=True, help="COCO detection file, as instances_train2017.json")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out segmentations that cannot be used")
     parser.add_argument(
         "--crowds-as-instances", action="store_true", help="ignore iscrowd (CVAT sets it for brush masks)"
     )
+    add_skip_bad_flag(parser)
     add_background_flag(parser)
     add_output_flags(parser)
 
@@ -89,24 +86,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @register("instances", help="a COCO detection JSON -> COCO-panoptic", add_flags=add_flags)
 def run(args: argparse.Namespace) -> list[str]:
     options = DetectionOptions(args.background, args.skip_bad, args.crowds_as_instances)
-    classes, images, label, notes = from_detection(args.json, args.pictures, options)
-    return write_dataset(args, classes, images, label, notes)
+    found = from_detection(args.json, args.pictures, options)
+    return write_dataset(args, found)
 
 
-def from_detection(
-    path: str | os.PathLike[str], folder: str | os.PathLike[str], options: DetectionOptions
-) -> tuple[ClassTable, list[pathlib.Path], Labeller, list[str]]:
-    """The classes, image files and labels of a COCO detection JSON, and remarks for the summary.
+def from_detection(path: str | os.PathLike[str], folder: str | os.PathLike[str], options: DetectionOptions) -> Found:
+    """The classes, image files and labels of a COCO detection JSON.
 
     Raises:
-      DataError: not such a JSON, an id or a file name twice, an image without a file, or (without `skip_bad`) a
-        segmentation that cannot be used.
+      DataError: not such a JSON, an id or a file name twice, or an image without a file.
     """
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind="json-missing") from error
-    content = parse_parts(data, str(path), "detection")
+    content = parse_parts(read_label_file(pathlib.Path(path), "json-missing"), str(path), "detection")
     for part in ("categories", "images", "annotations"):
         if not content[part]:
             raise DataError(f"{path}: {part} is empty; is it a COCO detection file?", kind="json-part-missing")
@@ -114,12 +104,11 @@ def from_detection(
     annotations = _read_annotations(content["annotations"], images, str(path))
     categories, notes = _drop_unused_root(content["categories"], annotations)
     classes = _classes(categories, options.background, str(path))
-    instances, faults = _instances(annotations, images, classes, str(path))
-    total = sum(len(names) for names in faults.values())
-    if total and not options.skip_bad:
-        shown = "; ".join(f"{len(names)} {reason}, as {names[0]}" for reason, names in faults.items())
-        raise DataError(f"{path}: {total} segmentations cannot be used: {shown}. Mend them, or --skip-bad")
-    notes += [f"{len(names)} instances {reason} and are left out, as {names[0]}" for reason, names in faults.items()]
+    for one in (one for own in annotations.values() for one in own):
+        if one.category_id not in classes.class_of_category:
+            raise DataError(
+                f"{path}: {one.name}: category {one.category_id} is not in categories", kind="category-unknown"
+            )
     files = _find_files(images, pathlib.Path(folder))
     by_file = {file: image for image, file in zip(images.values(), files)}
     last = len(classes) - 1 if options.background else None
@@ -130,18 +119,21 @@ def from_detection(
         if listed != size:
             hint = "; height and width are exchanged" if listed == size[::-1] else ""
             raise DataError(f"{file}: is {sides(size)}, but the JSON says {sides(listed)}{hint}", kind="picture-size")
-        drawn = [(one, _draw(one, size)) for one in instances[image["id"]]]
-        own = [(one, mask) for one, mask in drawn if mask.any()]
-        crowds = {id(one): one.is_crowd and not options.crowds_as_instances for one, _ in own}
-        own.sort(key=lambda pair: (not crowds[id(pair[0])], -int(pair[1].sum())))
-        segment_map = np.zeros(size, np.int32)
-        for row, (_, mask) in enumerate(own, start=1):
-            segment_map[mask] = row
-        class_ids = [classes.class_of_category[one.category_id] for one, _ in own]
-        left_out = {NO_PIXEL: len(drawn) - len(own)}
-        return finish(segment_map, class_ids, [crowds[id(one)] for one, _ in own], last, left_out)
+        drawing, shapes = Drawing(size, found=len(annotations[image["id"]])), []
+        for one in annotations[image["id"]]:
+            mask, fault = _read_segmentation(one.segmentation, size)
+            if fault:
+                drawing.fault(f"{path}: {one.name}", fault, is_lost=mask is None)
+            if mask is not None:
+                is_crowd = one.is_crowd and not options.crowds_as_instances
+                pixels = _draw(mask, size, f"{path}: {one.name}")
+                shapes.append(Shape(classes.class_of_category[one.category_id], pixels, is_crowd))
+        drawing.draw_stacked(shapes, classes.is_thing)
+        return drawing.finish(last)
 
-    return classes, sorted(files), label, notes
+    listed, left_out = list_images(folder, deep=True)
+    unlisted = [str(path) for path in listed if path not in by_file]
+    return Found(classes, {"": sorted(files)}, label, {**left_out, UNLISTED: unlisted}, notes, options.skip_bad)
 
 
 def _read_images(entries: Sequence[Any], path: str) -> dict[Any, dict[str, Any]]:
@@ -167,11 +159,9 @@ def _read_images(entries: Sequence[Any], path: str) -> dict[Any, dict[str, Any]]
     return images
 
 
-def _read_annotations(
-    entries: Sequence[Any], images: Mapping[Any, Any], path: str
-) -> list[tuple[str, dict[str, Any], Any]]:
-    """(name for messages, checked values, segmentation) of each annotation."""
-    annotations = []
+def _read_annotations(entries: Sequence[Any], images: Mapping[Any, Any], path: str) -> dict[Any, list[_Annotation]]:
+    """The annotations by image id."""
+    annotations: dict[Any, list[_Annotation]] = {image_id: [] for image_id in images}
     for position, entry in enumerate(entries):
         where = f"{path}: annotations[{position}]"
         values = read_entry(entry, _ANNOTATION, where, raise_errors)
@@ -184,15 +174,16 @@ def _read_annotations(
             )
         file = images[values["image_id"]]["file_name"]
         name = f"annotation {entry.get('id', f'[{position}]')!r:.40} of {file}"
-        annotations.append((name, values, entry.get("segmentation")))
+        one = _Annotation(values["category_id"], bool(values["iscrowd"]), entry.get("segmentation"), name)
+        annotations[values["image_id"]].append(one)
     return annotations
 
 
 def _drop_unused_root(
-    categories: Sequence[Any], annotations: Sequence[tuple[str, dict[str, Any], Any]]
+    categories: Sequence[Any], annotations: Mapping[Any, Sequence[_Annotation]]
 ) -> tuple[list[Any], list[str]]:
     """Without categories that nothing uses and whose name another one has: Roboflow lists the data set itself so."""
-    used = {values["category_id"] for _, values, _ in annotations}
+    used = {one.category_id for own in annotations.values() for one in own}
     names = collections.Counter(str(entry.get("name")) for entry in categories if isinstance(entry, dict))
     kept, notes = [], []
     for entry in categories:
@@ -214,33 +205,9 @@ def _classes(categories: Sequence[Any], background: str, path: str) -> ClassTabl
     return parse_classes(things, path)
 
 
-def _instances(
-    annotations: Sequence[tuple[str, dict[str, Any], Any]],
-    images: Mapping[Any, Mapping[str, Any]],
-    classes: ClassTable,
-    path: str,
-) -> tuple[dict[Any, list[_Instance]], dict[str, list[str]]]:
-    """The usable instances by image id, and the names of annotations with a fault, by fault."""
-    found: dict[Any, list[_Instance]] = {image_id: [] for image_id in images}
-    faults: dict[str, list[str]] = {}
-    for name, values, segmentation in annotations:
-        if values["category_id"] not in classes.class_of_category:
-            raise DataError(
-                f"{path}: {name}: category {values['category_id']} is not in categories", kind="category-unknown"
-            )
-        image = images[values["image_id"]]
-        mask, fault = _read_segmentation(segmentation, (image["height"], image["width"]))
-        if fault:
-            faults.setdefault(fault, []).append(name)
-        if mask:
-            one = _Instance(values["category_id"], bool(values["iscrowd"]), mask, f"{path}: {name}")
-            found[values["image_id"]].append(one)
-    return found, faults
-
-
 def _read_segmentation(
     segmentation: Any, size: tuple[int, int]
-) -> tuple[list[list[float]] | Mapping[str, Any] | None, str]:
+) -> tuple[list[Polygon] | Mapping[str, Any] | None, str]:
     """The usable part of a segmentation (None if nothing is), and its first fault ("" if there is none)."""
     if segmentation is None:
         return None, NO_SEGMENTATION
@@ -250,7 +217,7 @@ def _read_segmentation(
         return None, NESTED
     if not segmentation:
         return None, EMPTY
-    faults = [_polygon_fault(polygon, size) for polygon in segmentation]
+    faults = [polygon_fault(polygon, size) for polygon in segmentation]
     if (
         all(fault == FEW_POINTS for fault in faults)
         and len(segmentation) > 2
@@ -259,25 +226,6 @@ def _read_segmentation(
         return None, NESTED  # [[x, y], [x, y], ...]
     sound = [polygon for polygon, fault in zip(segmentation, faults) if not fault]
     return sound or None, next((fault for fault in faults if fault), "")
-
-
-def _polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
-    """The reason why a polygon cannot be used; "" if it can."""
-    if not isinstance(polygon, list) or not all(type(value) in (int, float) for value in polygon):
-        return NESTED
-    if not polygon:
-        return EMPTY
-    points = np.array(polygon, np.float64)
-    if len(polygon) % 2 or len(polygon) < 6:
-        return FEW_POINTS if len(polygon) < 6 else NESTED
-    if not np.isfinite(points).all():
-        return OUTSIDE
-    x, y = points[::2], points[1::2]
-    if points.min() >= 0 and points.max() <= 1.0 and max(size) > 2:
-        return NORMALIZED
-    if x.max() <= 0 or y.max() <= 0 or x.min() >= size[1] or y.min() >= size[0]:
-        return OUTSIDE
-    return OUTSIDE if np.abs(points).max() > 100 * max(size) else ""
 
 
 def _is_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> bool:
@@ -315,25 +263,22 @@ def _sum_of_compressed(text: str) -> int:
     return sum(counts)
 
 
-def _draw(instance: _Instance, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """The pixels of an instance."""
+def _draw(mask: list[Polygon] | Mapping[str, Any], size: tuple[int, int], name: str) -> Bool[np.ndarray, "h w"]:
+    """The pixels of polygons or RLE."""
     try:
-        if isinstance(instance.mask, list):
-            rle = coco_mask.merge(coco_mask.frPyObjects(instance.mask, *size))
-        elif isinstance(instance.mask["counts"], list):
-            rle = coco_mask.frPyObjects(instance.mask, *size)
-        else:
-            rle = instance.mask
+        if isinstance(mask, list):
+            return draw_polygons(mask, size)
+        rle = coco_mask.frPyObjects(mask, *size) if isinstance(mask["counts"], list) else mask
         return coco_mask.decode(rle).astype(bool)
     except Exception as error:  # pycocotools raises that itself
-        raise DataError(f"{instance.name}: unusable segmentation ({error})") from error
+        raise DataError(f"{name}: unusable segmentation ({error})") from error
 
 
 def _find_files(images: Mapping[Any, Mapping[str, Any]], base: pathlib.Path) -> list[pathlib.Path]:
     """The file of each image, in their order; accents may be composed or decomposed, whichever is on disk.
 
     Raises:
-      DataError: a file is missing, or two have one stem.
+      DataError: a file is missing.
     """
     files, missing = [], []
     for image in images.values():
@@ -348,5 +293,4 @@ def _find_files(images: Mapping[Any, Mapping[str, Any]], base: pathlib.Path) -> 
         raise DataError(
             f"{base / missing[0]}: no such image ({len(missing)} of {len(files)} missing){hint}", kind="picture-missing"
         )
-    require_unique_stems(files)
     return files

@@ -12,17 +12,18 @@ from jaxtyping import Int
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.common import (
-    Labelled,
-    Labeller,
+    Found,
+    add_background_flag,
     add_output_flags,
-    finish,
     list_images,
     pairs,
-    split_components,
+    things_and_background,
     write_dataset,
 )
+from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape, split_components
 from pfcn_jax.data.importers.mask_files import MaskFolder, read_values
 from pfcn_jax.data.importers.registry import register
+from pfcn_jax.data.importers.writer import Labeller
 
 _PLAIN = "the mask has 0 and 255 only and becomes one instance; with --components each connected part is one"
 _BORDER = "255 beside other values becomes an instance of its own; if it is a border (VOC): --ignore 255"
@@ -49,15 +50,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_output_flags(parser)
 
 
-def add_background_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--background", default="background", help="stuff class of all other pixels; '' leaves them void"
-    )
-
-
 @register("masks", help="PNGs of instance ids -> COCO-panoptic", add_flags=add_flags)
 def run(args: argparse.Namespace) -> list[str]:
-    images = list_images(args.pictures)
+    images, left_out = list_images(args.pictures)
     folders = {name: MaskFolder(pathlib.Path(folder)) for name, folder in pairs(args.masks)}
     notes = [line for folder in folders.values() for line in folder.compare(images, args.pictures)]
     classes, label = from_id_masks(
@@ -67,7 +62,7 @@ def run(args: argparse.Namespace) -> list[str]:
         ignore=args.ignore,
         threshold=args.threshold,
     )
-    return write_dataset(args, classes, images, label, notes)
+    return write_dataset(args, Found(classes, {"": images}, label, left_out, notes))
 
 
 def from_id_masks(
@@ -88,12 +83,10 @@ def from_id_masks(
       ignore: values that become void.
       threshold: if above 0, values from it on are 1 and all others 0.
     """
-    classes = _things_and_background(list(folders), background)
-    last = len(classes) - 1 if background else None
+    classes, last = things_and_background(list(folders), background)
 
     def label(image: pathlib.Path, size: tuple[int, int]) -> Labelled:
-        segment_map, class_ids = np.zeros(size, np.int32), []
-        void, notes = np.zeros(size, bool), []
+        drawing, void = Drawing(size), np.zeros(size, bool)
         for class_id, folder in enumerate(folders.values()):
             path = folder.find(image)
             if path is None:
@@ -105,13 +98,11 @@ def from_id_masks(
             if threshold:
                 values = (values >= threshold).astype(np.int32)
             else:
-                notes += _remarks(values, path, components)
+                drawing.notes += _remarks(values, path, components)
             parts = split_components(values) if components else values
             for value in np.unique(parts[parts > 0]).tolist():
-                class_ids.append(class_id)
-                segment_map[parts == value] = len(class_ids)
-        void &= segment_map == 0
-        return finish(segment_map, class_ids, [False] * len(class_ids), last, notes=tuple(notes), void=void)
+                drawing.draw(Shape(class_id, parts == value))
+        return drawing.finish(last, void)
 
     return classes, label
 
@@ -135,13 +126,3 @@ def _remarks(values: Int[np.ndarray, "h w"], path: pathlib.Path, components: boo
             kind="label-value",
         )
     return [_BORDER] if present[-1] == 255 else []
-
-
-def _things_and_background(names: Sequence[str], background: str) -> ClassTable:
-    entries = [{"id": i, "name": name, "isthing": 1} for i, name in enumerate(names, start=1)]
-    if background:
-        entries.append({"id": len(entries) + 1, "name": background, "isthing": 0})
-    try:
-        return ClassTable.from_coco(entries)
-    except ValueError as error:
-        raise DataError(f"classes {', '.join(names)} and background {background!r}: {error}") from error

@@ -10,18 +10,13 @@ import numpy as np
 
 from pfcn_jax.codec import id_to_rgb
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco_json import parse_classes, parse_json
+from pfcn_jax.data.coco_json import parse_classes
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.importers.common import (
-    Labelled,
-    Labeller,
-    add_output_flags,
-    list_images,
-    split_components,
-    write_dataset,
-)
+from pfcn_jax.data.importers.common import Found, add_output_flags, list_images, read_json, write_dataset
+from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape, split_components
 from pfcn_jax.data.importers.mask_files import MaskFolder, read_values
 from pfcn_jax.data.importers.registry import register
+from pfcn_jax.data.importers.writer import Labeller
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +33,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @register("semantic", help="PNGs of category ids -> COCO-panoptic", add_flags=add_flags)
 def run(args: argparse.Namespace) -> list[str]:
     classes = _read_classes(pathlib.Path(args.classes))
-    images = list_images(args.pictures)
+    images, left_out = list_images(args.pictures)
     folder = MaskFolder(pathlib.Path(args.masks))
     notes = folder.compare(images, args.pictures, missing_is_error=True)
-    return write_dataset(args, classes, images, from_semantic(folder, classes, ignore=args.ignore), notes)
+    label = from_semantic(folder, classes, ignore=args.ignore)
+    return write_dataset(args, Found(classes, {"": images}, label, left_out, notes))
 
 
 def from_semantic(folder: MaskFolder, classes: ClassTable, *, ignore: Sequence[int]) -> Labeller:
@@ -55,7 +51,7 @@ def from_semantic(folder: MaskFolder, classes: ClassTable, *, ignore: Sequence[i
     def label(image: pathlib.Path, size: tuple[int, int]) -> Labelled:
         path = folder.require(image)
         values = read_values(path, size)
-        segment_map, class_ids = np.zeros(size, np.int32), []
+        drawing = Drawing(size)
         for value in np.unique(values).tolist():
             if value in ignore:
                 continue
@@ -69,9 +65,8 @@ def from_semantic(folder: MaskFolder, classes: ClassTable, *, ignore: Sequence[i
             class_id = class_of[value]
             parts = split_components(mask) if classes.is_thing[class_id] else mask
             for part in range(1, int(parts.max()) + 1):
-                class_ids.append(class_id)
-                segment_map[parts == part] = len(class_ids)
-        return Labelled(segment_map, np.array(class_ids, np.int32), np.zeros(len(class_ids), bool))
+                drawing.draw(Shape(class_id, parts == part))
+        return drawing.finish()
 
     return label
 
@@ -87,11 +82,7 @@ def _color_hint(values: np.ndarray, classes: ClassTable) -> str:
 
 
 def _read_classes(path: pathlib.Path) -> ClassTable:
-    try:
-        content = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind="json-missing") from error
-    classes = parse_classes(content, str(path))
+    classes = parse_classes(read_json(path), str(path))
     if classes.num_things == 0:
         raise DataError(f'{path}: no class has "isthing": 1; at least one must be countable', kind="no-thing")
     return classes

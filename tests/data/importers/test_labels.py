@@ -143,7 +143,9 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
     flags = ["--json", path, "--pictures", pictures, "--output", tmp_path / "out", "--split", "train"]
     assert run("instances", *flags, "--background", "water") == 0
     out = capsys.readouterr().out
-    assert "1 instances lie completely below others" in out and "1 instances are too small to cover a pixel" in out
+    assert "1 objects lie completely below others" in out and "1 objects are too small to cover a pixel" in out
+    assert "images: 6 found = 2 written + 4 left out" in out and "4 images are not in the JSON" in out
+    assert "objects: 6 found = 4 written + 2 left out + 0 joined" in out
     source = CocoFolder(tmp_path / "out", "train")
     assert source.classes.names == ("fish", "boat", "water") and source.classes.category_ids == (3, 8, 9)
     example = source[0]
@@ -156,7 +158,7 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
     empty = source[1]
     assert empty.class_id.tolist() == [2] and (empty.segment_map == 1).all()
     for change, message in (
-        ({"segmentation": []}, "1 have an empty segmentation, as annotation 1 of p1.png"),
+        ({"segmentation": []}, "instances.json: annotation 1 of p1.png"),
         ({"segmentation": [[1, 2]]}, "fewer than three points"),
         ({"category_id": 5}, "category 5 is not in categories"),
         ({"image_id": 7}, "annotations[0]: of image 7, which is not in images"),
@@ -169,6 +171,23 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
     path.write_text(json.dumps(content))
     assert run("instances", *flags) == 2
     assert "images[1] has no height" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(pictures, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    (pictures / "phone.heic").write_bytes(b"no")
+    for index in range(6):
+        Image.fromarray((box(2, 2, 10, 10) * 3).astype(np.uint8)).save(masks / f"p{index}.png")
+    flags = ["--pictures", pictures, "--masks", f"cell={masks}", "--output", tmp_path / "out", "--val", "0.3"]
+    assert run("masks", *flags, "--dry-run") == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("dry run: nothing is written") and not (tmp_path / "out").exists()
+    assert "images: 7 found = 6 written + 1 left out" in rest
+    assert "objects: 6 found = 6 written + 0 left out + 0 joined with others" in rest
+    assert any("1 images have a format that is not decoded" in line for line in rest)
+    assert run("masks", *flags) == 0
+    assert capsys.readouterr().out.splitlines() == rest
 
 
 def test_pictures_of_one_name_in_two_folders_are_refused(pictures, tmp_path, capsys):
