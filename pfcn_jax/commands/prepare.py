@@ -6,6 +6,7 @@ Instance or semantic labels become a COCO-panoptic folder, COCO becomes ArrayRec
 from __future__ import annotations
 
 import argparse
+import sys
 
 from pfcn_jax.data.importers.registry import importers
 from pfcn_jax.errors import UserError
@@ -16,7 +17,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     known = importers()
     formats = parser.add_subparsers(dest="format", required=True, metavar=f"{{{','.join(known)}}}")
     for importer in known.values():
-        importer.add_flags(formats.add_parser(importer.name, help=importer.help, allow_abbrev=False))
+        text = sys.modules[importer.run.__module__].__doc__
+        importer.add_flags(formats.add_parser(importer.name, help=importer.help, description=text, allow_abbrev=False))
 
 
 def main(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".dng", ".cr2", ".nef",
 def find_normalized(path: pathlib.Path) -> pathlib.Path | None:
     """The file at `path`, with its accents composed or decomposed, whichever is on disk; None if there is none."""
     names = [path.name, *(unicodedata.normalize(form, path.name) for form in ("NFC", "NFD"))]
-    return next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
+    return next((path.with_name(name) for name in names if os.path.isfile(path.with_name(name))), None)
 
 
 def is_hidden(path: pathlib.Path) -> bool:

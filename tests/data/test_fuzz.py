@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfcn_jax import main as front_door
 from pfcn_jax.codec import encode_id_png
 from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.decode import decode_ids, decode_picture, decode_values, stored_orientation
@@ -157,6 +158,22 @@ def test_detection_json(root, tmp_path):
 
         sound += survives(read)
     assert 0 < sound < ROUNDS
+
+
+def test_yolo_labels(root, tmp_path):
+    (tmp_path / "images").mkdir()
+    name = sorted(path.name for path in (root / "train").iterdir())[0]
+    (tmp_path / "images" / name).write_bytes((root / "train" / name).read_bytes())
+    (tmp_path / "labels").mkdir()
+    label = (tmp_path / "labels" / name).with_suffix(".txt")
+    good = ("train: images\nnames: [a, b]\nnc: 2\n", "0 0.1 0.1 0.5 0.1 0.5 0.5\n1 0.2 0.2 0.9 0.2 0.9 0.9 0.2 0.9\n")
+    rng, status = random.Random(5), []
+    for number in range(ROUNDS // 10):
+        for path, text in zip((tmp_path / "data.yaml", label), good):
+            path.write_bytes(damage_bytes(text.encode(), rng) if (path == label) == (number % 2) else text.encode())
+        words = ["yolo", "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--split", "x", "--dry-run"]
+        status.append(front_door.main(["prepare", *words, *(["--skip-bad"] if number % 4 > 1 else [])]))
+    assert set(status) == {0, 2}
 
 
 def test_image_files():

@@ -67,6 +67,8 @@ def add_output_flags(parser: argparse.ArgumentParser, *, pictures: bool = True, 
     default = " (default: the splits that the labels come in)" if own_splits else ""
     where.add_argument("--split", help=f"write all images as this split, as train or val{default}")
     where.add_argument("--val", type=float, help="write splits train and val, this fraction held out by name")
+    if own_splits:
+        parser.add_argument("--only", nargs="+", metavar="SPLIT", help="read these of the labels' splits alone")
     parser.add_argument("--upright", action="store_true", help="turn images as their EXIF orientation says")
     parser.add_argument("--dry-run", action="store_true", help="read and count everything, write nothing")
     parser.add_argument("--workers", type=int, default=4, help="threads (default: 4)")
@@ -82,6 +84,49 @@ def add_skip_bad_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out objects that cannot be used and count them; else an error"
     )
+
+
+def add_kind_flags(parser: argparse.ArgumentParser, default: str = "all") -> None:
+    """Adds the flags that `choose_kinds` reads."""
+    parser.add_argument(
+        "--things",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"the countable classes, others are stuff (default: {default})",
+    )
+    parser.add_argument(
+        "--stuff", nargs="+", default=[], metavar="NAME", help="classes that are not countable, others are things"
+    )
+
+
+def choose_kinds(
+    args: argparse.Namespace, names: Sequence[str], *, is_complete: bool = True
+) -> tuple[list[str], list[str]]:
+    """The things and the stuff among `names`: all are things; or those of `--things` alone; or all but `--stuff`.
+
+    Args:
+      names: that the labels have.
+      is_complete: False if the labels may lack some of their classes; names that only the flags have become classes,
+        too, so that two runs can have the same ones.
+
+    Raises:
+      DataError: a name is in both flags, or with both of them a name of the labels is in neither; or a name of the
+        flags is not in `names`, which are complete.
+    """
+    things, stuff = list(dict.fromkeys(args.things)), list(dict.fromkeys(args.stuff))
+    both = [name for name in things if name in stuff]
+    neither = [name for name in names if name not in things and name not in stuff]
+    unknown = [name for name in (*things, *stuff) if name not in names] if is_complete else []
+    if unknown:
+        raise DataError(
+            f"--things, --stuff: no class is called {unknown[0]!r} (there are {', '.join(map(repr, names))})",
+            kind="category-unknown",
+        )
+    if both or (things and stuff and neither):
+        wrong = f"{both[0]!r} is in both" if both else f"{', '.join(map(repr, neither))} of the labels in neither"
+        raise DataError(f"--things and --stuff: {wrong}", kind="category-invalid")
+    return (things, stuff + neither) if things else (neither, stuff)
 
 
 def things_and_background(
@@ -140,7 +185,12 @@ def write_dataset(args: argparse.Namespace, found: Found) -> list[str]:
 def _choose_splits(
     args: argparse.Namespace, images: Mapping[str, Sequence[pathlib.Path]]
 ) -> Mapping[str, Sequence[pathlib.Path]]:
-    everything = [path for part in images.values() for path in part]
+    if only := getattr(args, "only", None):
+        missing = [name for name in only if name not in images]
+        if missing:
+            raise DataError(f"--only {missing[0]}: no such split (there are {', '.join(images)})")
+        images = {name: images[name] for name in only}
+    everything = list(dict.fromkeys(path for part in images.values() for path in part))
     if args.split:
         return {args.split: everything}
     if args.val is not None:
@@ -177,6 +227,10 @@ def _summarize(
     if counts.rotated:
         done = "turned upright" if args.upright else "copied as stored; if the labels belong to the upright: --upright"
         lines.append(f"warning: {counts.rotated} images have an EXIF orientation: {done}")
+    empty = [name for index, name in enumerate(found.classes.names) if index not in counts.by_class]
+    if empty:
+        more = ", ..." if len(empty) > 3 else ""
+        lines.append(f"warning: {len(empty)} classes have no object: {', '.join(map(repr, empty[:3]))}{more}")
     if not counts.instances:
         lines.append("warning: no instance to learn from (no-instances): every thing is a crowd, or there is none")
     if not args.split and args.val is None and "val" not in splits:

@@ -41,6 +41,7 @@ class Counts:
     found: int = 0  # objects in the label files = written + joined + left out + lost by a fault
     written: int = 0
     joined: int = 0
+    by_class: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)  # class id -> segments
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     lost: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # reason -> names of lost objects
     damaged: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of objects that lost a part
@@ -51,6 +52,7 @@ class Counts:
         self.images += 1
         self.segments += len(labelled.class_id)
         self.instances += int((np.array(is_thing)[labelled.class_id] & ~labelled.is_crowd).sum())
+        self.by_class.update(labelled.class_id.tolist())
         self.found += labelled.found
         self.written += labelled.written
         self.joined += labelled.joined
