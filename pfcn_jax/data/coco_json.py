@@ -36,7 +36,8 @@ def _is_whole(value: Any) -> bool:
     return type(value) is int or (type(value) is float and value.is_integer() and abs(value) < 2**53)
 
 
-def _is_file_name(value: Any) -> bool:
+def is_file_name(value: Any) -> bool:
+    """True for text that a file can be called by."""
     if not isinstance(value, str) or not value or "\0" in value:
         return False
     try:
@@ -53,7 +54,7 @@ def whole(name: str, low: int, high: int) -> Field:
 
 IMAGE_ID = Field("id", lambda value: _is_whole(value) or isinstance(value, str), "a whole number or text")
 OF_IMAGE = Field("image_id", IMAGE_ID.accepts, IMAGE_ID.wanted)
-FILE_NAME = Field("file_name", _is_file_name, "the text of a file name")
+FILE_NAME = Field("file_name", is_file_name, "the text of a file name")
 CATEGORY_ID = Field("category_id", _is_whole, "a whole number")
 IS_CROWD = Field("iscrowd", lambda value: type(value) in (int, bool) and value in (0, 1), "0 or 1", default=0)
 IMAGE = (IMAGE_ID, FILE_NAME, whole("height", 1, MAX_SIDE), whole("width", 1, MAX_SIDE))

@@ -160,6 +160,20 @@ def test_detection_json(root, tmp_path):
     assert 0 < sound < ROUNDS
 
 
+def test_labelme_json(root, tmp_path):
+    name = sorted(path.name for path in (root / "train").iterdir())[0]
+    (tmp_path / name).write_bytes((root / "train" / name).read_bytes())
+    polygon = {"label": "a", "points": [[10, 10], [40, 10], [40, 40]], "group_id": 1, "shape_type": "polygon"}
+    circle = {"label": "b", "points": [[30, 30], [40, 30]], "shape_type": "circle", "flags": {"crowd": True}}
+    content = {"shapes": [polygon, circle], "imagePath": name, "imageData": None, "imageHeight": None, "flags": {}}
+    rng, status = random.Random(4), []
+    for number in range(ROUNDS // 10):
+        (tmp_path / "a.json").write_bytes(encode(damage_tree(content, rng), rng))
+        words = ["labelme", "--labels", str(tmp_path), "--output", str(tmp_path / "out"), "--split", "x", "--dry-run"]
+        status.append(front_door.main(["prepare", *words, *(["--skip-bad"] if number % 2 else [])]))
+    assert set(status) == {0, 2}
+
+
 def test_yolo_labels(root, tmp_path):
     (tmp_path / "images").mkdir()
     name = sorted(path.name for path in (root / "train").iterdir())[0]
