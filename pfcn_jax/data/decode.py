@@ -187,7 +187,7 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
     if color not in (_GREY, _PALETTE):
         raise DataError(
             f"{name}: expected a PNG of one value a pixel (gray or palette), this is {describe_png(data)}; a mask in "
-            "the colors of its classes must be converted to category ids first",
+            "the colors of its classes is read by `prepare palette`",
             kind="label-format",
         )
     if color == _GREY and 1 < depth < 8:  # these would come out scaled to 0..255

@@ -16,7 +16,7 @@ from pfcn_jax.data.example import DataError, sides
 from pfcn_jax.data.image_files import is_hidden
 
 _SUFFIXES = (".png", ".tif", ".tiff")
-_ENDINGS = ("_masks", "_mask")  # that labelling tools add to the image's name
+_ENDINGS = ("_masks", "_mask", "_labels", "_label", "_L")  # that labelling tools add to the image's name
 _RGB = 2  # color type in a PNG's header
 _TIFF_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from pfcn_jax.codec import id_to_rgb
 from pfcn_jax.data.classes import ClassTable
@@ -17,6 +18,8 @@ from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape, split_com
 from pfcn_jax.data.importers.mask_files import MaskFolder, read_values
 from pfcn_jax.data.importers.registry import register
 from pfcn_jax.data.importers.writer import Labeller
+
+VOID = -1  # in a map of class ids
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +54,7 @@ def from_semantic(folder: MaskFolder, classes: ClassTable, *, ignore: Sequence[i
     def label(image: pathlib.Path, size: tuple[int, int]) -> Labelled:
         path = folder.require(image)
         values = read_values(path, size)
-        drawing = Drawing(size)
+        class_map = np.full(size, VOID, np.int32)
         for value in np.unique(values).tolist():
             if value in ignore:
                 continue
@@ -61,14 +64,21 @@ def from_semantic(folder: MaskFolder, classes: ClassTable, *, ignore: Sequence[i
                     "to --ignore)",
                     kind="label-value",
                 )
-            mask = (values == value).astype(np.int32)
-            class_id = class_of[value]
-            parts = split_components(mask) if classes.is_thing[class_id] else mask
-            for part in range(1, int(parts.max()) + 1):
-                drawing.draw(Shape(class_id, parts == part))
+            class_map[values == value] = class_of[value]
+        drawing = Drawing(size)
+        draw_classes(drawing, class_map, classes.is_thing)
         return drawing.finish()
 
     return label
+
+
+def draw_classes(drawing: Drawing, class_map: Int32[np.ndarray, "h w"], is_thing: Sequence[bool]) -> None:
+    """Draws a map of contiguous class ids and VOID: a segment for stuff, one for each connected part of a thing."""
+    for class_id in np.unique(class_map[class_map != VOID]).tolist():
+        mask = (class_map == class_id).astype(np.int32)
+        parts = split_components(mask) if is_thing[class_id] else mask
+        for part in range(1, int(parts.max()) + 1):
+            drawing.draw(Shape(class_id, parts == part))
 
 
 def _color_hint(values: np.ndarray, classes: ClassTable) -> str:
@@ -77,8 +87,8 @@ def _color_hint(values: np.ndarray, classes: ClassTable) -> str:
         color = tuple(id_to_rgb(np.array(value)).tolist())
         if color in classes.colors:
             name = classes.names[classes.colors.index(color)]
-            return f"; the mask is color-coded: {color} is the color of {name!r}. Convert it to category ids"
-    return "; an RGB mask holds colors: convert it to category ids" if int(values.max()) > 0xFFFF else ""
+            return f"; the mask is color-coded: {color} is the color of {name!r}. Use `prepare palette`"
+    return "; an RGB mask holds colors: use `prepare palette`" if int(values.max()) > 0xFFFF else ""
 
 
 def _read_classes(path: pathlib.Path) -> ClassTable:
