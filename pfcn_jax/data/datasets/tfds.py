@@ -144,9 +144,7 @@ def prepare(
     Raises:
       DataError: the parts have different classes, an example is broken, or the directory holds other data already.
     """
-    tables = {files.classes for files in parts.values()}
-    if len(tables) != 1:
-        raise DataError(f"the parts {', '.join(parts)} do not have one class table in common")
+    classes = require_one_table(parts)
     builder = PanopticBuilder(
         parts=parts,
         name=name,
@@ -157,8 +155,20 @@ def prepare(
     builder.download_and_prepare()
     root = epath.Path(builder.data_path)
     _check_prepared(root, parts)
-    _write_index(root, tables.pop(), {split: _scan(root, split) for split in parts})
+    _write_index(root, classes, {split: _scan(root, split) for split in parts})
     return root
+
+
+def require_one_table(parts: Mapping[str, PanopticFiles]) -> ClassTable:
+    """The class table of all parts.
+
+    Raises:
+      DataError: they have different ones, or there is no part.
+    """
+    tables = {files.classes for files in parts.values()}
+    if len(tables) != 1:
+        raise DataError(f"the parts {', '.join(parts)} do not have one class table in common")
+    return tables.pop()
 
 
 def _check_prepared(root: epath.Path, parts: Mapping[str, PanopticFiles]) -> None:

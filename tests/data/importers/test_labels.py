@@ -241,8 +241,12 @@ def test_who_is_held_out_depends_on_the_name_alone(tmp_path):
 def test_tfds_from_a_folder_gives_the_folders_examples(tmp_path, capsys):
     pytest.importorskip("tensorflow_datasets")
     root = write_tiny_coco(tmp_path / "tiny", splits={"train": 3, "val": 2})
-    assert run("tfds", "--input", root, "--output", tmp_path / "tfds", "--splits", "train=train", "val=validation") == 0
-    assert "train: 3 images, validation: 2 images" in capsys.readouterr().out
+    flags = ["--input", root, "--output", tmp_path / "tfds", "--splits", "train=train", "val=validation"]
+    assert run("tfds", *flags, "--dry-run") == 0
+    assert "would get train: 3 annotated images" in capsys.readouterr().out and not (tmp_path / "tfds").exists()
+    assert run("tfds", *flags) == 0
+    out = capsys.readouterr().out
+    assert "train: 3 annotated images" in out and "validation: 2 annotated images" in out
     ours, theirs = open_source("tfds", tmp_path / "tfds", "train"), CocoFolder(root, "train")
     assert len(ours) == 3
     np.testing.assert_array_equal(ours[2].segment_map, theirs[2].segment_map)
