@@ -14,9 +14,9 @@ from jaxtyping import Int, Int32
 from PIL import Image
 
 from pfcn_jax.data.classes import Color
-from pfcn_jax.data.coco_json import parse_json, show
+from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError, sides
-from pfcn_jax.data.importers.common import read_label_file
+from pfcn_jax.data.importers.common import read_json, read_label_file, read_text
 
 MAX_UNKNOWN = 64  # so many unknown colors in one mask are no classes
 _MODES = ("1", "L", "P", "RGB", "RGBA")
@@ -42,17 +42,12 @@ def read_color_table(path: pathlib.Path) -> list[ColorEntry]:
     Raises:
       DataError: none of these, a color that is not three numbers in 0..255, or a name or a color twice.
     """
-    data = read_label_file(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error})", kind="label-unreadable") from error
     if path.suffix.lower() == ".json":
-        entries = _from_json(parse_json(data, str(path)), path)
+        entries = _from_json(read_json(path), path)
     elif path.suffix.lower() == ".csv":
-        entries = _from_csv(text, path)
+        entries = _from_csv(read_text(path), path)
     else:
-        entries = _from_lines(text, path)
+        entries = _from_lines(read_text(path), path)
     if not entries:
         raise DataError(f"{path}: no color in it", kind="category-invalid")
     for field in ("name", "color"):

@@ -292,6 +292,18 @@ def read_label_file(path: pathlib.Path, kind: str = "label-missing") -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind=kind) from error
 
 
+def read_text(path: pathlib.Path) -> str:
+    """The content of a text file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+      DataError: it cannot be read, or is no such text.
+    """
+    try:
+        return read_label_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 ({error})", kind="label-unreadable") from error
+
+
 def read_json(path: pathlib.Path) -> Any:
     """The content of a JSON file.
 

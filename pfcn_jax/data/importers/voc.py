@@ -31,7 +31,7 @@ from pfcn_jax.data.importers.common import (
     add_skip_bad_flag,
     choose_kinds,
     list_images,
-    read_label_file,
+    read_text,
     things_and_background,
     write_dataset,
 )
@@ -60,8 +60,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
         metavar="FILE",
-        help="a name a line (line i is value i, or value i + 1 without a line `background`), or CVAT's labelmap.txt "
-        "(default: VOC's 20)",
+        help="a name a line (line i is value i, or value i + 1 without a line `background`), or a table of colors, as "
+        "CVAT's labelmap.txt (default: VOC's 20)",
     )
     add_kind_flags(parser)
     add_skip_bad_flag(parser)
@@ -115,19 +115,15 @@ def _palette(names: Sequence[str]) -> list[tuple[str, Color]]:
 
 def _read_names(path: pathlib.Path) -> list[tuple[str, Color]]:
     """(name, color) by value of the masks; 0 is the background."""
-    try:
-        lines = [line.strip() for line in read_label_file(path).decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error})", kind="label-unreadable") from error
+    lines = [line.strip() for line in read_text(path).splitlines()]
     names = [line for line in lines if line and not line.startswith("#") and line != "__ignore__"]
     if not names:
         raise DataError(f"{path}: no class name in it", kind="category-invalid")
-    if all(":" in name for name in names):
+    if path.suffix.lower() in (".json", ".csv") or all(":" in name for name in names):
         table = [(entry.name, entry.color) for entry in read_color_table(path)]
         table.sort(key=lambda pair: pair[0] not in _BACKGROUND)
-    else:
-        table = _palette(names if names[0] in _BACKGROUND else ["background", *names])
-    return table if table[0][0] in _BACKGROUND else [("background", (0, 0, 0)), *table]
+        return table if table[0][0] in _BACKGROUND else [("background", (0, 0, 0)), *table]
+    return _palette(names if names[0] in _BACKGROUND else ["background", *names])
 
 
 def _find_images(root: pathlib.Path, masks: MaskFolder) -> tuple[dict[str, list[pathlib.Path]], dict[str, list[str]]]:
@@ -151,11 +147,7 @@ def _find_images(root: pathlib.Path, masks: MaskFolder) -> tuple[dict[str, list[
 
 
 def _read_list(path: pathlib.Path) -> list[str]:
-    try:
-        lines = read_label_file(path).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error})", kind="label-unreadable") from error
-    return [line.split()[0] for line in lines if line.strip()]
+    return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
 
 
 def _read_classes(

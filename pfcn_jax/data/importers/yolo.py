@@ -26,6 +26,7 @@ from pfcn_jax.data.importers.common import (
     choose_kinds,
     list_images,
     read_label_file,
+    read_text,
     things_and_background,
     write_dataset,
 )
@@ -166,7 +167,7 @@ def _locate(entry: str, base: Any, path: pathlib.Path) -> pathlib.Path | None:
 
 def _read_list(path: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, list[str]]]:
     """The images that a list file names, relative to it or to the folders above it."""
-    lines = [line.strip().replace("\\", "/") for line in _read_text(path).splitlines()]
+    lines = [line.strip().replace("\\", "/") for line in read_text(path).splitlines()]
     found: list[pathlib.Path] = []
     other: list[pathlib.Path] = []
     for line in filter(None, lines):
@@ -177,13 +178,6 @@ def _read_list(path: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, list[s
     if not found:
         raise DataError(f"{path}: names no image")
     return found, {"are no images by their suffix": [str(place) for place in other]} if other else {}
-
-
-def _read_text(path: pathlib.Path) -> str:
-    try:
-        return read_label_file(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error})", kind="label-unreadable") from error
 
 
 def _compare(images: Mapping[str, Sequence[pathlib.Path]], path: pathlib.Path) -> list[str]:
@@ -211,7 +205,7 @@ def _read_labels(
     background: int | None,
 ) -> Labelled:
     exists = path.is_file()
-    lines = _read_text(path).splitlines() if exists else []
+    lines = read_text(path).splitlines() if exists else []
     numbered = [(number, line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
     drawing = Drawing(size, found=len(numbered))
     if not exists:
