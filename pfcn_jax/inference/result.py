@@ -117,7 +117,7 @@ class Result:
         }
 
     def to_coco_instances(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
-        """The things as COCO detections, as `predict --format coco-instances` writes them and `COCO.loadRes` reads them.
+        """The things as COCO detections: what `predict --format coco-instances` writes and `COCO.loadRes` reads.
 
         Each has `image_id` (default: `name`), `category_id`, `segmentation` (compressed RLE), `area`, `bbox` (x, y,
         width, height), `iscrowd` and `score`.
