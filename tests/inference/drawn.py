@@ -11,7 +11,7 @@ from pfcn_jax.types import PanopticPrediction
 CLASSES = ClassTable(("cat", 'dog "Rex"', "sky & sea"), (7, 9, 21), (True, True, False))
 
 
-def drawn_result() -> Result:
+def drawn_result(*, mirrored: bool = False) -> Result:
     """A simple thing, one in two parts with a hole, a stuff class around them, and void: 20 x 30 pixels."""
     segment_map = np.zeros((20, 30), np.int32)
     segment_map[:16] = 3
@@ -19,6 +19,8 @@ def drawn_result() -> Result:
     segment_map[8:14, 2:10] = 2
     segment_map[10:12, 5:7] = 3
     segment_map[9:12, 20:24] = 2
+    if mirrored:
+        segment_map = np.ascontiguousarray(segment_map[:, ::-1])
     prediction = PanopticPrediction(
         segment_map=segment_map,
         class_id=np.array([0, 1, 2]),
