@@ -115,6 +115,11 @@ def load_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     return meta
 
 
+def steps_of(meta: Mapping[str, Any]) -> int:
+    """Training steps of a checkpoint; 0 for converted weights."""
+    return int((meta.get("position") or {}).get("batch", 0))
+
+
 def load_model(checkpoint: pathlib.Path, abstract: PyTree) -> PyTree:
     """Reads the model of a checkpoint onto the first local device.
 

@@ -19,6 +19,7 @@ from pfcn_jax.checkpoints.format import (
     load_meta,
     load_model,
     load_stored,
+    steps_of,
 )
 from pfcn_jax.checkpoints.named import resolve
 from pfcn_jax.config.schema import Config, from_command_line, from_dict
@@ -44,6 +45,7 @@ class LoadedModel:
     classes: ClassTable
     model: PanopticFCN
     variables: Any
+    step: int = 0  # of its training; 0 for converted weights
 
 
 def load_checkpoint(path: pathlib.Path, *, best: bool = True) -> LoadedModel:
@@ -64,7 +66,7 @@ def load_checkpoint(path: pathlib.Path, *, best: bool = True) -> LoadedModel:
     classes = ClassTable.from_json(meta["classes"])
     model = build_model(config.model, *classes.counts)
     variables = load_model(checkpoint, abstract_variables(model))
-    return LoadedModel(checkpoint, config, classes, model, variables)
+    return LoadedModel(checkpoint, config, classes, model, variables, steps_of(meta))
 
 
 def load_safetensors(path: pathlib.Path) -> LoadedModel:
@@ -89,7 +91,7 @@ def load_safetensors(path: pathlib.Path) -> LoadedModel:
         raise CheckpointError(f"{path}: {len(wrong)} arrays do not fit its own config: {', '.join(wrong[:10])}")
     arrays = {name: jnp.asarray(stored.tensors[name], leaf.dtype) for name, leaf in wanted.items()}
     variables = {"batch_stats": {}, **traverse_util.unflatten_dict(arrays, sep="/")}
-    return LoadedModel(path, config, classes, model, variables)
+    return LoadedModel(path, config, classes, model, variables, steps_of(meta))
 
 
 def load_with_config(path: pathlib.Path, config_argv: list[str], *, best: bool = True) -> LoadedModel:

@@ -9,10 +9,11 @@ import sys
 import jax
 
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.data.inputs import open_evaluation
+from pfcn_jax.data.inputs import evaluation_split, open_evaluation
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.evaluate import evaluate_model
 from pfcn_jax.evaluation.html_report import ReportCollector
+from pfcn_jax.evaluation.provenance import provenance
 from pfcn_jax.metrics.panoptic_files import PanopticFiles, confusion_hint
 from pfcn_jax.metrics.pq import format_table
 from pfcn_jax.parallel import distributed
@@ -63,7 +64,8 @@ def _score_checkpoint(args: argparse.Namespace) -> int:
     distributed.join(args)
     loaded = load_with_config(pathlib.Path(args.checkpoint), args.config_argv)
     config = loaded.config
-    source = open_evaluation(config.data, config.data.eval_examples, split=args.split or "", classes=loaded.classes)
+    split = evaluation_split(config.data, args.split or "")
+    source = open_evaluation(config.data, config.data.eval_examples, split=split, classes=loaded.classes)
     if args.report and jax.process_count() > 1:
         raise UserError("--report draws the images of its own process only: run it in a single process")
     collector = ReportCollector(loaded.classes) if args.report else None
@@ -81,5 +83,6 @@ def _score_checkpoint(args: argparse.Namespace) -> int:
         )
         print(f"report: {page}")
     if args.output:
-        write_json(args.output, evaluation.to_dict())
+        facts = {"step": loaded.step, "evaluated": provenance(config, split)}
+        write_json(args.output, facts | evaluation.to_dict())
     return 0

@@ -47,7 +47,7 @@ def open_training(config: DataOptions) -> Source:
 def open_evaluation(
     config: DataOptions, examples: int, *, split: str = "", classes: ClassTable | None = None
 ) -> Source:
-    """The split to score: the given one, the configured one, or the one in the data directory named `val...`.
+    """The split to score (see `evaluation_split`).
 
     Args:
       classes: those that the model has learned.
@@ -55,7 +55,7 @@ def open_evaluation(
     Raises:
       DataError: the split has other classes than these; they would be scored as one another.
     """
-    split = split or config.eval_split or find_split(config, "val")
+    split = evaluation_split(config, split)
     source = open_split(config, split, examples)
     difference = classes.difference(source.classes) if classes else ""
     if difference:
@@ -65,6 +65,11 @@ def open_evaluation(
         )
     _warn_of_rotation(source, f"{config.root}, split {split!r}")
     return source
+
+
+def evaluation_split(config: DataOptions, split: str = "") -> str:
+    """The name of the split to score: the given one, the configured one, or the one in `root` named val...."""
+    return split or config.eval_split or find_split(config, "val")
 
 
 def find_split(config: DataOptions, kind: str) -> str:

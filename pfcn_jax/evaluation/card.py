@@ -1,4 +1,4 @@
-"""The model card of a checkpoint in Markdown: training data, scores, limits."""
+"""The model card of a checkpoint in Markdown: front matter for the Hub, training data, scores, limits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 
 import jax
 
-from pfcn_jax.checkpoints.format import BACKBONE, WHOLE_MODEL, CheckpointError
+from pfcn_jax.checkpoints.format import BACKBONE, WHOLE_MODEL, CheckpointError, steps_of
 from pfcn_jax.config.schema import Config, config_hash, from_dict
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.errors import UserError
+from pfcn_jax.evaluation.hub import HubFields, describe_settings, front_matter
+from pfcn_jax.evaluation.provenance import changed_settings, data_folder, provenance
 from pfcn_jax.metrics.protocol import format_score
 from pfcn_jax.models.build import abstract_variables, build_model
 
 _GROUPS = ("All", "Things", "Stuff")
+_NO_FIELDS = HubFields()
 _SHOWN_CLASSES = 40  # of the table of PQ by class; a card is one page
 
 
@@ -27,14 +30,19 @@ def find_scores(checkpoint: pathlib.Path, meta: dict[str, Any], given: str | Non
     `evaluation.json` of a run names the step that it scores; it counts for that step's checkpoint alone.
 
     Raises:
-      UserError: the file that was named cannot be read.
+      UserError: the file that was named cannot be read, or belongs to another step.
     """
     if given is not None:
         try:
             scores = json.loads(pathlib.Path(given).read_text())
-            return {**scores, "All": dict(scores["All"])}, ""
+            scores |= {name: dict(scores[name]) for name in _GROUPS}
+            if "evaluated" in scores:
+                scores["evaluated"] = {name: scores["evaluated"][name] for name in provenance(Config(), "")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{given}: no result of `evaluate --output` ({error})") from error
+        if scores.get("step", steps_of(meta)) != steps_of(meta):
+            raise UserError(f"{given}: scores step {scores['step']}, this checkpoint is of step {steps_of(meta)}")
+        return scores, ""
     file = checkpoint.parents[1] / "evaluation.json"
     if not file.is_file():
         return None, "Not evaluated yet."
@@ -42,20 +50,24 @@ def find_scores(checkpoint: pathlib.Path, meta: dict[str, Any], given: str | Non
     step, scored = steps_of(meta), scores.get("step")
     if step != scored:
         return None, f"Not evaluated: the run's evaluation belongs to step {scored}, this checkpoint to step {step}."
+    if "evaluated" not in scores:  # runs of older versions; the scored data are those of the config
+        config = from_dict(meta["config"])
+        scores["evaluated"] = provenance(config, config.data.eval_split)
     return scores, ""
 
 
-def steps_of(meta: dict[str, Any]) -> int:
-    """Training steps of a checkpoint; 0 for converted weights."""
-    return int((meta.get("position") or {}).get("batch", 0))
-
-
-def make_card(meta: dict[str, Any], scores: dict[str, Any] | None = None, note: str = "Not evaluated yet.") -> str:
-    """The card as Markdown.
+def make_card(
+    meta: dict[str, Any],
+    scores: dict[str, Any] | None = None,
+    note: str = "Not evaluated yet.",
+    hub: HubFields = _NO_FIELDS,
+) -> str:
+    """The card as Markdown with a front matter that the Hugging Face Hub reads.
 
     Args:
       meta: of the checkpoint.
       scores: of `evaluate`; None: `note` stands in their place.
+      hub: fields of the front matter that the checkpoint does not know.
 
     Raises:
       CheckpointError: the checkpoint is a backbone, or its config is not one of this version.
@@ -64,6 +76,7 @@ def make_card(meta: dict[str, Any], scores: dict[str, Any] | None = None, note: 
         raise CheckpointError("a backbone alone: it is the start of a training, not a model that needs a card")
     config, classes = from_dict(meta["config"]), ClassTable.from_json(meta["classes"])
     parts = [
+        front_matter(config, classes, scores, hub, trained=steps_of(meta) > 0),
         f"# Panoptic FCN: {config.name}",
         "Panoptic segmentation: every pixel gets a class, every countable object its own id. The method is that of Li "
         'et al., "Fully Convolutional Networks for Panoptic Segmentation" (CVPR 2021); the code is `pfcn_jax`.',
@@ -72,7 +85,7 @@ def make_card(meta: dict[str, Any], scores: dict[str, Any] | None = None, note: 
         'result = load("PATH")("photo.jpg")\nresult.overlay().show()\n```',
         "## Network\n\n" + _table(("part", "parameters"), _parameters(config, classes)),
         "## Training\n\n" + _table(("", ""), _training(config, meta)),
-        "## Scores\n\n" + (_scores(scores, classes) if scores else note),
+        "## Scores\n\n" + (_scores(scores, config, classes) if scores else note),
         "## Thresholds\n\nOf the config's `inference` section; each can be changed at `load` and `predict`.\n\n"
         + _table(("key", "value"), [(f"`{k}`", _text(v)) for k, v in meta["config"]["inference"].items()]),
         "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(config, classes)),
@@ -114,8 +127,7 @@ def _training(config: Config, meta: dict[str, Any]) -> list[tuple[str, str]]:
     if step == 0:
         return [("steps", "none by this code")]
     start = pathlib.PurePath(train.init_from).name
-    folder = pathlib.PurePath(data.root).name  # the name of the data set, not where it lay
-    source = f"`{data.source}`, folder `{folder}`" if folder else f"`{data.source}`"
+    source = _data(data.source, data_folder(data))
     limited = f", its first {data.train_examples} images" if data.train_examples else ""
     rows = [
         ("data", f"{source}, split `{data.train_split or 'train...'}`{limited}"),
@@ -130,9 +142,13 @@ def _training(config: Config, meta: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _scores(scores: dict[str, Any], classes: ClassTable) -> str:
+def _data(source: str, folder: str) -> str:
+    return f"`{source}`, folder `{folder}`" if folder else f"`{source}`"
+
+
+def _scores(scores: dict[str, Any], config: Config, classes: ClassTable) -> str:
     rows = [(name, *_group(scores[name])) for name in _GROUPS]
-    parts = [_table(("", "PQ", "SQ", "RQ"), rows)]
+    parts = [_evaluated(scores.get("evaluated"), config), _table(("", "PQ", "SQ", "RQ"), rows)]
     ap, miou = (scores.get("AP") or {}).get("AP"), scores.get("mIoU")
     over = f" (over {scores['mIoU_over']})" if "mIoU_over" in scores else ""
     figures = (("AP", ap, ""), ("mIoU", miou, over))
@@ -149,6 +165,17 @@ def _scores(scores: dict[str, Any], classes: ClassTable) -> str:
     if len(found) > _SHOWN_CLASSES:
         parts.append(f"({len(found) - _SHOWN_CLASSES} more classes are left out.)")
     return "\n\n".join(parts)
+
+
+def _evaluated(evaluated: dict[str, Any] | None, config: Config) -> str:
+    """The data and the settings that the scores belong to, in a sentence."""
+    if evaluated is None:
+        return "The result does not say which data it was measured on."
+    split = f", split `{evaluated['split']}`" if evaluated["split"] else ""
+    changed = describe_settings(changed_settings(evaluated, config))
+    return f"Measured on {_data(evaluated['source'], evaluated['folder'])}{split}" + (
+        f" with `{changed}`." if changed else "."
+    )
 
 
 def _group(scores: dict[str, Any]) -> list[str]:

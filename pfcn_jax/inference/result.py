@@ -103,10 +103,38 @@ class Result:
         )
         return Image.fromarray(drawn)
 
-    def to_coco(self, image_id: int | str, file_name: str) -> dict[str, Any]:
-        """The entry of this image in the `annotations` of a COCO-panoptic file."""
-        segments = [segment.to_coco() for segment in self.segments]
-        return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+    def to_coco(self, image_id: int | str | None = None, file_name: str | None = None) -> dict[str, Any]:
+        """The entry of this image in the `annotations` of a COCO-panoptic file, as `predict` writes it.
+
+        Args:
+          image_id: default: `name`.
+          file_name: of the PNG of ids; default: that of `save`, NAME.png.
+        """
+        return {
+            "image_id": self.name if image_id is None else image_id,
+            "file_name": f"{self.name}.png" if file_name is None else file_name,
+            "segments_info": [segment.to_coco() for segment in self.segments],
+        }
+
+    def to_coco_instances(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """The things as COCO detections: what `predict --format coco-instances` writes and `COCO.loadRes` reads.
+
+        Each has `image_id` (default: `name`), `category_id`, `segmentation` (compressed RLE), `area`, `bbox` (x, y,
+        width, height), `iscrowd` and `score`.
+        """
+        from pycocotools import mask as coco_mask  # needed here alone
+
+        found = []
+        for segment in self.segments:
+            if segment.is_thing:
+                rle = coco_mask.encode(np.asfortranarray(self.mask(segment).astype(np.uint8)))
+                entry = segment.to_coco() | {
+                    "image_id": self.name if image_id is None else image_id,
+                    "segmentation": {"size": list(self.size), "counts": rle["counts"].decode("ascii")},
+                }
+                del entry["id"]  # of the segment map; a file of detections numbers its own
+                found.append(entry)
+        return found
 
     def to_supervision(self) -> Any:
         """This result as `supervision.Detections`: things and stuff, in the order of `segments`.

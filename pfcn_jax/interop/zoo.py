@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,12 @@ class Weights:
     def is_model(self) -> bool:
         """True for a whole panoptic model, False for a backbone."""
         return self.name.startswith("panoptic-fcn")
+
+    @property
+    def license_id(self) -> str:
+        """The SPDX id that opens `license`; "" where it names none."""
+        found = re.match(r"[A-Z][\w.-]*-\d[\w.-]*", self.license)
+        return found[0] if found else ""
 
 
 def find(name: str) -> Weights:

@@ -16,10 +16,11 @@ from pfcn_jax.checkpoints.format import score_of
 from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config, to_json
 from pfcn_jax.data.example import DataError, Example, Source
-from pfcn_jax.data.inputs import train_pipeline
+from pfcn_jax.data.inputs import evaluation_split, train_pipeline
 from pfcn_jax.data.pipeline import BatchIterator
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.evaluate import EvaluationResult, configured_metrics
+from pfcn_jax.evaluation.provenance import provenance
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.optim.rules import learning_rate_schedule
 from pfcn_jax.panoptic.predict import Prediction
@@ -209,7 +210,8 @@ class Trainer:
         try:
             result = self.collaborators.evaluate(task)
             if everything and jax.process_index() == 0:
-                write_json(self.workdir / "evaluation.json", {"step": step} | result.to_dict())
+                facts = {"step": step, "evaluated": provenance(self.config, evaluation_split(data))}
+                write_json(self.workdir / "evaluation.json", facts | result.to_dict())
         except OSError as error:
             self.failures.end_evaluation(step, error)
         self._record(step, result)

@@ -15,36 +15,18 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from pfcn_jax.codec import read_id_png
-from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.formats import FORMATS, make_writer
 from pfcn_jax.inference.formats.registry import ImageEntry
-from pfcn_jax.inference.result import Result, make_result
-from pfcn_jax.types import PanopticPrediction
+from pfcn_jax.inference.result import Result
+from tests.inference.drawn import CLASSES, drawn_result
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
-
-CLASSES = ClassTable(("cat", 'dog "Rex"', "sky & sea"), (7, 9, 21), (True, True, False))
 
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    """A simple thing, one in two parts with a hole, a stuff class around them, and void."""
-    segment_map = np.zeros((20, 30), np.int32)
-    segment_map[:16] = 3
-    segment_map[2:6, 3:9] = 1
-    segment_map[8:14, 2:10] = 2
-    segment_map[10:12, 5:7] = 3
-    segment_map[9:12, 20:24] = 2
-    prediction = PanopticPrediction(
-        segment_map=segment_map,
-        class_id=np.array([0, 1, 2]),
-        is_thing=np.array([True, True, False]),
-        score=np.array([0.9, 0.75, 0.6], np.float32),
-        area=np.zeros(3, np.int32),
-        valid=np.ones(3, bool),
-    )
-    return make_result(np.zeros((20, 30, 3), np.uint8), prediction, CLASSES)
+    return drawn_result()
 
 
 @pytest.fixture
@@ -71,6 +53,7 @@ def test_coco_panoptic(written, result):
     content = json.loads((folder / "panoptic.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert [entry["category_id"] for entry in content["annotations"][0]["segments_info"]] == [7, 9, 21]
+    assert content["annotations"][0] == result.to_coco(1, "sub/p1.png")  # from Python the same
     np.testing.assert_array_equal(read_id_png(folder / "panoptic" / "sub" / "p1.png"), result.segment_map)
 
 
@@ -78,7 +61,9 @@ def test_coco_instances_are_what_the_coco_api_loads(written, result):
     folder = written("coco-instances")
     content = json.loads((folder / "instances.json").read_text())
     assert [entry["area"] for entry in content["annotations"][:2]] == [24, 56]
-    coco = COCO()
+    own = [{"id": number, **entry} for number, entry in enumerate(result.to_coco_instances(1), start=1)]
+    assert own == content["annotations"][:2]  # from Python the same
+    coco = COCO()  # loading changes the entries
     coco.dataset = {"images": content["images"], "categories": content["categories"]}
     coco.createIndex()
     loaded = coco.loadRes(content["annotations"])
@@ -158,11 +143,3 @@ def test_an_unknown_format_names_the_known_ones(tmp_path):
     with pytest.raises(UserError, match="labelme"):
         make_writer("pascal", tmp_path, CLASSES)
     assert set(FORMATS) == {"coco-panoptic", "coco-instances", "yolo", "labelme", "label-studio", "geojson"}
-
-
-def test_supervision_detections(result):
-    supervision = pytest.importorskip("supervision", reason="an optional package")
-    found = result.to_supervision()
-    assert isinstance(found, supervision.Detections) and len(found) == 3
-    np.testing.assert_array_equal(found.mask[1], result.mask(result.segments[1]))
-    assert found.data["class_name"].tolist() == list(CLASSES.names)

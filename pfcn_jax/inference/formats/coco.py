@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.inference.formats.registry import ImageEntry, register
@@ -56,7 +54,7 @@ class CocoInstances:
         self._entries: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
 
     def add(self, entry: ImageEntry, result: Result) -> None:
-        self._entries[entry.key] = (_image(entry, result), to_instances(result, entry.image_id))
+        self._entries[entry.key] = (_image(entry, result), result.to_coco_instances(entry.image_id))
 
     def finish(self, order: Sequence[str]) -> None:
         images, annotations = [], []
@@ -71,27 +69,3 @@ class CocoInstances:
         write_json(
             self._folder / "instances.json", {"images": images, "annotations": annotations, "categories": categories}
         )
-
-
-def to_instances(result: Result, image_id: int | str) -> list[dict[str, Any]]:
-    """The things of a result as COCO detections: compressed RLE, box as x, y, width, height, score."""
-    from pycocotools import mask as coco_mask  # needed by this format alone
-
-    found = []
-    for segment in result.segments:
-        if not segment.is_thing:
-            continue
-        rle = coco_mask.encode(np.asfortranarray(result.mask(segment).astype(np.uint8)))
-        coco = segment.to_coco()
-        found.append(
-            {
-                "image_id": image_id,
-                "category_id": segment.category_id,
-                "segmentation": {"size": list(result.size), "counts": rle["counts"].decode("ascii")},
-                "area": coco["area"],
-                "bbox": coco["bbox"],
-                "iscrowd": 0,
-                "score": coco["score"],
-            }
-        )
-    return found
