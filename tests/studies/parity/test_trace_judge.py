@@ -82,20 +82,27 @@ def test_the_first_steps_of_a_trace():
     assert [one.tensor for one in checks] == [f"{what}: steps 1 to 7" for what in trace_judge.JUDGED]
 
 
-def test_float64_decides_where_float32_is_not_within():
+def test_missed_steps_are_judged_again():
     runs = _runs()
     ours, exact = runs["float32"].copy(), runs["float32"][:6].copy()
     ours[3:6] *= 1.001
     assert trace_judge.missed_steps(ours, runs) == [4, 5, 6]
     assert not all(one.ok for one in trace_judge.judge("f", ours, runs))
-    checks = trace_judge.judge("f", ours, runs, exact)
-    assert all(one.ok for one in checks) and "in float64 where float32 is not within (3 steps)" in checks[0].tensor
-    exact[5] *= 1.001
-    assert not all(one.ok for one in trace_judge.judge("f", ours, runs, exact))
-    with_float64 = {**runs, "float64": runs["float32"] * 1.001}  # the original's own float64 run is like ours
-    ours[3:6] *= 1.1
-    exact = with_float64["float64"][:6]
-    assert all(one.ok for one in trace_judge.judge("f", ours, with_float64, exact))
+
+    def again(*replays):
+        return trace_judge.Again("nearest", trace_judge.nearest(replays, runs["float32"]))
+
+    checks = trace_judge.judge("f", ours, runs, again(exact))
+    assert all(one.ok for one in checks) and checks[0].tensor.endswith(", nearest in 3 steps")
+    worse, better = exact.copy(), exact.copy()
+    worse[5] *= 1.001
+    better[3] *= 0.999
+    assert not all(one.ok for one in trace_judge.judge("f", ours, runs, again(worse)))
+    assert not all(one.ok for one in trace_judge.judge("f", ours, runs, again(better)))
+    assert all(one.ok for one in trace_judge.judge("f", ours, runs, again(worse, better)))  # each step by its nearest
+    ours[8] *= 1.001  # a step that was missed and not judged again
+    with pytest.raises(IndexError):
+        trace_judge.judge("f", ours, runs, again(exact))
 
 
 def test_steps_within():
