@@ -11,7 +11,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.coco_json import parse_json
@@ -86,6 +86,16 @@ def add_skip_bad_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Kinds(Protocol):
+    """Names of classes that are things, and of those that are stuff; as the flags of `add_kind_flags`."""
+
+    @property
+    def things(self) -> Sequence[str]: ...
+
+    @property
+    def stuff(self) -> Sequence[str]: ...
+
+
 def add_kind_flags(parser: argparse.ArgumentParser, default: str = "all") -> None:
     """Adds the flags that `choose_kinds` reads."""
     parser.add_argument(
@@ -100,9 +110,7 @@ def add_kind_flags(parser: argparse.ArgumentParser, default: str = "all") -> Non
     )
 
 
-def choose_kinds(
-    args: argparse.Namespace, names: Sequence[str], *, is_complete: bool = True
-) -> tuple[list[str], list[str]]:
+def choose_kinds(args: Kinds, names: Sequence[str], *, is_complete: bool = True) -> tuple[list[str], list[str]]:
     """The things and the stuff among `names`: all are things; or those of `--things` alone; or all but `--stuff`.
 
     Args:

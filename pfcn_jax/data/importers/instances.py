@@ -35,10 +35,12 @@ from pfcn_jax.data.importers.common import (
     add_background_flag,
     add_output_flags,
     add_skip_bad_flag,
+    choose_kinds,
     list_images,
     read_label_file,
     write_dataset,
 )
+from pfcn_jax.data.importers.image_index import ImageIndex
 from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape
 from pfcn_jax.data.importers.polygons import EMPTY, FEW_POINTS, NESTED, Polygon, draw_polygons, polygon_fault
 from pfcn_jax.data.importers.registry import register
@@ -66,11 +68,14 @@ class DetectionOptions:
       background: name of a stuff class for all other pixels; empty: they are void.
       skip_bad: leave out segmentations that cannot be used, and count them, instead of refusing the file.
       crowds_as_instances: ignore `iscrowd`, which some tools set for every brush mask.
+      things, stuff: names of categories, as `choose_kinds` wants them.
     """
 
     background: str = "background"
     skip_bad: bool = False
     crowds_as_instances: bool = False
+    things: Sequence[str] = ()
+    stuff: Sequence[str] = ()
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +95,13 @@ def run(args: argparse.Namespace) -> list[str]:
     return write_dataset(args, found)
 
 
-def from_detection(path: str | os.PathLike[str], folder: str | os.PathLike[str], options: DetectionOptions) -> Found:
+def from_detection(
+    path: str | os.PathLike[str], folder: str | os.PathLike[str] | ImageIndex, options: DetectionOptions
+) -> Found:
     """The classes, image files and labels of a COCO detection JSON.
+
+    Args:
+      folder: that the file names of the JSON are relative to, or images to find by the end of the name.
 
     Raises:
       DataError: not such a JSON, an id or a file name twice, or an image without a file.
@@ -103,15 +113,18 @@ def from_detection(path: str | os.PathLike[str], folder: str | os.PathLike[str],
     images = _read_images(content["images"], str(path))
     annotations = _read_annotations(content["annotations"], images, str(path))
     categories, notes = _drop_unused_root(content["categories"], annotations)
-    classes = _classes(categories, options.background, str(path))
+    classes = _classes(categories, options, str(path))
     for one in (one for own in annotations.values() for one in own):
         if one.category_id not in classes.class_of_category:
             raise DataError(
                 f"{path}: {one.name}: category {one.category_id} is not in categories", kind="category-unknown"
             )
-    files = _find_files(images, pathlib.Path(folder))
+    if isinstance(folder, ImageIndex):
+        files = folder.require_all([image["file_name"] for image in images.values()], pathlib.Path(path))
+    else:
+        files = _find_files(images, pathlib.Path(folder))
     by_file = {file: image for image, file in zip(images.values(), files)}
-    last = len(classes) - 1 if options.background else None
+    last = classes.names.index(options.background) if options.background else None
 
     def label(file: pathlib.Path, size: tuple[int, int]) -> Labelled:
         image = by_file[file]
@@ -131,9 +144,12 @@ def from_detection(path: str | os.PathLike[str], folder: str | os.PathLike[str],
         drawing.draw_stacked(shapes, classes.is_thing)
         return drawing.finish(last)
 
-    listed, left_out = list_images(folder, deep=True)
-    unlisted = [str(path) for path in listed if path not in by_file]
-    return Found(classes, {"": sorted(files)}, label, {**left_out, UNLISTED: unlisted}, notes, options.skip_bad)
+    if isinstance(folder, ImageIndex):
+        left_out = folder.unlisted(files, UNLISTED)
+    else:
+        listed, left_out = list_images(folder, deep=True)
+        left_out |= {UNLISTED: [str(path) for path in listed if path not in by_file]}
+    return Found(classes, {"": sorted(files)}, label, left_out, notes, options.skip_bad)
 
 
 def _read_images(entries: Sequence[Any], path: str) -> dict[Any, dict[str, Any]]:
@@ -182,27 +198,38 @@ def _read_annotations(entries: Sequence[Any], images: Mapping[Any, Any], path: s
 def _drop_unused_root(
     categories: Sequence[Any], annotations: Mapping[Any, Sequence[_Annotation]]
 ) -> tuple[list[Any], list[str]]:
-    """Without categories that nothing uses and whose name another one has: Roboflow lists the data set itself so."""
+    """Without the category that stands for the whole data set in Roboflow's files: nothing uses it, and it has the name
+    of another one, or is the supercategory of all others."""
     used = {one.category_id for own in annotations.values() for one in own}
-    names = collections.Counter(str(entry.get("name")) for entry in categories if isinstance(entry, dict))
+    entries = [entry if isinstance(entry, dict) else {} for entry in categories]
+    names = collections.Counter(str(entry.get("name")) for entry in entries)
+    above = {str(entry.get("supercategory")) for entry in entries if entry.get("supercategory") != "none"}
     kept, notes = [], []
-    for entry in categories:
-        unused = isinstance(entry, dict) and type(entry.get("id")) is int and entry["id"] not in used
-        if unused and names[str(entry.get("name"))] > 1:
-            notes.append(f"category {entry.get('id')} {entry.get('name')!r} is unused and its name repeated: left out")
-            names[str(entry.get("name"))] -= 1
+    for entry, original in zip(entries, categories):
+        name = str(entry.get("name"))
+        is_root = entry.get("supercategory") == "none" and above == {name}
+        if type(entry.get("id")) is int and entry["id"] not in used and (names[name] > 1 or is_root):
+            why = "its name repeated" if names[name] > 1 else "the supercategory of all others"
+            notes.append(f"category {entry['id']} {name!r} is unused and {why}: left out")
+            names[name] -= 1
         else:
-            kept.append(entry)
+            kept.append(original)
     return kept, notes
 
 
-def _classes(categories: Sequence[Any], background: str, path: str) -> ClassTable:
-    """All categories as things, and the background as stuff."""
-    things = [{"isthing": 1} | entry if isinstance(entry, dict) else entry for entry in categories]
-    if background:
-        ids = [entry["id"] for entry in things if isinstance(entry, dict) and type(entry.get("id")) is int]
-        things.append({"id": max(ids, default=0) + 1, "name": background, "isthing": 0})
-    return parse_classes(things, path)
+def _classes(categories: Sequence[Any], options: DetectionOptions, path: str) -> ClassTable:
+    """All categories as things but those that are chosen as stuff, and the background as stuff."""
+    entries = [entry if isinstance(entry, dict) else {} for entry in categories]
+    names = [str(entry.get("name")) for entry in entries]
+    stuff = {*choose_kinds(options, names)[1], *([options.background] if options.background else [])}
+    classes = [
+        {"isthing": 1} | entry | ({"isthing": 0} if name in stuff else {}) if entry else original
+        for entry, name, original in zip(entries, names, categories)
+    ]
+    if options.background and options.background not in names:
+        ids = [entry["id"] for entry in entries if type(entry.get("id")) is int]
+        classes.append({"id": max(ids, default=0) + 1, "name": options.background, "isthing": 0})
+    return parse_classes(classes, path)
 
 
 def _read_segmentation(

@@ -71,11 +71,12 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The pixels of one object, and its contiguous class id."""
+    """The pixels of one object, its contiguous class id, and its layer: those of a higher one lie above."""
 
     class_id: int
     mask: Bool[np.ndarray, "h w"]
     is_crowd: bool = False
+    layer: int = 0
 
 
 class Drawing:
@@ -120,29 +121,24 @@ class Drawing:
         self._map[shape.mask] = len(self._class_ids)
 
     def draw_stacked(self, shapes: Sequence[Shape], is_thing: Sequence[bool]) -> None:
-        """Draws objects: crowds lowest, then stuff, then things; of each kind the smaller above the larger.
+        """Draws objects: crowds lowest, then in each layer stuff, then things; of a kind the smaller above the larger.
 
         Stuff shapes of one class become one segment.
 
         Args:
           is_thing: by contiguous class id.
         """
-        own: list[Shape] = []
-        stuff: dict[int, Shape] = {}
-        for shape in shapes:
-            if not shape.mask.any():
-                self.leave_out(NO_PIXEL)
-            elif is_thing[shape.class_id] or shape.is_crowd:
-                own.append(shape)
-            elif shape.class_id in stuff:
-                stuff[shape.class_id] = Shape(shape.class_id, stuff[shape.class_id].mask | shape.mask)
+        areas = {id(shape): int(shape.mask.sum()) for shape in shapes}
+        rows: dict[int, int] = {}  # of stuff classes
+        for shape in sorted(shapes, key=lambda s: (not s.is_crowd, s.layer, is_thing[s.class_id], -areas[id(s)])):
+            is_stuff = not is_thing[shape.class_id] and not shape.is_crowd
+            if is_stuff and areas[id(shape)] and shape.class_id in rows:
+                self._map[shape.mask] = rows[shape.class_id]
                 self.join()
-            else:
-                stuff[shape.class_id] = shape
-        own += stuff.values()
-        areas = {id(shape): int(shape.mask.sum()) for shape in own}
-        for shape in sorted(own, key=lambda s: (not s.is_crowd, is_thing[s.class_id], -areas[id(s)])):
+                continue
             self.draw(shape)
+            if is_stuff and areas[id(shape)]:
+                rows[shape.class_id] = len(self._class_ids)
 
     def finish(self, background: int | None = None, void: Bool[np.ndarray, "h w"] | None = None) -> Labelled:
         """The labels, without objects that lie completely below others.
