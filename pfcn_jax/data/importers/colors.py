@@ -21,7 +21,7 @@ from pfcn_jax.data.importers.common import read_json, read_label_file, read_text
 MAX_UNKNOWN = 64  # so many unknown colors in one mask are no classes
 _MODES = ("1", "L", "P", "RGB", "RGBA")
 _NAME_LAST = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)")  # CamVid: R G B name
-_NAME_FIRST = re.compile(r"([^:]+):(\d+),(\d+),(\d+)(:.*)?")  # CVAT: name:R,G,B:parts:actions
+_NAME_FIRST = re.compile(r"(.+?):(\d+),(\d+),(\d+)(:.*)?")  # CVAT: name:R,G,B:parts:actions
 
 
 class ColorEntry(NamedTuple):

@@ -11,7 +11,11 @@ AddFlags = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], list[str]]  # flags -> lines of the summary
 
 # Modules of this folder with an importer; importing one registers it.
-_MODULES = ("instances", "masks", "semantic", "palette", "yolo", "labelme", "voc", "arrayrecord")
+_MODULES = (
+    "instances", "masks", "semantic", "palette",
+    "yolo", "labelme", "voc", "cvat",
+    "arrayrecord",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ _BORDER = 255
 _BACKGROUND = ("background", "_background_", "__background__")
 _NO_MASK = "have no PNG in SegmentationClass"
 _NO_IMAGE = "are named by ImageSets, but are not in JPEGImages"
-_NOT_LISTED = "are in no list of ImageSets/Segmentation"
+NOT_LISTED = "are in no list of ImageSets/Segmentation"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -84,14 +84,14 @@ def run(args: argparse.Namespace) -> list[str]:
 
     def label(image: pathlib.Path, size: tuple[int, int]) -> Labelled:
         drawing = Drawing(size)
-        values = _read_classes(class_masks.require(image), size, colors, drawing)
+        values = read_class_mask(class_masks.require(image), size, colors, drawing)
         void = values < 0
         class_map = np.where(values > 0, lookup[np.maximum(values, 0)], VOID)
         if object_masks is None:
             draw_classes(drawing, class_map, classes.is_thing)
         else:
             path = object_masks.require(image)
-            void |= _draw_objects(drawing, _read_objects(path, size), class_map, classes.is_thing, path)
+            void |= draw_object_mask(drawing, read_object_mask(path, size), class_map, classes.is_thing, path)
         return drawing.finish(background, void)
 
     notes = [] if object_masks else ["no SegmentationObject: connected parts of a class are instances"]
@@ -143,14 +143,14 @@ def _find_images(root: pathlib.Path, masks: MaskFolder) -> tuple[dict[str, list[
         unlabelled |= {str(image) for image in images if not masks.find(image)}
     listed = {name for part in names.values() for name in part}
     others = sorted(str(path) for path in found if path.stem not in listed)
-    return splits, {**left_out, _NO_IMAGE: sorted(missing), _NO_MASK: sorted(unlabelled), _NOT_LISTED: others}
+    return splits, {**left_out, _NO_IMAGE: sorted(missing), _NO_MASK: sorted(unlabelled), NOT_LISTED: others}
 
 
 def _read_list(path: pathlib.Path) -> list[str]:
     return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
 
 
-def _read_classes(
+def read_class_mask(
     path: pathlib.Path, size: tuple[int, int], colors: Sequence[Color], drawing: Drawing
 ) -> Int32[np.ndarray, "h w"]:
     """Values 0..classes of a class mask, -1 = void; counts what stands for no class."""
@@ -167,7 +167,7 @@ def _read_classes(
     return values.astype(np.int32)
 
 
-def _read_objects(path: pathlib.Path, size: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
+def read_object_mask(path: pathlib.Path, size: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
     """A number for each object; 0 = none, or its border."""
     if has_indices(path):
         values, border = read_values(path, size), _BORDER
@@ -176,7 +176,7 @@ def _read_objects(path: pathlib.Path, size: tuple[int, int]) -> Int32[np.ndarray
     return np.where(values == border, 0, values).astype(np.int32)
 
 
-def _draw_objects(
+def draw_object_mask(
     drawing: Drawing,
     objects: Int32[np.ndarray, "h w"],
     class_map: Int32[np.ndarray, "h w"],
