@@ -24,8 +24,11 @@ _TIFF_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 class MaskFolder:
     """A folder of masks: the file of an image has its name, or its name with `_mask` or `_masks`."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, ending: str = ""):
         """Lists the folder.
+
+        Args:
+          ending: of the masks' stems, where the folder has other files, too.
 
         Raises:
           DataError: no such folder, or two masks of one image.
@@ -36,7 +39,7 @@ class MaskFolder:
         self._files: dict[str, pathlib.Path] = {}
         self.other: list[pathlib.Path] = []  # files of other kinds
         for path in sorted(folder.iterdir()):
-            if is_hidden(path) or not path.is_file():
+            if is_hidden(path) or not path.is_file() or not path.stem.endswith(ending):
                 continue
             if path.suffix.lower() not in _SUFFIXES:
                 self.other.append(path)
