@@ -13,7 +13,7 @@ Run = Callable[[argparse.Namespace], list[str]]  # flags -> lines of the summary
 # Modules of this folder with an importer; importing one registers it.
 _MODULES = (
     "instances", "masks", "semantic", "palette",
-    "yolo", "labelme", "voc", "cvat", "label_studio", "roboflow",
+    "yolo", "labelme", "voc", "cvat", "label_studio", "roboflow", "supervisely",
     "arrayrecord",
 )  # fmt: skip
 
