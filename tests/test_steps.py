@@ -39,7 +39,7 @@ def parts():
         model,
         mesh,
         create_state(config, model, mesh),
-        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed),
+        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1)),
     )
 
 

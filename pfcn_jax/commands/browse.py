@@ -74,7 +74,9 @@ def target_sheet(config: Config, source: Source, count: int) -> UInt8[np.ndarray
     titles: list[str] = []
     here = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))  # a few batches: no processes
     cells = 2 * _COLUMNS
-    with iter(train_pipeline(here.data, source, batch_size=here.train.batch_size, seed=here.seed)) as batches:
+    with iter(
+        train_pipeline(here.data, source, batch_size=here.train.batch_size, seed=here.seed, process=(0, 1))
+    ) as batches:
         while len(titles) < cells * count:
             batch = next(batches)
             for row in np.flatnonzero(batch.valid)[: count - len(titles) // cells].tolist():

@@ -43,7 +43,9 @@ def main(args: argparse.Namespace) -> int:
         print(f"frozen statistics: {_count(variables['batch_stats']):,}")
     if not args.no_batch:
         source = source or open_training(config.data)
-        with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
+        with iter(
+            train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1))
+        ) as batches:
             print("\n" + describe_batch(next(batches), classes))
     return 0
 

@@ -106,6 +106,18 @@ class BatchPlan:
             raise ValueError("a training plan is infinite")
         return sum(-(-len(group) // self.batch_size) for group in self.groups)
 
+    def rows_of(self, process: tuple[int, int]) -> slice:
+        """The rows of each batch that one process reads: p B/P .. (p + 1) B/P - 1 of (p, P).
+
+        Raises:
+          ValueError: the batch size is no multiple of P.
+        """
+        index, count = process
+        if self.batch_size % count or not 0 <= index < count:
+            raise ValueError(f"batch size {self.batch_size} on process {index} of {count} does not divide")
+        rows = self.batch_size // count
+        return slice(index * rows, (index + 1) * rows)
+
     def fingerprint(self) -> str:
         """Changes whenever batch t could be another one: images (by their sizes), canvases, batch size or seed."""
         state = repr((self.canvases, self.batch_size, self.shuffle, self.seed, self.num_examples, self._sizes_digest))

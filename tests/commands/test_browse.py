@@ -37,7 +37,9 @@ def test_a_sheet_of_labels_and_targets(tmp_path, capsys):
 def test_targets_are_those_of_the_training_step():
     config = from_command_line(TINY)
     source = open_training(config.data)
-    with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
+    with iter(
+        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1))
+    ) as batches:
         batch = next(batches)
     model = build_model(config.model, *source.classes.counts)
     geometry = batch_geometry(batch, config.targets)

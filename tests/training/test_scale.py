@@ -25,7 +25,9 @@ def _setup(*overrides: str):
     config = from_command_line([*TINY, *SGD, "--config.train.batch_size=4", *overrides])
     source = open_split(config.data, "train", 0)
     model = build_model(config.model, *source.classes.counts)
-    with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
+    with iter(
+        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1))
+    ) as batches:
         batch = next(batches)
     valid = np.array(batch.segments.valid)
     valid[0], valid[1, 2:] = False, False  # nothing at all, and hardly anything

@@ -172,7 +172,9 @@ def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
     if config.data.source != "scenes" and not pathlib.Path(config.data.root).exists():
         return coco_classes(), [1.0 / len(canvases)] * len(canvases)
     source = open_training(config.data)
-    plan = train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed).plan
+    plan = train_pipeline(
+        config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1)
+    ).plan
     return source.classes, (np.bincount(plan.canvas_of, minlength=len(canvases)) / len(source)).tolist()
 
 
