@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Model:
         return f"<Model {self.config.name} from {self.path}: {things} things, {stuff} stuff classes>"
 
 
-def load_for_use(path: str | os.PathLike[str], **settings: Any) -> Model:
+def load_for_use(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> Model:
     """See `pfcn_jax.load`."""
     loaded = load_checkpoint(pathlib.Path(path))
     tree = dataclasses.asdict(loaded.config)
