@@ -30,6 +30,7 @@ from pfcn_jax.panoptic.options import LossOptions, OutputSpec, PredictOptions, T
 from pfcn_jax.panoptic.predict import Embeddings, Prediction, predict_image
 from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.panoptic.views import View, make_view
+from pfcn_jax.parallel.platform import by_platform, launches_dominate
 from pfcn_jax.parallel.sharding import split_batch
 from pfcn_jax.types import Batch, DenseOutputs, ImageGeometry, RegionChannels, SegmentTable, image_geometry
 
@@ -56,12 +57,6 @@ def per_image(
         specs = (PartitionSpec(), batch)
         over_batch = jax.shard_map(over_batch, mesh=mesh, in_specs=specs, out_specs=batch, check_vma=False)
     return lambda *arrays: over_batch(shared, arrays)
-
-
-def _on_gpu(mesh: Mesh | None) -> bool:
-    """True where a loop over images costs more in launches than in work. (On a CPU it saves cache, on a TPU memory.)"""
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return platform in ("gpu", "cuda", "rocm")
 
 
 def batch_geometry(batch: Batch, options: TargetOptions) -> ImageGeometry:
@@ -101,7 +96,7 @@ def generate_for_prediction(
     def looped(variables: PyTree, *arrays: PyTree) -> PyTree:
         return per_image(one, mesh, variables)(*arrays)
 
-    dense = jax.lax.platform_dependent(variables, image, geometry, cpu=looped, default=whole_batch)
+    dense = by_platform(variables, image, geometry, cpu=looped, default=whole_batch)
     return cast(DenseOutputs, dense)
 
 
@@ -122,7 +117,7 @@ def batch_targets(
     def one(segment_map: Array, segments: SegmentTable, geometry: ImageGeometry) -> PyTree:
         return select(make_targets(segment_map, segments, geometry, region_channels(model), options))
 
-    return per_image(one, mesh, at_once=_on_gpu(mesh))(batch.segment_map, batch.segments, geometry)
+    return per_image(one, mesh, at_once=launches_dominate(mesh))(batch.segment_map, batch.segments, geometry)
 
 
 def batch_losses(
@@ -148,7 +143,7 @@ def batch_losses(
     def compare(dense: DenseOutputs, things: Array, weight: Array, stuff: Array, targets: Targets) -> LossSums:
         return loss_sums(dense, things, weight, stuff, targets, options)
 
-    at_once = _on_gpu(mesh)
+    at_once = launches_dominate(mesh)
     things, weight, stuff = per_image(guide, mesh, at_once=at_once)(dense, targets)
     things = model.apply(variables, things, method="embed_things")
     stuff = model.apply(variables, stuff, method="embed_stuff")

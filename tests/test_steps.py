@@ -161,7 +161,7 @@ def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monk
     batch = shard_batch(dataclasses.replace(batch, segments=dataclasses.replace(batch.segments, valid=few)), mesh)
 
     def differentiate(on_gpu):
-        monkeypatch.setattr(steps, "_on_gpu", lambda mesh: on_gpu)
+        monkeypatch.setattr(steps, "launches_dominate", lambda mesh: on_gpu)
         loss = functools.partial(loss_fn, model=model, config=config, mesh=mesh)
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, state.batch_stats, batch)
 
