@@ -32,7 +32,7 @@ from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.panoptic.views import View, make_view
 from pfcn_jax.parallel.platform import by_platform, launches_dominate
 from pfcn_jax.parallel.sharding import split_batch
-from pfcn_jax.types import Batch, DenseOutputs, ImageGeometry, RegionChannels, SegmentTable, image_geometry
+from pfcn_jax.types import Batch, DenseOutputs, ImageGeometry, SegmentTable, image_geometry
 
 PyTree = Any
 Scalars = dict[str, Float[Array, ""]]
@@ -63,11 +63,6 @@ def batch_geometry(batch: Batch, options: TargetOptions) -> ImageGeometry:
     """The geometry of a training batch."""
     canvas = batch.image.shape[1:3] if options.padding == "canvas" else None
     return image_geometry(batch.size, batch.original_size, canvas=canvas)
-
-
-def region_channels(model: PanopticFCN) -> RegionChannels:
-    """The channels of a model's region head."""
-    return RegionChannels(model.num_things, model.num_stuff, model.thing_regions)
 
 
 def generate(
@@ -115,7 +110,7 @@ def batch_targets(
     """
 
     def one(segment_map: Array, segments: SegmentTable, geometry: ImageGeometry) -> PyTree:
-        return select(make_targets(segment_map, segments, geometry, region_channels(model), options))
+        return select(make_targets(segment_map, segments, geometry, model.regions, options))
 
     return per_image(one, mesh, at_once=launches_dominate(mesh))(batch.segment_map, batch.segments, geometry)
 
@@ -299,7 +294,7 @@ def segment(
 ) -> Prediction:
     """From the network's outputs for ONE image (and for further views of it) to its segments."""
     embed = embeddings(variables, model)
-    return predict_image(dense, embed, geometry, options, region_channels(model), output, views)
+    return predict_image(dense, embed, geometry, options, model.regions, output, views)
 
 
 def predict_step(

@@ -22,7 +22,7 @@ from pfcn_jax.data.inputs import open_split, open_training, train_pipeline
 from pfcn_jax.errors import UserError
 from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.steps import batch_geometry
-from pfcn_jax.types import LEVELS, STRIDES, Batch, RegionChannels
+from pfcn_jax.types import LEVELS, STRIDES, Batch
 from pfcn_jax.viz import contact_sheet, heatmap, overlay
 from pfcn_jax.viz.regions import draw_regions
 
@@ -104,8 +104,7 @@ def _target_panels(batch: Batch, row: int, config: Config, classes: ClassTable) 
 
 def picture_targets(batch: Batch, row: int, config: Config, classes: ClassTable) -> Targets:
     """The targets of one image of a batch, exactly as the training step makes them."""
-    things = classes.num_things if config.model.region_classes == "all" else 1
-    regions = RegionChannels(*classes.counts, things)
+    regions = config.model.regions(*classes.counts)
     arrays = (batch.segment_map, batch.segments, batch_geometry(batch, config.targets))
     return _make_targets(*jax.tree.map(lambda leaf: leaf[row], arrays), regions, config.targets)
 

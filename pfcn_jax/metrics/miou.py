@@ -121,12 +121,12 @@ class MeanIoU(Metric):
 
     @classmethod
     def zeros(cls, task: Task) -> Self:
-        return cls(task, SemanticCounts.zeros(task.num_regions))
+        return cls(task, SemanticCounts.zeros(task.regions.count))
 
     def add(self, labels: Labels, prediction: PredictedImage) -> None:
         assert prediction.semantic_map is not None
-        labeled = semantic_map(labels.segment_map, region_channels(labels.class_id, self.task), ignore=_NO_REGION)
-        self.counts += semantic_counts(labeled, prediction.semantic_map, self.task.num_regions, ignore=_NO_REGION)
+        labeled = semantic_map(labels.segment_map, self.task.regions.of_class(labels.class_id), ignore=_NO_REGION)
+        self.counts += semantic_counts(labeled, prediction.semantic_map, self.task.regions.count, ignore=_NO_REGION)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return self.counts.to_arrays()
@@ -141,12 +141,6 @@ class MeanIoU(Metric):
         return Summary(
             {"mIoU": miou, "mIoU_over": over}, {"mIoU": miou}, (f"mIoU: {format_score(miou)} (over {over})",)
         )
-
-
-def region_channels(class_id: Integer[np.ndarray, " n"], task: Task) -> Integer[np.ndarray, " n"]:
-    """The channel of the semantic map of each class id."""
-    stuff = class_id - task.num_things + task.thing_regions
-    return np.where(class_id < task.num_things, np.minimum(class_id, task.thing_regions - 1), stuff)
 
 
 def mean_over(task: Task) -> str:

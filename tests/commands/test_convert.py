@@ -119,7 +119,7 @@ def test_a_region_channel_for_every_class_is_said_by_the_config(tmp_path, capsys
     assert "--config.model.region_classes=all" in capsys.readouterr().err
     ours = tmp_path / "ours"
     assert front_door.main([*command, "--config.model.region_classes=all", "--output", str(ours)]) == 0
-    assert load_checkpoint(ours).model.thing_regions == 5
+    assert load_checkpoint(ours).model.regions.things == 5
     back = tmp_path / "back.pth"
     assert front_door.main(["convert", "--checkpoint", str(ours), "--output", str(back)]) == 0
     assert read_tensors(back)["position_head.out_sem.weight"].shape[0] == 10

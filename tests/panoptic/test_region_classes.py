@@ -88,7 +88,7 @@ def test_heads_losses_and_prediction_have_a_channel_for_every_class():
     config = from_command_line([*TINY, "--config.model.region_classes=all"])
     model = build_model(config.model, *classes.counts)
     variables = abstract_variables(model)
-    assert model.thing_regions == classes.num_things
+    assert model.regions.things == classes.num_things
     assert variables["params"]["position_head"]["regions"]["kernel"].shape[-1] == len(classes)
     batch = to_batch(empty_arrays(2, (64, 64), 8))
     total, _ = jax.eval_shape(
