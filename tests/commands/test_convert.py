@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pfcn_jax import main as front_door
+from pfcn_jax.checkpoints.conversion import read_classes
 from pfcn_jax.checkpoints.loading import initialize_from, load_checkpoint
-from pfcn_jax.commands import convert as convert_lib
 from pfcn_jax.config.schema import Config, from_command_line
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.datasets.scenes import class_table
@@ -127,4 +127,4 @@ def test_a_region_channel_for_every_class_is_said_by_the_config(tmp_path, capsys
 
 def test_unknown_class_counts_want_a_file(tmp_path):
     with pytest.raises(ValueError, match="--classes"):
-        convert_lib.read_classes(weights.facts(num_things=3, num_stuff=2), None)
+        read_classes(weights.facts(num_things=3, num_stuff=2), None)
