@@ -89,23 +89,21 @@ class SemanticResult:
     """In percent. A class that is neither labeled nor predicted has IoU NaN and takes no part in the mean of N."""
 
     mIoU: float
-    pixel_accuracy: float
     N: int
     IoU: Float[np.ndarray, " C"]
 
 
 def semantic_result(counts: SemanticCounts) -> SemanticResult:
-    """mIoU and pixel accuracy; NaN where there is nothing to average."""
+    """mIoU; NaN where there is nothing to average."""
     confusion = counts.confusion
     right = np.diagonal(confusion)
     labeled = confusion.sum(axis=1)
     union = labeled + confusion[:, :-1].sum(axis=0) - right
     present = union > 0
     iou = np.where(present, 100.0 * right / np.maximum(union, 1), np.nan)
-    n, total = int(present.sum()), int(labeled.sum())
+    n = int(present.sum())
     return SemanticResult(
         mIoU=float(iou[present].mean()) if n else float("nan"),
-        pixel_accuracy=100.0 * int(right.sum()) / total if total else float("nan"),
         N=n,
         IoU=iou,
     )
