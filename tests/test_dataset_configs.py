@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.augment import ResizeShortSide
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

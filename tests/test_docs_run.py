@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.interop.convert import from_params

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.example import DataError

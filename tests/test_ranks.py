@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from pfcn_jax.checkpoints.loading import LoadedModel
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.export.program import Shape, lower
 from pfcn_jax.export.writing import flatten_shapes, prediction

@@ -12,7 +12,7 @@ import pytest
 from jax import export
 
 from pfcn_jax import steps
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.models.build import build_model
 from pfcn_jax.panoptic.options import OutputSpec

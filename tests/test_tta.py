@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.transforms import resize_image, resized_size

@@ -14,7 +14,8 @@ import numpy as np
 
 from pfcn_jax.checkpoints.conversion import convert_file
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.errors import UserError
 from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.names import ModelFacts

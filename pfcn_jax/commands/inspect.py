@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.config.schema import config_hash, from_command_line, to_json
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import config_hash, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.models.build import abstract_variables, build_model

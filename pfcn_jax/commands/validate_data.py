@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.example import DataError, Source

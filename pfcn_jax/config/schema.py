@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import pathlib
 import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,64 +99,13 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     return config
 
 
-def from_command_line(config_argv: list[str], base: Config | None = None) -> Config:
-    """`--config=FILE --config.key=value ...` -> a checked config. `FILE:NAME` hands NAME to the file's `get_config`.
-
-    Args:
-      base: what the keys change if no file is given (the config of a checkpoint).
-
-    Raises:
-      ConfigError: if there is no file, the file fails, or a key or value does not fit.
-    """
-    import ml_collections
-    from absl import flags
-    from ml_collections import config_flags
-
-    _check_overrides(config_argv)
-    files = [word.partition("=")[2] for word in config_argv if word.startswith("--config=")]
-    values, argv = flags.FlagValues(), ["pfcn_jax", *config_argv]
-    if files:
-        file = files[-1].partition(":")[0]
-        if not pathlib.Path(file).is_file():
-            raise ConfigError(f"{file}: no such config file")
-        config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
-    elif base is not None:
-        tree = ml_collections.ConfigDict(dataclasses.asdict(base), convert_dict=True)
-        config_flags.DEFINE_config_dict("config", tree, flag_values=values, lock_config=True, sys_argv=argv)
-    else:
-        raise ConfigError("no config: add --config configs/quickstart.py (or another file of configs/)")
-    try:
-        values(argv)
-        tree = values.config.to_dict()
-    except (flags.Error, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{' '.join(config_argv)}: {_reason(error)}") from error
-    return from_dict(tree)
-
-
-def _check_overrides(config_argv: list[str]) -> None:
-    """Raises ConfigError for the first `--config.key=value` whose key the schema does not have."""
-    for word in config_argv:
-        name, path = word.partition("=")[0].removeprefix("--"), "config"
-        schema: Any = Config
-        for key in name.partition("[")[0].split(".")[1:]:
-            if not dataclasses.is_dataclass(schema):
-                raise ConfigError(f"{name}: unknown config key ({path} is a value, not a section of keys)")
-            _check_key(schema, key, path)
-            schema, path = typing.get_type_hints(schema)[key], f"{path}.{key}"
-
-
-def _check_key(schema: Any, key: str, path: str) -> None:
+def check_key(schema: Any, key: str, path: str) -> None:
+    """Raises ConfigError if a section of the schema has no such key, with the nearest one that it has."""
     known = [field.name for field in dataclasses.fields(schema)]
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ConfigError(f"{path}.{key}: unknown config key{hint} (known: {', '.join(known)})")
-
-
-def _reason(error: Exception) -> str:
-    """The reason of an error. A config file that fails is reported as a whole traceback: its last line says why."""
-    text = str(error.args[0]).strip(chr(39))
-    return text.strip().splitlines()[-1].partition(": ")[2] if "Traceback" in text else text
 
 
 def to_json(config: Config) -> str:
@@ -172,7 +120,7 @@ def config_hash(config: Config) -> str:
 
 def _build(schema: type, tree: Mapping[str, Any], path: str) -> Any:
     for key in tree:
-        _check_key(schema, str(key), path)
+        check_key(schema, str(key), path)
     hints = typing.get_type_hints(schema)
     values = {key: _convert(value, hints[key], f"{path}.{key}") for key, value in tree.items()}
     return schema(**values)

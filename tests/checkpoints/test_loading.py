@@ -13,7 +13,8 @@ from PIL import Image
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.format import load_stored, save_model
 from pfcn_jax.checkpoints.loading import load_checkpoint, load_with_config
-from pfcn_jax.config.schema import from_command_line, to_json
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import to_json
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.errors import ConfigError, UserError
 from pfcn_jax.models.build import abstract_variables, build_model

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pfcn_jax import main as front_door
 from pfcn_jax.commands.browse import picture_targets
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.models.build import build_model

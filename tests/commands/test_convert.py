@@ -12,7 +12,8 @@ import pytest
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.conversion import read_classes
 from pfcn_jax.checkpoints.loading import initialize_from, load_checkpoint
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.interop.convert import from_params

@@ -11,6 +11,7 @@ import pytest
 
 from pfcn_jax.checkpoints.loading import CHANGEABLE
 from pfcn_jax.config import schema as config_lib
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.panoptic.options import THRESHOLDS, PredictOptions, TargetOptions
 from pfcn_jax.utils.settings import Bounds, bounds_of, names_affecting
 
@@ -18,11 +19,11 @@ CANONICAL = pathlib.Path(__file__).parents[2] / "configs" / "panoptic_fcn_r50.py
 
 
 def test_canonical_config_states_the_defaults():
-    assert config_lib.from_command_line([f"--config={CANONICAL}"]) == config_lib.Config()
+    assert from_command_line([f"--config={CANONICAL}"]) == config_lib.Config()
 
 
 def test_json_round_trip():
-    config = config_lib.from_command_line([f"--config={CANONICAL}", "--config.data.short_sides=(512, 544)"])
+    config = from_command_line([f"--config={CANONICAL}", "--config.data.short_sides=(512, 544)"])
     assert config.data.short_sides == (512, 544)
     assert config_lib.from_dict(json.loads(config_lib.to_json(config))) == config
     assert config_lib.config_hash(config) != config_lib.config_hash(config_lib.Config())
@@ -59,9 +60,9 @@ def test_json_round_trip():
 )
 def test_bad_overrides_name_the_key(override, message):
     with pytest.raises(config_lib.ConfigError, match=re.escape(message)):
-        config_lib.from_command_line([f"--config={CANONICAL}", f"--config.{override}"])
+        from_command_line([f"--config={CANONICAL}", f"--config.{override}"])
     with pytest.raises(config_lib.ConfigError, match=re.escape(message)):  # on top of a checkpoint's config
-        config_lib.from_command_line([f"--config.{override}"], base=config_lib.Config())
+        from_command_line([f"--config.{override}"], base=config_lib.Config())
 
 
 def test_basic_blocks_cannot_be_deformable():
@@ -82,9 +83,9 @@ def test_wrong_types_are_errors():
 
 def test_missing_config_is_an_error():
     with pytest.raises(config_lib.ConfigError, match="no config"):
-        config_lib.from_command_line([])
+        from_command_line([])
     with pytest.raises(config_lib.ConfigError, match=r"nowhere\.py: no such config file"):
-        config_lib.from_command_line(["--config=nowhere.py"])
+        from_command_line(["--config=nowhere.py"])
 
 
 def test_config_is_hashable_all_the_way():

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 import pfcn_jax
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.transforms import resized_size
 from pfcn_jax.errors import UserError

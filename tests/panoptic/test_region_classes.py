@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.pipeline import empty_arrays, to_batch
 from pfcn_jax.errors import ConfigError

@@ -10,7 +10,7 @@ import pathlib
 import jax
 import pytest
 
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.main import main
 from pfcn_jax.models.build import abstract_variables, build_model

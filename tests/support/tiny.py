@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from pfcn_jax.checkpoints.format import save_model
-from pfcn_jax.config.schema import from_command_line, to_json
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import to_json
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN

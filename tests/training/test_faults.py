@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from pfcn_jax import steps as steps_room
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.sources import FirstExamples

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.models.build import build_model
 from pfcn_jax.parallel.sharding import data_mesh, shard_batch, split_batch

@@ -13,7 +13,7 @@ from PIL import Image
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.format import CheckpointError
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.training.trainer import Trainer
 from tests.support.tiny import TINY

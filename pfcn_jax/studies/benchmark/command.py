@@ -23,7 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pfcn_jax.config.schema import Config, config_hash, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config, config_hash
 from pfcn_jax.errors import UserError
 from pfcn_jax.studies.benchmark import forms, loading, prediction, scaling, training
 from pfcn_jax.studies.benchmark.measure import Row, Yardstick

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.datasets.coco import PanopticFiles
 from pfcn_jax.data.example import Source
 from pfcn_jax.data.inputs import open_training, train_pipeline

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfcn_jax.config.schema import Config, TrainOptions, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config, TrainOptions
 from pfcn_jax.data.classes import ClassTable, coco_classes
 from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.data.segments import map_type

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import ClassTable, coco_classes
 from pfcn_jax.data.decode import decode_picture
 from pfcn_jax.data.inputs import open_evaluation
