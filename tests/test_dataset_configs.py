@@ -19,7 +19,7 @@ def recipe(name: str) -> Config:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_pictures_of_any_shape_have_a_canvas(name):
+def test_images_of_any_shape_have_a_canvas(name):
     data = recipe(name).data
     assert recipe(name).name == name
     sizes = [(height, width) for height in (200, 480, 640, 1024, 3000) for width in (200, 500, 640, 2048, 4000)]

@@ -153,7 +153,7 @@ def test_two_devices_give_the_loss_and_gradients_of_one(parts):
 
 
 @pytest.mark.slow
-def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monkeypatch):
+def test_images_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monkeypatch):
     """What a GPU runs instead of the loop over images; one of the two has fewer instances than the other."""
     config, model, mesh, state, pipeline = parts
     batch = next(iter(pipeline))
@@ -173,7 +173,7 @@ def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monk
 
 
 @pytest.mark.slow
-def test_filler_pictures_add_nothing_to_the_loss(parts):
+def test_filler_images_add_nothing_to_the_loss(parts):
     config, model, _, state, pipeline = parts
     batch = next(iter(pipeline))
     loss = jax.jit(functools.partial(loss_fn, model=model, config=config))

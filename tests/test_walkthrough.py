@@ -37,7 +37,7 @@ def test_the_table_names_every_source_and_every_config_is_there():
 
 
 @pytest.mark.slow
-def test_from_pictures_and_masks_to_a_trained_model(tmp_path):
+def test_from_images_and_masks_to_a_trained_model(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "masks").mkdir()
     scenes = Scenes("train", size=(64, 64), length=8)

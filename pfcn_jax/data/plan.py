@@ -1,6 +1,6 @@
 """The images of each batch, known beforehand for any batch number.
 
-All images of a batch share one canvas, so batches are formed per canvas. A plan needs only the pictures' sizes and a
+All images of a batch share one canvas, so batches are formed per canvas. A plan needs only the images' sizes and a
 seed; batch t follows from t alone. So a position in the data is one number, workers and hosts cannot change the
 order, and continuing after an interruption is exact.
 """

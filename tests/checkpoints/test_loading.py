@@ -60,7 +60,7 @@ def test_what_belongs_to_the_parameters_cannot(checkpoint, flag):
     assert "dtype and remat can change" in str(error.value) and str(checkpoint) in str(error.value)
 
 
-def test_a_picture_larger_than_the_output_canvas_is_an_error():
+def test_an_image_larger_than_the_output_canvas_is_an_error():
     nothing = np.zeros(0)
     segments = PanopticPrediction(np.zeros((64, 96), np.int32), nothing, nothing, nothing, nothing, nothing)
     prediction = Prediction(segments, Kernels(nothing, nothing, nothing, nothing), None, None)

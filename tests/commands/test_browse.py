@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.commands.browse import picture_targets
+from pfcn_jax.commands.browse import image_targets
 from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.data.inputs import open_training, train_pipeline
@@ -45,7 +45,7 @@ def test_targets_are_those_of_the_training_step():
     geometry = batch_geometry(batch, config.targets)
     make = jax.jit(lambda batch, geometry: batch_targets(batch, geometry, model, config.targets, None))
     expected = make(batch, geometry)
-    ours = picture_targets(batch, 1, config, source.classes)
+    ours = image_targets(batch, 1, config, source.classes)
     for name in ("center_heatmap", "region_score"):
         for level, theirs in zip(getattr(ours, name), getattr(expected, name)):
             np.testing.assert_array_equal(level, theirs[1])

@@ -38,34 +38,34 @@ def tiny_examples(count: int, *, split: str = "train", crowd: bool = True) -> li
 
 
 def write_tiny_coco(
-    root: pathlib.Path, *, splits: dict[str, int] | None = None, picture_format: str = "jpg"
+    root: pathlib.Path, *, splits: dict[str, int] | None = None, image_format: str = "jpg"
 ) -> pathlib.Path:
     """Writes splits (name -> number of images; default 6 of "train", 4 of "val") and returns the root."""
     for split, count in (splits or {"train": 6, "val": 4}).items():
-        write_coco_folder(root, split, tiny_examples(count, split=split), class_table(), picture_format=picture_format)
+        write_coco_folder(root, split, tiny_examples(count, split=split), class_table(), image_format=image_format)
     return root
 
 
 def write_coco_folder(
-    root: pathlib.Path, split: str, examples: Iterable[Example], classes: ClassTable, *, picture_format: str = "jpg"
+    root: pathlib.Path, split: str, examples: Iterable[Example], classes: ClassTable, *, image_format: str = "jpg"
 ) -> None:
     """Writes `<root>/<split>/`, `<root>/annotations/panoptic_<split>.json` and `.../panoptic_<split>/`.
 
     Images are named by their position, ids count from 1; segment ids are spread over the PNG's three bytes so that
     a reader that forgets one of them fails. `jpg` is lossy, as COCO; from `png` the images come back bit for bit.
     """
-    picture_dir, label_dir = root / split, root / "annotations" / f"panoptic_{split}"
-    picture_dir.mkdir(parents=True, exist_ok=True)
+    image_dir, label_dir = root / split, root / "annotations" / f"panoptic_{split}"
+    image_dir.mkdir(parents=True, exist_ok=True)
     label_dir.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for image_id, example in enumerate(examples, start=1):
         height, width = example.size
         name = f"{image_id:012d}"
-        picture = f"{name}.{picture_format}"
-        Image.fromarray(example.image).save(picture_dir / picture, **_SAVE_OPTIONS[picture_format])
+        file_name = f"{name}.{image_format}"
+        Image.fromarray(example.image).save(image_dir / file_name, **_SAVE_OPTIONS[image_format])
         ids, segments = _paint(example, classes)
         write_id_png(label_dir / f"{name}.png", ids)
-        images.append({"id": image_id, "file_name": picture, "height": height, "width": width})
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         annotations.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
     content = {"categories": classes.to_coco(), "images": images, "annotations": annotations}
     (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))

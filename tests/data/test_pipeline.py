@@ -188,7 +188,7 @@ class Breaking:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_stops_the_run_and_is_named(root, workers):
+def test_a_broken_image_stops_the_run_and_is_named(root, workers):
     (root / "annotations/panoptic_val/000000000002.png").rename(root / "hidden.png")
     try:
         with pytest.raises(Exception, match=r"000000000002\.png \(image 2\): cannot be read"):
@@ -203,7 +203,7 @@ def _with_broken(root, broken: set[int], **options) -> Pipeline:
     return pipeline
 
 
-def test_what_stands_in_for_a_broken_picture_follows_from_the_plan_alone(root):
+def test_what_stands_in_for_a_broken_image_follows_from_the_plan_alone(root):
     whole, broken = take(training(root), 8), {1, 4}
     batches = take(_with_broken(root, broken, options=LoaderOptions(threads=1)), 8)
     assert {int(i) for batch in batches for i in batch.image_id} == set(range(10)) - broken
@@ -220,7 +220,7 @@ def test_what_stands_in_for_a_broken_picture_follows_from_the_plan_alone(root):
             assert_same(batch, next(later))
 
 
-def test_a_canvas_without_a_readable_picture_is_an_error(root):
+def test_a_canvas_without_a_readable_image_is_an_error(root):
     with pytest.raises(DataError, match=r"\d+ images in a row cannot be read, the last: .*: broken"):
         take(_with_broken(root, set(range(10))), 1)
 

@@ -98,8 +98,8 @@ def test_the_file_is_plain_and_says_everything(program, checkpoint):
 
 
 @pytest.mark.slow
-def test_photos_get_the_segments_of_the_live_model(checkpoint, pictures_dir, tmp_path, capsys):
-    photos, report = pictures_dir / "two_photos" / "images", tmp_path / "report.json"
+def test_photos_get_the_segments_of_the_live_model(checkpoint, image_data_dir, tmp_path, capsys):
+    photos, report = image_data_dir / "two_photos" / "images", tmp_path / "report.json"
     argv = ["--output-sides", "640", "--compare", photos, "--report", report]
     assert export(checkpoint, tmp_path / "model.pfcn", *argv) == 0
     found = json.loads(report.read_text())
@@ -112,17 +112,17 @@ def test_differences_are_found(scene):
     ground = np.zeros((10, 100), np.int32)
     changed = ground.copy()
     changed[0, 0] = 1
-    pictures = [("scene", ground)]
+    images = [("scene", ground)]
     cases = [((ground, [1]), True), ((changed, [1]), False), ((ground, [2]), False), ((ground, [1, 2]), False)]
     for other, same in cases:
-        (found,) = compare(lambda image: (ground, [1]), lambda image, other=other: other, pictures, [])
+        (found,) = compare(lambda image: (ground, [1]), lambda image, other=other: other, images, [])
         assert found.same is same
 
     def too_large(image):
         raise ValueError("no program for it")
 
     broken: list[str] = []
-    assert not list(compare(lambda image: (ground, [1]), too_large, pictures, broken))
+    assert not list(compare(lambda image: (ground, [1]), too_large, images, broken))
     assert broken == ["scene: no program for it"]
 
 
@@ -152,7 +152,7 @@ def test_safetensors_of_others_are_refused(checkpoint, tmp_path):
         load_checkpoint(tmp_path / "none.safetensors")
 
 
-def test_the_script_places_pictures_as_the_pipeline_does():
+def test_the_script_places_images_as_the_pipeline_does():
     config = from_command_line([f"--config={ROOT / 'configs' / 'panoptic_fcn_r50.py'}"])
     shapes = program_shapes(config, (1024, 4096), (2, 1))
     assert [shape.batch for shape in shapes] == [1] * 8 + [2] * 8
@@ -170,7 +170,7 @@ def test_the_script_places_pictures_as_the_pipeline_does():
         choose(meta, (100, 5000))
 
 
-def test_canvases_are_added_where_the_configs_do_not_hold_every_picture():
+def test_canvases_are_added_where_the_configs_do_not_hold_every_image():
     config = from_command_line([*TINY, "--config.data.eval_max_long_side=100"])
     assert [shape.canvas for shape in program_shapes(config, (640,), (1,))] == [(64, 64), (64, 128), (128, 64)]
 
@@ -211,10 +211,10 @@ def test_onnx_without_its_converter_says_what_to_install(checkpoint, tmp_path, c
 
 
 @pytest.mark.slow
-def test_onnx_finds_the_segments_of_the_live_model(checkpoint, pictures_dir, tmp_path):
+def test_onnx_finds_the_segments_of_the_live_model(checkpoint, image_data_dir, tmp_path):
     for name in ("jax2onnx", "onnxruntime"):
         pytest.importorskip(name, reason="needs the environment of requirements-onnx.txt")
-    photos, report = pictures_dir / "two_photos" / "images", tmp_path / "report.json"
+    photos, report = image_data_dir / "two_photos" / "images", tmp_path / "report.json"
     argv = ["--output-sides", "640", "--compare", photos, "--report", report]
     assert export(checkpoint, tmp_path / "model.onnx", *argv) == 0
     found = json.loads(report.read_text())

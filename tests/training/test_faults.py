@@ -156,7 +156,7 @@ def opening(scenes):
     return lambda config: FirstExamples(scenes, config.train_examples)
 
 
-def test_a_broken_picture_stops_the_run_and_what_was_learnt_is_kept(broken, tmp_path, capsys):
+def test_a_broken_image_stops_the_run_and_what_was_learnt_is_kept(broken, tmp_path, capsys):
     first = 1
     run = functools.partial(run_command, "train", *RUN, "--workdir", str(tmp_path), open_training=opening(broken))
     plan = trainer_of(tmp_path).pipeline.plan
@@ -190,7 +190,7 @@ def test_input_that_cannot_go_on_is_an_error_in_one_line_and_what_was_learnt_is_
     trainer.run()
 
 
-def test_broken_pictures_may_be_skipped_counted_and_limited(broken, tmp_path, capsys):
+def test_broken_images_may_be_skipped_counted_and_limited(broken, tmp_path, capsys):
     skip = ("--config.data.on_broken=skip", "--config.data.max_broken=3")
     training = functools.partial(trainer_of, open_training=opening(broken))
     training(tmp_path / "whole", *skip).run()
@@ -216,7 +216,7 @@ def test_broken_pictures_may_be_skipped_counted_and_limited(broken, tmp_path, ca
     assert_same_end(tmp_path / "limited", tmp_path / "whole", *skip)
 
 
-def test_a_broken_validation_picture_only_stops_the_last_evaluation(tmp_path, capsys):
+def test_a_broken_validation_image_only_stops_the_last_evaluation(tmp_path, capsys):
     def evaluate(task):
         if task.step in broken_at:
             raise DataError(f"val_{task.step}.png: broken image")

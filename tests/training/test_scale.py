@@ -31,8 +31,8 @@ def _setup(*overrides: str):
         batch = next(batches)
     valid = np.array(batch.segments.valid)
     valid[0], valid[1, 2:] = False, False  # nothing at all, and hardly anything
-    valid_pictures = np.array([True, True, True, False])
-    batch = batch.replace(segments=batch.segments.replace(valid=valid), valid=valid_pictures)
+    valid_images = np.array([True, True, True, False])
+    batch = batch.replace(segments=batch.segments.replace(valid=valid), valid=valid_images)
     return config, model, batch
 
 
@@ -68,7 +68,7 @@ def test_denominators_are_counted_over_the_whole_batch_from_the_labels_alone():
     whole = jax.device_get(counts(batch))
     assert whole["images"] == 3 and whole["positives"] > whole["images"] and whole["stuff_pairs"] > 0
     alone = [jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], batch) for row in range(4)]
-    summed = jax.tree.map(lambda *values: sum(map(float, values)), *[counts(picture) for picture in alone])
+    summed = jax.tree.map(lambda *values: sum(map(float, values)), *[counts(image) for image in alone])
     assert summed == jax.tree.map(float, whole)
 
 

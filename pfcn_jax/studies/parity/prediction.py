@@ -1,4 +1,4 @@
-"""The whole prediction against the original implementation: from the picture to the segments, on its weights."""
+"""The whole prediction against the original implementation: from the image to the segments, on its weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AREA_TOLERANCE = 1e-3  # relative
 
 
 def check_prediction(reference: pathlib.Path, pattern: str = "infer_*_result.npz") -> list[Check]:
-    """Every recorded result from its picture: network, picks, kernels, masks, merge."""
+    """Every recorded result from its image: network, picks, kernels, masks, merge."""
     checks: list[Check] = []
     models: dict[str, tuple[Any, Any]] = {}
     dense: dict[bytes, DenseOutputs] = {}

@@ -140,10 +140,10 @@ def test_damage_of_one_example_is_named(tmp_path):
 
 def test_values_of_palette_and_one_bit_pngs(tmp_path):
     values = np.arange(12, dtype=np.uint8).reshape(3, 4) % 2
-    picture = Image.new("P", (4, 3))
-    picture.putpalette([7, 7, 7, 9, 9, 9])
-    picture.putdata(values.reshape(-1).tolist())
-    for name, image in (("palette.png", picture), ("bit.png", Image.fromarray(values.astype(bool)))):
+    palette = Image.new("P", (4, 3))
+    palette.putpalette([7, 7, 7, 9, 9, 9])
+    palette.putdata(values.reshape(-1).tolist())
+    for name, image in (("palette.png", palette), ("bit.png", Image.fromarray(values.astype(bool)))):
         image.save(tmp_path / name)
         np.testing.assert_array_equal(decode_values((tmp_path / name).read_bytes(), name), values)
     Image.new("L", (2, 2)).save(tmp_path / "grey.png")

@@ -93,14 +93,14 @@ def test_a_directory_without_our_index_is_scanned_once(root, prepared, tmp_path,
         tfds_source.TfdsSource(other, "train")
 
 
-def test_the_coco_table_from_names_equals_the_one_from_the_json(pictures_dir):
-    table = CocoFolder(pictures_dir / "coco_sample", "val2017").classes
+def test_the_coco_table_from_names_equals_the_one_from_the_json(image_data_dir):
+    table = CocoFolder(image_data_dir / "coco_sample", "val2017").classes
     ours = tfds_source.coco_class_table(list(table.names))
     assert (ours.names, ours.category_ids, ours.is_thing) == (table.names, table.category_ids, table.is_thing)
 
 
-def test_real_pictures_come_back_the_same(pictures_dir, tmp_path):
-    folder = CocoFolder(pictures_dir / "coco_sample", "val2017")
+def test_real_images_come_back_the_same(image_data_dir, tmp_path):
+    folder = CocoFolder(image_data_dir / "coco_sample", "val2017")
     root = tfds_source.prepare(tmp_path, {"validation": folder})
     assert_same_examples(open_source("tfds", root, "validation"), folder, 8)
 
@@ -157,7 +157,7 @@ def test_zips_are_read_in_place(root, tmp_path):
         CocoZips(tmp_path, "train")
 
 
-def test_a_picture_missing_in_its_zip_is_named(root, tmp_path):
+def test_an_image_missing_in_its_zip_is_named(root, tmp_path):
     write_zips(root, tmp_path)
     with zipfile.ZipFile(tmp_path / "val.zip", "w") as archive:
         archive.writestr("val/readme.txt", "empty")

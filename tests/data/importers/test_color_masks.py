@@ -262,7 +262,7 @@ def test_damaged_color_tables_are_named(tmp_path, capsys, name, text, message):
     assert message in capsys.readouterr().err
 
 
-def test_camvid(pictures_dir, tmp_path):
+def test_camvid(image_data_dir, tmp_path):
     names = (
         "Sky",
         "Building",
@@ -280,10 +280,10 @@ def test_camvid(pictures_dir, tmp_path):
         (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
         (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 0),
     ]  # fmt: skip
-    path = sorted((pictures_dir / "camvid/val").iterdir())[0]
+    path = sorted((image_data_dir / "camvid/val").iterdir())[0]
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / path.name).write_bytes(path.read_bytes())
-    with Image.open(pictures_dir / f"camvid/val_labels/{path.stem}.png") as image:
+    with Image.open(image_data_dir / f"camvid/val_labels/{path.stem}.png") as image:
         values = np.asarray(image)
     save_colors(tmp_path / f"masks/{path.stem}_L.png", values, np.array(colors))
     lines = [f"{r} {g} {b}\t{name}" for (r, g, b), name in zip(colors, (*names, "Void"))]
