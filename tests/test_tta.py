@@ -114,6 +114,6 @@ def test_lowers_for_every_platform(parts):
 
 @pytest.mark.parametrize("scales", ["(1.0,)", "(0.75, 0.1)", "(5.0,)"])
 def test_a_scale_that_makes_no_sense_is_an_error(scales):
-    with pytest.raises(ConfigError, match=r"config\.tta\.scales: each from 0\.25 to 4 and not 1"):
+    with pytest.raises(ConfigError, match=r"config\.tta\.scales"):
         from_command_line([*TINY, f"--config.tta.scales={scales}"])
     assert from_command_line([*TINY, "--config.tta.scales=(0.5, 1.5)"]).tta.scales == (0.5, 1.5)

@@ -120,7 +120,7 @@ def test_opencv_enlarges_to_one_grey_level_and_leaves_shrinking_to_pillow(sample
         np.testing.assert_array_equal(
             transforms.resize_image(sample.image, size), transforms.resize_image(sample.image, size, method="opencv")
         )
-    with pytest.raises(ValueError, match="unknown resize method 'cubic'; known: pillow, opencv"):
+    with pytest.raises(ValueError, match=r"'cubic'.*pillow, opencv"):
         transforms.resize_image(sample.image, (5, 5), method="cubic")
 
 

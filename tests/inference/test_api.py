@@ -100,7 +100,7 @@ def test_a_result_without_segments_is_a_result(model, scene):
 def test_settings_change_the_prediction_and_unknown_ones_are_refused(model, scene):
     strict = pfcn_jax.load(model.path, merge_score=2.0)
     assert not any(segment.is_thing for segment in strict(scene).segments)
-    with pytest.raises(UserError, match="merge_scroe: unknown config key; did you mean 'merge_score'"):
+    with pytest.raises(UserError, match=r"merge_scroe: .*'merge_score'"):
         pfcn_jax.load(model.path, merge_scroe=0.5)
     with pytest.raises(UserError, match="nowhere: no checkpoint here"):
         pfcn_jax.load("nowhere")

@@ -98,7 +98,7 @@ def test_heads_losses_and_prediction_have_a_channel_for_every_class():
     step = functools.partial(predict_step, model=model, config=config, output=OutputSpec((64, 64)))
     predicted = jax.eval_shape(step, variables, batch.image, batch.size, batch.original_size)
     assert predicted.panoptic.valid.shape == (2, config.inference.max_things + classes.num_stuff)
-    with pytest.raises(ConfigError, match="region_classes: must be one of stuff, all"):
+    with pytest.raises(ConfigError, match=r"region_classes: .*stuff, all"):
         from_command_line([*TINY, "--config.model.region_classes=things"])
 
 

@@ -210,7 +210,7 @@ def test_broken_images_may_be_skipped_counted_and_limited(broken, tmp_path, caps
 
     fewer = ("--config.data.on_broken=skip", "--config.data.max_broken=1")
     for _ in range(2):  # started again it says the same
-        with pytest.raises(DataError, match=r"2 broken images, more than config.data.max_broken = 1"):
+        with pytest.raises(DataError, match=r"config\.data\.max_broken = 1"):
             training(tmp_path / "limited", *fewer).run()
     training(tmp_path / "limited", *skip).run()  # a higher limit goes on from where it stopped
     assert_same_end(tmp_path / "limited", tmp_path / "whole", *skip)
