@@ -109,7 +109,7 @@ def world(tmp_path_factory) -> pathlib.Path:
     write_tiny_coco(root / "DIR", splits={"train2017": 3, "val2017": 2})
     write_tiny_coco(root / "NUCLEI", splits={"train": 3, "val": 2})
     scenes = Scenes("val", size=(64, 64))
-    for name in ("photos/a.png", "more/deep/b.png", "PICTURES.../c.png"):
+    for name in ("photos/a.png", "more/deep/b.png", "IMAGES.../c.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(scenes[0].image).save(root / name)
     film = cv2.VideoWriter(str(root / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (64, 64))

@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint or a working directory of `train`")
     parser.add_argument("--output", required=True, help="folder for everything that is written")
     parser.add_argument(
-        "pictures", nargs="*", metavar="PICTURES", help="files, folders (with all below), globs; images and videos"
+        "pictures", nargs="*", metavar="IMAGES", help="files, folders (with all below), globs; images and videos"
     )
     parser.add_argument("--frames", type=int, default=0, help="at most so many of a video (default: all)")
     parser.add_argument("--batch-size", type=int, default=0, help="default: 1 on CPU, 8 a device on accelerators")

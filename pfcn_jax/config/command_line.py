@@ -7,8 +7,9 @@ import pathlib
 import typing
 from typing import Any
 
-from pfcn_jax.config.schema import Config, check_key, from_dict
+from pfcn_jax.config.schema import RENAMED_KEYS, Config, check_key, from_dict, with_new_names
 from pfcn_jax.errors import ConfigError
+from pfcn_jax.utils.stderr import print_lines
 
 
 def from_command_line(config_argv: list[str], base: Config | None = None) -> Config:
@@ -24,6 +25,9 @@ def from_command_line(config_argv: list[str], base: Config | None = None) -> Con
     from absl import flags
     from ml_collections import config_flags
 
+    renamed = [_with_new_key(word) for word in config_argv]
+    lines = [f"{old}: write {new}" for old, new in zip(config_argv, renamed) if old != new]
+    config_argv = renamed
     _check_overrides(config_argv)
     files = [word.partition("=")[2] for word in config_argv if word.startswith("--config=")]
     values, argv = flags.FlagValues(), ["pfcn_jax", *config_argv]
@@ -42,7 +46,17 @@ def from_command_line(config_argv: list[str], base: Config | None = None) -> Con
         tree = values.config.to_dict()
     except (flags.Error, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{' '.join(config_argv)}: {_reason(error)}") from error
+    tree, more = with_new_names(tree)
+    for line in (*lines, *more):
+        print_lines(line)
     return from_dict(tree)
+
+
+def _with_new_key(word: str) -> str:
+    """`--config.key=value` with the key's name of now."""
+    name, equals, value = word.partition("=")
+    new = RENAMED_KEYS.get(name.removeprefix("--config."))
+    return f"--config.{new}{equals}{value}" if new else word
 
 
 def _check_overrides(config_argv: list[str]) -> None:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import ml_collections
 
 
+RENAMED_KEYS = {"train.preview_pictures": "train.preview_images"}
+RENAMED_VALUES = {"targets.padding": {"picture": "image"}}
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """The training program."""
@@ -43,7 +47,7 @@ class TrainOptions:
     checkpoint_every: int = setting(2500, at_least=1, affects="run")
     keep_latest: int = setting(2, at_least=1, affects="run")
     keep_best: int = setting(1, at_least=0, affects="run")  # by PQ of the evaluation
-    preview_pictures: int = setting(8, at_least=0, affects="run")  # overlay images written by the last evaluation
+    preview_images: int = setting(8, at_least=0, affects="run")  # overlay images written by the last evaluation
     init_from: str = ""  # a checkpoint of this project to start from: a model, or a backbone made by `convert`
     # A loss or gradient that is not finite stops the run, or skips the update of its step.
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -94,9 +98,30 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     """
     if to_dict := getattr(tree, "to_dict", None):  # a ConfigDict
         tree = to_dict()
-    config = _build(Config, tree, "config")
+    config = _build(Config, with_new_names(tree)[0], "config")
     check_values(config)
     return config
+
+
+def with_new_names(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A config in which old names of keys and values are replaced by those of now, and a line for each of them."""
+    tree = {key: dict(part) if isinstance(part, Mapping) else part for key, part in tree.items()}
+    lines = []
+    for old, new in RENAMED_KEYS.items():
+        (section, before), after = old.split("."), new.split(".")[1]
+        part = tree.get(section)
+        if isinstance(part, dict) and before in part:
+            part[after] = part.pop(before)
+            lines.append(f"config.{old} is called config.{new} now; the old name goes with the next release")
+    for key, values in RENAMED_VALUES.items():
+        section, name = key.split(".")
+        part = tree.get(section)
+        if isinstance(part, dict) and part.get(name) in values:
+            before, part[name] = part[name], values[part[name]]
+            lines.append(
+                f"config.{key}: {before!r} is called {part[name]!r} now; the old name goes with the next release"
+            )
+    return tree, lines
 
 
 def check_key(schema: Any, key: str, path: str) -> None:

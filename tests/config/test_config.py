@@ -101,3 +101,23 @@ def test_fields_say_their_bounds_and_what_they_affect():
     everything = {field.name for field in dataclasses.fields(PredictOptions)}
     assert set(names_affecting(PredictOptions, "scores")) == everything
     assert set(THRESHOLDS) < everything
+
+
+def test_old_names_of_keys_and_values_are_read_and_named_on_the_command_line(tmp_path, capsys):
+    tree = json.loads(config_lib.to_json(config_lib.Config()))
+    tree["train"]["preview_pictures"] = tree["train"].pop("preview_images") - 5
+    tree["targets"]["padding"] = "picture"
+    found = config_lib.from_dict(tree)
+    assert (found.train.preview_images, found.targets.padding) == (3, "image")
+    assert "preview_pictures" in tree["train"] and not capsys.readouterr().err  # checkpoints of before load silently
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from pfcn_jax.config.schema import default_config\n\ndef get_config():\n    config = default_config()\n"
+        "    config.train.preview_pictures = 1\n    return config\n"
+    )
+    assert from_command_line([f"--config={file}"]).train.preview_images == 1
+    assert "train.preview_images" in capsys.readouterr().err
+    found = from_command_line([f"--config={CANONICAL}", "--config.train.preview_pictures=2"])
+    assert found.train.preview_images == 2 and "train.preview_images" in capsys.readouterr().err
+    found = from_command_line([f"--config={CANONICAL}", "--config.targets.padding=picture"])
+    assert found.targets.padding == "image" and "'picture' is called 'image'" in capsys.readouterr().err

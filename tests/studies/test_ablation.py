@@ -214,7 +214,7 @@ RUN = [
     *(f"--config.inference.{key}={value}" for key, value in EAGER.items()),
     "--config.train.steps=4",
     "--config.train.checkpoint_every=2",
-    "--config.train.preview_pictures=0",
+    "--config.train.preview_images=0",
     "--config.optim.name=sgd",
 ]
 

@@ -41,7 +41,7 @@ TINY = [
     "--config.train.batch_size=2",
     "--config.train.eval_batch_size=2",
     "--config.train.log_every=1",
-    "--config.train.preview_pictures=2",
+    "--config.train.preview_images=2",
 ]
 
 # For processes that compile much and compute little: the environment that halves the compiler's time.

@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint or a working directory of `train`")
     parser.add_argument("--output", required=True, help="folder for NAME.html and NAME/*.png")
     parser.add_argument("--kernels", type=int, default=40, help="clusters of kernels shown, the best first")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files and folders of images")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGES", help="files and folders of images")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -79,7 +79,7 @@ def _classes(config: Config, args: argparse.Namespace) -> ClassTable:
 
 
 def read_images(args: argparse.Namespace, config: Config) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """`--pictures` decoded, or the first images of the config's evaluation split."""
+    """`--images` decoded, or the first images of the config's evaluation split."""
     if args.pictures:
         paths = [entry.path for entry in find_inputs(args.pictures) if not entry.is_video]
         return [decode_image(path.read_bytes(), str(path)) for path in paths]

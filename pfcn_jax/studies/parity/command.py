@@ -45,7 +45,14 @@ AREAS: dict[str, Area] = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", required=True, help="the reference data directory")
-    parser.add_argument("--pictures", default="", help="the image data directory (default: $PFCN_DATA_DIR)")
+    parser.add_argument(
+        "--images",
+        "--pictures",
+        dest="pictures",
+        default="",
+        metavar="DIR",
+        help="the image data directory (default: $PFCN_DATA_DIR)",
+    )
     parser.add_argument("--output", help="write all checks as a JSON list to this file")
     parser.add_argument(
         "--markdown", help="write a section per area to this file (docs/parity.md); others stay as they are"
@@ -101,7 +108,7 @@ def _chosen(args: argparse.Namespace) -> dict[str, Area]:
     if data.name and (data / "two_photos").is_dir():
         areas["pictures"] = _table(lambda reference: check_images(reference, data))
     elif not args.areas or "pictures" in args.areas:
-        print("pictures: not checked, there is no image data directory (--pictures or PFCN_DATA_DIR)")
+        print("pictures: not checked, there is no image data directory (--images or PFCN_DATA_DIR)")
     if not args.areas:
         if not (pathlib.Path(args.reference) / "backbones").is_dir():
             print(f"backbones: not checked, there is no folder 'backbones' in {args.reference}")
@@ -110,7 +117,7 @@ def _chosen(args: argparse.Namespace) -> dict[str, Area]:
     areas["trace"] = lambda reference: _traces(reference, args)
     if "independence" in args.areas:
         if not (data / "coco_sample").is_dir():
-            raise UserError("independence needs the photos of 'coco_sample': give --pictures or PFCN_DATA_DIR")
+            raise UserError("independence needs the photos of 'coco_sample': give --images or PFCN_DATA_DIR")
         areas["independence"] = _table(
             lambda reference: check_independence(
                 reference,
