@@ -39,7 +39,7 @@ def _scenes():
     config.optim.learning_rate, config.optim.warmup_steps = 2e-3, 60  # a short schedule bears a higher rate
     train = config.train
     train.steps, train.ema_decay = 600, 0.98
-    train.checkpoint_every, train.preview_pictures = 200, 0
+    train.checkpoint_every, train.preview_images = 200, 0
     return config
 
 

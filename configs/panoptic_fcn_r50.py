@@ -42,7 +42,7 @@ def get_config():
     config.targets.center = "mass"
     config.targets.min_overlap = 0.7
     config.targets.max_positives = 200
-    config.targets.padding = "picture"
+    config.targets.padding = "image"
 
     # Losses (paper section 3.3): L = 1.0 L_pos + 3.0 L_seg
     config.loss.position_weight = 1.0

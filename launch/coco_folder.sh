@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# COCO 2017 panoptic as a plain folder of pictures and PNGs.
+# COCO 2017 panoptic as a plain folder of images and PNGs.
 # Usage: launch/coco_folder.sh DIR     needs 42 GB while it unpacks, 21 GB afterwards; continues after a stop
 # Then:  python -m pfcn_jax.main --config configs/panoptic_fcn_r50.py --config.data.root=DIR --init-from BACKBONE
 set -euo pipefail

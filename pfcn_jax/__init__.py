@@ -41,7 +41,7 @@ def load(path: str | os.PathLike[str], **settings: Any) -> Model:
     """
     from pfcn_jax.inference.api import load_for_use
 
-    return load_for_use(path, **settings)
+    return load_for_use(path, settings)
 
 
 def __getattr__(name: str) -> Any:

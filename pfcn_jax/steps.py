@@ -30,8 +30,9 @@ from pfcn_jax.panoptic.options import LossOptions, OutputSpec, PredictOptions, T
 from pfcn_jax.panoptic.predict import Embeddings, Prediction, predict_image
 from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.panoptic.views import View, make_view
+from pfcn_jax.parallel.platform import by_platform, launches_dominate
 from pfcn_jax.parallel.sharding import split_batch
-from pfcn_jax.types import Batch, DenseOutputs, ImageGeometry, RegionChannels, SegmentTable, image_geometry
+from pfcn_jax.types import Batch, DenseOutputs, ImageGeometry, SegmentTable, image_geometry
 
 PyTree = Any
 Scalars = dict[str, Float[Array, ""]]
@@ -58,21 +59,10 @@ def per_image(
     return lambda *arrays: over_batch(shared, arrays)
 
 
-def _on_gpu(mesh: Mesh | None) -> bool:
-    """True where a loop over images costs more in launches than in work. (On a CPU it saves cache, on a TPU memory.)"""
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return platform in ("gpu", "cuda", "rocm")
-
-
 def batch_geometry(batch: Batch, options: TargetOptions) -> ImageGeometry:
     """The geometry of a training batch."""
     canvas = batch.image.shape[1:3] if options.padding == "canvas" else None
     return image_geometry(batch.size, batch.original_size, canvas=canvas)
-
-
-def region_channels(model: PanopticFCN) -> RegionChannels:
-    """The channels of a model's region head."""
-    return RegionChannels(model.num_things, model.num_stuff, model.thing_regions)
 
 
 def generate(
@@ -101,7 +91,7 @@ def generate_for_prediction(
     def looped(variables: PyTree, *arrays: PyTree) -> PyTree:
         return per_image(one, mesh, variables)(*arrays)
 
-    dense = jax.lax.platform_dependent(variables, image, geometry, cpu=looped, default=whole_batch)
+    dense = by_platform(variables, image, geometry, cpu=looped, default=whole_batch)
     return cast(DenseOutputs, dense)
 
 
@@ -120,9 +110,9 @@ def batch_targets(
     """
 
     def one(segment_map: Array, segments: SegmentTable, geometry: ImageGeometry) -> PyTree:
-        return select(make_targets(segment_map, segments, geometry, region_channels(model), options))
+        return select(make_targets(segment_map, segments, geometry, model.regions, options))
 
-    return per_image(one, mesh, at_once=_on_gpu(mesh))(batch.segment_map, batch.segments, geometry)
+    return per_image(one, mesh, at_once=launches_dominate(mesh))(batch.segment_map, batch.segments, geometry)
 
 
 def batch_losses(
@@ -148,7 +138,7 @@ def batch_losses(
     def compare(dense: DenseOutputs, things: Array, weight: Array, stuff: Array, targets: Targets) -> LossSums:
         return loss_sums(dense, things, weight, stuff, targets, options)
 
-    at_once = _on_gpu(mesh)
+    at_once = launches_dominate(mesh)
     things, weight, stuff = per_image(guide, mesh, at_once=at_once)(dense, targets)
     things = model.apply(variables, things, method="embed_things")
     stuff = model.apply(variables, stuff, method="embed_stuff")
@@ -304,7 +294,7 @@ def segment(
 ) -> Prediction:
     """From the network's outputs for ONE image (and for further views of it) to its segments."""
     embed = embeddings(variables, model)
-    return predict_image(dense, embed, geometry, options, region_channels(model), output, views)
+    return predict_image(dense, embed, geometry, options, model.regions, output, views)
 
 
 def predict_step(

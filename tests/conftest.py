@@ -51,7 +51,7 @@ def reference_dir() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def pictures_dir() -> pathlib.Path:
+def image_data_dir() -> pathlib.Path:
     """The directory with the image sets `coco_sample`, `nuclei` and `two_photos`."""
     return _data_directory("PFCN_DATA_DIR", "image data directory")
 

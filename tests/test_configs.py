@@ -9,7 +9,8 @@ import re
 import jax
 import pytest
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.training.state import build_optimizer

@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.augment import ResizeShortSide
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -18,7 +19,7 @@ def recipe(name: str) -> Config:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_pictures_of_any_shape_have_a_canvas(name):
+def test_images_of_any_shape_have_a_canvas(name):
     data = recipe(name).data
     assert recipe(name).name == name
     sizes = [(height, width) for height in (200, 480, 640, 1024, 3000) for width in (200, 500, 640, 2048, 4000)]

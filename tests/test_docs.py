@@ -15,7 +15,8 @@ import yaml
 
 import pfcn_jax
 from pfcn_jax import main as front_door
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.errors import ConfigError
 from tests.documents import (
     PAGES,

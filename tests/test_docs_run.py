@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.interop.convert import from_params
@@ -108,7 +109,7 @@ def world(tmp_path_factory) -> pathlib.Path:
     write_tiny_coco(root / "DIR", splits={"train2017": 3, "val2017": 2})
     write_tiny_coco(root / "NUCLEI", splits={"train": 3, "val": 2})
     scenes = Scenes("val", size=(64, 64))
-    for name in ("photos/a.png", "more/deep/b.png", "PICTURES.../c.png"):
+    for name in ("photos/a.png", "more/deep/b.png", "IMAGES.../c.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(scenes[0].image).save(root / name)
     film = cv2.VideoWriter(str(root / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (64, 64))

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.pipeline import Pipeline
+from pfcn_jax.data.plan import BatchPlan
 from pfcn_jax.metrics import registry
 from pfcn_jax.models.build import build_model
 from pfcn_jax.models.panoptic_fcn import init_variables
@@ -56,7 +57,8 @@ def test_the_data_set_feeds_the_pipeline(page, tmp_path):
         assert np.unique(example.segment_map).max() == len(example.class_id) > 0
         assert (example.segment_map == 0).any() == (index != 1)
     recipe = ResizeShortSide(short_sides=(64,), max_long_side=96)
-    made = Pipeline(source, recipe, batch_size=3, canvases=((64, 96),), max_segments=32, shuffle=False, workers=0)
+    plan = BatchPlan(source.sizes(), recipe.largest_size, canvases=((64, 96),), batch_size=3, shuffle=False)
+    made = Pipeline(source, recipe, plan, process=(0, 1), max_segments=32)
     with iter(made) as batches:
         batch = next(batches)
     assert batch.image.shape == (3, 64, 96, 3) and batch.segments.is_thing[batch.segments.valid].all()

@@ -14,8 +14,9 @@ from pfcn_jax.main import main
 
 ROOT = pathlib.Path(__file__).parents[1]
 OF_OTHER_VERBS = {
-    "array_record", "grain", "jinja2", "matplotlib", "ml_collections", "pandas", "pyarrow", "pycocotools", "ray",
-    "starlette", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch", "uvicorn",
+    "array_record", "grain", "jinja2", "matplotlib", "ml_collections", "pandas", "platformdirs", "pyarrow",
+    "pycocotools", "ray", "requests", "starlette", "tensorboardX", "tensorflow", "tensorflow_datasets",
+    "torch", "uvicorn",
 }  # fmt: skip
 
 

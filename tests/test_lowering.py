@@ -12,7 +12,7 @@ import pytest
 from jax import export
 
 from pfcn_jax.checkpoints.loading import LoadedModel
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.segments import map_type
 from pfcn_jax.export.program import PLATFORMS, Shape, foreign_calls, lower

@@ -16,7 +16,7 @@ import tomllib
 import pytest
 
 from pfcn_jax import main as front_door
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from tests.documents import ROOT, links, spans
 from tests.support.tiny import QUICK_COMPILER, TINY, write_tiny_model
 

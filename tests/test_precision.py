@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.panoptic.options import OutputSpec, TTAOptions

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from pfcn_jax.checkpoints.loading import LoadedModel
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.export.program import Shape, lower
 from pfcn_jax.export.writing import flatten_shapes, prediction
@@ -63,7 +63,7 @@ def test_no_program_reaches_rank_seven(flags):
         variables["batch_stats"],
         jax.eval_shape(optimizer.init, params),
     )
-    with iter(train_pipeline(config.data, source, batch_size=2, seed=0)) as batches:
+    with iter(train_pipeline(config.data, source, batch_size=2, seed=0, process=(0, 1))) as batches:
         batch = next(batches)
     step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, config=config))
     assert _largest_rank(step.lower(state, batch).as_text()) < 7

@@ -12,7 +12,7 @@ import pytest
 from jax import export
 
 from pfcn_jax import steps
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.models.build import build_model
 from pfcn_jax.panoptic.options import OutputSpec
@@ -39,7 +39,7 @@ def parts():
         model,
         mesh,
         create_state(config, model, mesh),
-        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed),
+        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1)),
     )
 
 
@@ -153,7 +153,7 @@ def test_two_devices_give_the_loss_and_gradients_of_one(parts):
 
 
 @pytest.mark.slow
-def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monkeypatch):
+def test_images_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monkeypatch):
     """What a GPU runs instead of the loop over images; one of the two has fewer instances than the other."""
     config, model, mesh, state, pipeline = parts
     batch = next(iter(pipeline))
@@ -161,7 +161,7 @@ def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monk
     batch = shard_batch(dataclasses.replace(batch, segments=dataclasses.replace(batch.segments, valid=few)), mesh)
 
     def differentiate(on_gpu):
-        monkeypatch.setattr(steps, "_on_gpu", lambda mesh: on_gpu)
+        monkeypatch.setattr(steps, "launches_dominate", lambda mesh: on_gpu)
         loss = functools.partial(loss_fn, model=model, config=config, mesh=mesh)
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, state.batch_stats, batch)
 
@@ -173,7 +173,7 @@ def test_pictures_side_by_side_give_the_loss_and_gradients_of_a_loop(parts, monk
 
 
 @pytest.mark.slow
-def test_filler_pictures_add_nothing_to_the_loss(parts):
+def test_filler_images_add_nothing_to_the_loss(parts):
     config, model, _, state, pipeline = parts
     batch = next(iter(pipeline))
     loss = jax.jit(functools.partial(loss_fn, model=model, config=config))

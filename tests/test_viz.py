@@ -296,9 +296,9 @@ def test_pages_escape_and_miss_nothing():
         viz.render("report.html", title="a")
 
 
-def test_labels_of_real_photos(pictures_dir):
+def test_labels_of_real_photos(image_data_dir):
     """The drawing of a labeled photo names everything in it."""
-    folder = pictures_dir / "coco_sample"
+    folder = image_data_dir / "coco_sample"
     content = json.loads((folder / "annotations/panoptic_val2017.json").read_text())
     category = {entry["id"]: entry for entry in content["categories"]}
     entry = next(a for a in content["annotations"] if a["image_id"] == 785)

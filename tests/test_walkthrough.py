@@ -37,15 +37,15 @@ def test_the_table_names_every_source_and_every_config_is_there():
 
 
 @pytest.mark.slow
-def test_from_pictures_and_masks_to_a_trained_model(tmp_path):
-    (tmp_path / "pictures").mkdir()
+def test_from_images_and_masks_to_a_trained_model(tmp_path):
+    (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     scenes = Scenes("train", size=(64, 64), length=8)
     for index in range(8):
         example = scenes[index]
         thing = example.class_id < scenes.classes.num_things
         value = np.concatenate([[0], np.where(thing, np.cumsum(thing), 0)])
-        Image.fromarray(example.image).save(tmp_path / "pictures" / f"photo {index}.png")
+        Image.fromarray(example.image).save(tmp_path / "images" / f"photo {index}.png")
         Image.fromarray(value[example.segment_map].astype(np.uint8)).save(tmp_path / "masks" / f"photo {index}.png")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     settings = [flag.replace(" ", "") for flag in TINY[1:]]

@@ -22,7 +22,8 @@ from pfcn_jax.checkpoints.format import (
     steps_of,
 )
 from pfcn_jax.checkpoints.named import resolve
-from pfcn_jax.config.schema import Config, from_command_line, from_dict
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config, from_dict
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.errors import ConfigError, UserError
 from pfcn_jax.interop.convert import Converted, merge_backbone, merge_model

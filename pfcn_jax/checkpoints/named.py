@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from pfcn_jax.checkpoints.backbones import convert_backbone
-from pfcn_jax.checkpoints.conversion import converted_config, read_classes, save_converted
+from pfcn_jax.checkpoints.conversion import convert_file
 from pfcn_jax.checkpoints.format import CheckpointError
 from pfcn_jax.config.schema import Config, from_dict
 from pfcn_jax.interop import zoo
-from pfcn_jax.interop.convert import to_params
 from pfcn_jax.interop.download import Cache, fetch_verified
-from pfcn_jax.interop.reader import read_tensors
 
 CONVERTER = 1  # raised when the same file is converted to other variables or another config than before
 
@@ -47,7 +45,8 @@ def checkpoint_of(entry: zoo.Weights, cache: Cache) -> pathlib.Path:
     aside = target.with_name(f"{target.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        _convert(entry, source, aside)
+        keys = {"name": entry.name, **entry.config, **({"model.backbone": entry.backbone} if entry.backbone else {})}
+        convert_file(source, with_keys(Config(), keys), aside)
         aside.rename(target)
     except FileExistsError:
         shutil.rmtree(aside)  # another process was faster
@@ -58,19 +57,15 @@ def checkpoint_of(entry: zoo.Weights, cache: Cache) -> pathlib.Path:
     return target
 
 
-def _convert(entry: zoo.Weights, source: pathlib.Path, output: pathlib.Path) -> None:
-    """Writes the checkpoint of a source file into `output`."""
-    if entry.backbone:
-        convert_backbone(source, with_keys(Config(), {"name": entry.name, "model.backbone": entry.backbone}), output)
-        return
-    converted = to_params(read_tensors(str(source)))
-    config = with_keys(converted_config(Config(), converted), {"name": entry.name, **entry.config})
-    save_converted(output, converted, config, None if converted.is_backbone else read_classes(converted.facts, None))
-
-
 def converted_path(entry: zoo.Weights, cache: Cache, digest: str) -> pathlib.Path:
     """Path of the converted copy of a source with this SHA-256."""
     return cache.root / "converted" / f"{entry.name}-{digest[:16]}-v{CONVERTER}"
+
+
+def converted_copies(entry: zoo.Weights, cache: Cache) -> list[pathlib.Path]:
+    """The converted copies of an entry that are there, of any source file and converter, unfinished ones included."""
+    copy = re.compile(rf"{re.escape(entry.name)}-[0-9a-f]{{16}}-v\d+(\.\d+)?")  # another name may begin alike
+    return [path for path in sorted((cache.root / "converted").glob("*")) if copy.fullmatch(path.name)]
 
 
 def with_keys(config: Config, keys: Mapping[str, Any]) -> Config:

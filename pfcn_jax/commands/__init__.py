@@ -23,6 +23,7 @@ VERBS = {
     "parity": "check every tensor of a reference data directory",
 }
 ROOMS = {"apps": ("bulk", "demo", "explain"), "studies": ("ablate", "benchmark", "parity")}  # others: commands/
+RENAMED_FLAGS = {"--pictures": "--images"}  # old names work for one release
 EXTRAS = {"matplotlib": "plots", "array_record": "tfds", "importlib_resources": "tfds", "tensorflow_datasets": "tfds"}
 
 

@@ -15,14 +15,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.example import Source
 from pfcn_jax.data.inputs import open_split, open_training, train_pipeline
 from pfcn_jax.errors import UserError
 from pfcn_jax.panoptic.targets import Targets, make_targets
 from pfcn_jax.steps import batch_geometry
-from pfcn_jax.types import LEVELS, STRIDES, Batch, RegionChannels
+from pfcn_jax.types import LEVELS, STRIDES, Batch
 from pfcn_jax.viz import contact_sheet, heatmap, overlay
 from pfcn_jax.viz.regions import draw_regions
 
@@ -57,37 +58,39 @@ def main(args: argparse.Namespace) -> int:
 
 def label_sheet(source: Source, first: int, count: int) -> UInt8[np.ndarray, "H W 3"]:
     """Examples `first`, `first + 1`, ... with all segments drawn and named."""
-    pictures, titles = [], []
+    images, titles = [], []
     for index in range(first, min(first + count, len(source))):
         example = source[index]
         height, width = example.segment_map.shape
-        pictures.append(_draw(source.classes, example.image, example.segment_map, example.class_id))
+        images.append(_draw(source.classes, example.image, example.segment_map, example.class_id))
         void = 100 * float((example.segment_map == 0).mean())
         name = pathlib.PurePath(example.file_name).name
         titles.append(f"{height} x {width}, {len(example.class_id)} segments, {void:.0f} % void: {name}")
-    return contact_sheet(pictures, titles, columns=_COLUMNS, cell=_CELL)
+    return contact_sheet(images, titles, columns=_COLUMNS, cell=_CELL)
 
 
 def target_sheet(config: Config, source: Source, count: int) -> UInt8[np.ndarray, "H W 3"]:
     """Training images with their targets: for each a row of centers (p3..p7) and a row of regions."""
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     titles: list[str] = []
     here = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))  # a few batches: no processes
     cells = 2 * _COLUMNS
-    with iter(train_pipeline(here.data, source, batch_size=here.train.batch_size, seed=here.seed)) as batches:
+    with iter(
+        train_pipeline(here.data, source, batch_size=here.train.batch_size, seed=here.seed, process=(0, 1))
+    ) as batches:
         while len(titles) < cells * count:
             batch = next(batches)
             for row in np.flatnonzero(batch.valid)[: count - len(titles) // cells].tolist():
                 panels, names = _target_panels(batch, row, config, source.classes)
-                pictures += panels
+                images += panels
                 titles += names
-    return contact_sheet(pictures, titles, columns=_COLUMNS, cell=_CELL)
+    return contact_sheet(images, titles, columns=_COLUMNS, cell=_CELL)
 
 
 def _target_panels(batch: Batch, row: int, config: Config, classes: ClassTable) -> tuple[list[np.ndarray], list[str]]:
     height, width = batch.size[row].tolist()
     image = np.ascontiguousarray(batch.image[row, :height, :width])
-    targets = jax.tree.map(np.asarray, picture_targets(batch, row, config, classes))
+    targets = jax.tree.map(np.asarray, image_targets(batch, row, config, classes))
     class_id = np.asarray(batch.segments.class_id[row])[np.asarray(batch.segments.valid[row])]
     labels = _draw(classes, image, np.asarray(batch.segment_map[row, :height, :width]), class_id)
     on_level = np.bincount(targets.things.level[targets.things.valid], minlength=len(LEVELS))
@@ -96,14 +99,13 @@ def _target_panels(batch: Batch, row: int, config: Config, classes: ClassTable) 
     dropped = f", {int(targets.dropped)} dropped" if targets.dropped else ""
     titles = [f"example {int(batch.image_id[row])}: {height} x {width}{dropped}"]
     titles += [f"{level}: {count} centers" for level, count in zip(LEVELS, on_level.tolist())]
-    titles += ["picture", *(f"{level}: regions (white: things)" for level in LEVELS)]
+    titles += ["image", *(f"{level}: regions (white: things)" for level in LEVELS)]
     return [labels, *centers, image, *regions], titles
 
 
-def picture_targets(batch: Batch, row: int, config: Config, classes: ClassTable) -> Targets:
+def image_targets(batch: Batch, row: int, config: Config, classes: ClassTable) -> Targets:
     """The targets of one image of a batch, exactly as the training step makes them."""
-    things = classes.num_things if config.model.region_classes == "all" else 1
-    regions = RegionChannels(*classes.counts, things)
+    regions = config.model.regions(*classes.counts)
     arrays = (batch.segment_map, batch.segments, batch_geometry(batch, config.targets))
     return _make_targets(*jax.tree.map(lambda leaf: leaf[row], arrays), regions, config.targets)
 

@@ -12,14 +12,13 @@ import pathlib
 import jax
 import numpy as np
 
-from pfcn_jax.checkpoints.backbones import convert_backbone
-from pfcn_jax.checkpoints.conversion import converted_config, read_classes, save_converted
+from pfcn_jax.checkpoints.conversion import convert_file
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.errors import UserError
-from pfcn_jax.interop.convert import from_params, to_params
+from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.names import ModelFacts
-from pfcn_jax.interop.reader import read_tensors
 from pfcn_jax.interop.writer import write_state_dict
 from pfcn_jax.models.backbones.resnet import DEPTHS
 
@@ -47,32 +46,18 @@ def main(args: argparse.Namespace) -> int:
         print(f"{output}: {count} tensors under the original's names")
         return 0
     given = from_command_line(args.config_argv, Config())
-    if given.model.backbone not in DEPTHS:
-        path, config = convert_backbone(pathlib.Path(args.input), given, output)
-        print(f"{path}: a backbone ({config.model.backbone})")
-        _print_start(config, output)
-        return 0
-    options = {"torchvision_weights": args.torchvision, "region_classes": given.model.region_classes}
-    try:
-        converted = to_params(read_tensors(args.input), **options)
-    except UserError as error:
-        raise UserError(f"{args.input}: {error}".replace(f"{args.input}: {args.input}: ", f"{args.input}: ")) from error
-    config = converted_config(given, converted)
-    classes = None if converted.is_backbone else read_classes(converted.facts, args.classes)
-    path = save_converted(output, converted, config, classes)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(converted.variables))
-    kind = "a backbone" if converted.is_backbone else "a whole model"
-    print(f"{path}: {kind} ({converted.source}), {parameters:,} numbers")
-    print(f"  {config.model.backbone}, stride in the {'1x1' if config.model.stride_in_1x1 else '3x3'} convolution,")
-    if converted.is_backbone:
-        _print_start(config, output)
+    made = convert_file(
+        pathlib.Path(args.input), given, output, torchvision_weights=args.torchvision, classes_file=args.classes
+    )
+    model = made.config.model
+    kind = "a backbone" if made.is_backbone else "a whole model"
+    print(f"{made.path}: {kind} ({made.source}), {made.num_parameters:,} numbers")
+    place = f", stride in the {'1x1' if model.stride_in_1x1 else '3x3'} convolution" if model.backbone in DEPTHS else ""
+    print(f"  {model.backbone}{place}")
+    if made.is_backbone:
+        print(f"  {model.pixel_order.upper()}, mean {model.pixel_mean}, std {model.pixel_std}")
+        print(f"start from it with --config.train.init_from={output} (and these settings under config.model)")
     return 0
-
-
-def _print_start(config: Config, output: pathlib.Path) -> None:
-    """The settings that go with a converted backbone."""
-    print(f"  {config.model.pixel_order.upper()}, mean {config.model.pixel_mean}, std {config.model.pixel_std}")
-    print(f"start from it with --config.train.init_from={output} (and these settings under config.model)")
 
 
 def to_original(checkpoint: pathlib.Path, output: pathlib.Path) -> int:

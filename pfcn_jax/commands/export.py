@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare",
         nargs="+",
-        metavar="PICTURES",
+        metavar="IMAGES",
         help="run what was written beside the model on these; 1 if they differ",
     )
     parser.add_argument("--report", metavar="JSON", help="where --compare writes what it found, with sizes and times")

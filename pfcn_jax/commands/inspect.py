@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.config.schema import config_hash, from_command_line, to_json
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import config_hash, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.models.build import abstract_variables, build_model
@@ -43,7 +44,9 @@ def main(args: argparse.Namespace) -> int:
         print(f"frozen statistics: {_count(variables['batch_stats']):,}")
     if not args.no_batch:
         source = source or open_training(config.data)
-        with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
+        with iter(
+            train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1))
+        ) as batches:
             print("\n" + describe_batch(next(batches), classes))
     return 0
 

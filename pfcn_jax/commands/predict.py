@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint or a working directory of `train`")
     parser.add_argument("--output", required=True, help="folder for everything that is written")
     parser.add_argument(
-        "pictures", nargs="*", metavar="PICTURES", help="files, folders (with all below), globs; images and videos"
+        "pictures", nargs="*", metavar="IMAGES", help="files, folders (with all below), globs; images and videos"
     )
     parser.add_argument("--frames", type=int, default=0, help="at most so many of a video (default: all)")
     parser.add_argument("--batch-size", type=int, default=0, help="default: 1 on CPU, 8 a device on accelerators")
@@ -77,7 +77,7 @@ class Outputs:
         self._counts, self._done = ClassCounts(classes), set[str]()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add_picture(self, entry: Input, result: Result) -> None:
+    def add_image(self, entry: Input, result: Result) -> None:
         image_id = self._ids.get(entry.image_id, entry.image_id)
         image = ImageEntry(entry.image_id, image_id, entry.name, str(entry.path))
         for writer in self._writers:
@@ -126,21 +126,21 @@ def main(args: argparse.Namespace) -> int:
     writers = _writers(args, folder, loaded.classes)
     outputs = Outputs(folder, loaded.classes, writers, overlay=not args.no_overlay, ids=ids)
     broken: list[str] = []
-    pictures = [entry for entry in inputs if not entry.is_video]
-    _segment_pictures(pictures, predictor, outputs, broken, upright=not args.as_stored)
+    images = [entry for entry in inputs if not entry.is_video]
+    _segment_images(images, predictor, outputs, broken, upright=not args.as_stored)
     videos = [entry for entry in inputs if entry.is_video]
     frames = 0
     for video in videos:
         paths = outputs.of_video(video.name, maps=args.frame_maps and not args.no_maps)
         frames += _segment_video(video.path, args.frames, paths, predictor, outputs, broken)
-    done = outputs.finish(pictures)
+    done = outputs.finish(images)
     of_videos = f" and {frames} frames of {len(videos)} video{'s' * (len(videos) > 1)}" if videos else ""
     print(f"{done} images{of_videos} segmented into {args.output}")
     print(outputs.summary())
     for message in broken:
         print(f"skipped: {message}", file=sys.stderr)
     if broken:
-        print(f"{len(broken)} of {len(pictures) + len(videos)} could not be segmented (see above)", file=sys.stderr)
+        print(f"{len(broken)} of {len(images) + len(videos)} could not be segmented (see above)", file=sys.stderr)
     return 1 if broken else 0
 
 
@@ -165,16 +165,16 @@ def _checked_inputs(args: argparse.Namespace) -> list[Input]:
     return find_inputs(args.pictures, exclude=pathlib.Path(args.output))
 
 
-def _segment_pictures(
-    pictures: Sequence[Input], predictor: Predictor, outputs: Outputs, broken: list[str], *, upright: bool
+def _segment_images(
+    images: Sequence[Input], predictor: Predictor, outputs: Outputs, broken: list[str], *, upright: bool
 ) -> None:
-    if not pictures:
+    if not images:
         return
-    display = ProgressDisplay(len(pictures), label="predict")
-    results = predictor.stream(read_ahead(pictures, broken, upright=upright))
+    display = ProgressDisplay(len(images), label="predict")
+    results = predictor.stream(read_ahead(images, broken, upright=upright))
     for done, (entry, image, prediction) in enumerate(results, start=1):
         result = make_result(image, prediction.panoptic, predictor.loaded.classes, name=entry.name)
-        outputs.add_picture(entry, result)
+        outputs.add_image(entry, result)
         display.update(done + len(broken), f"{entry.path.name}: {len(result.segments)} segments")
     display.close()
 

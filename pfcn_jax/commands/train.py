@@ -9,7 +9,7 @@ import sys
 
 import jax
 
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.metrics.protocol import format_score
 from pfcn_jax.parallel import distributed
 from pfcn_jax.training.collaborators import Collaborators

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.example import DataError, Source
@@ -151,7 +152,7 @@ def _read_all(
     return reports, findings
 
 
-def summary(classes: ClassTable, reports: Sequence[ExampleReport | None], pictures: int) -> dict[str, Any]:
+def summary(classes: ClassTable, reports: Sequence[ExampleReport | None], images: int) -> dict[str, Any]:
     """Counts over the readable examples of a split."""
     readable = [report for report in reports if report is not None]
     columns = {
@@ -169,7 +170,7 @@ def summary(classes: ClassTable, reports: Sequence[ExampleReport | None], pictur
     sizes = collections.Counter(report.size for report in readable)
     pixels = sum(height * width * count for (height, width), count in sizes.items())
     return {
-        "pictures": pictures,
+        "pictures": images,
         "readable": len(readable),
         "segments": int(columns["segments"].sum()),
         "labelled_share": round(float(columns["pixels"].sum() / max(pixels, 1)), 4),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pfcn_jax.checkpoints.named import checkpoint_of, converted_path
+from pfcn_jax.checkpoints.named import checkpoint_of, converted_copies
 from pfcn_jax.errors import UserError
 from pfcn_jax.interop.download import Cache, check, fetch
 from pfcn_jax.interop.zoo import TABLE, Weights, find
@@ -79,14 +79,12 @@ def _verify(entries: Sequence[Weights], cache: Cache) -> int:
 
 def _remove(entry: Weights, cache: Cache) -> None:
     """Deletes the converted copies of an entry, and its file unless an entry of another name shares it."""
-    for copy in converted_path(entry, cache, "").parent.glob(f"{entry.name}-*-v*"):
-        rest = copy.name.removeprefix(f"{entry.name}-")
-        if rest.count("-") == 1:  # not a longer name that begins alike
-            shutil.rmtree(copy)
-            print(f"removed {copy}")
+    for copy in converted_copies(entry, cache):
+        shutil.rmtree(copy)
+        print(f"removed {copy}")
     path = cache.path_of(entry)
-    sharing = [other.name for other in TABLE.values() if other.file == entry.file and other.name != entry.name]
-    used = [name for name in sharing if list(converted_path(entry, cache, "").parent.glob(f"{name}-*-v*"))]
+    sharing = [other for other in TABLE.values() if other.file == entry.file and other.name != entry.name]
+    used = [other.name for other in sharing if converted_copies(other, cache)]
     if used:
         print_lines(f"{path} stays: {', '.join(used)} was made from it")
         return

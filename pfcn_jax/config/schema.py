@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import pathlib
 import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +25,10 @@ from pfcn_jax.utils.settings import setting
 
 if TYPE_CHECKING:
     import ml_collections
+
+
+RENAMED_KEYS = {"train.preview_pictures": "train.preview_images"}
+RENAMED_VALUES = {"targets.padding": {"picture": "image"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class TrainOptions:
     checkpoint_every: int = setting(2500, at_least=1, affects="run")
     keep_latest: int = setting(2, at_least=1, affects="run")
     keep_best: int = setting(1, at_least=0, affects="run")  # by PQ of the evaluation
-    preview_pictures: int = setting(8, at_least=0, affects="run")  # overlay images written by the last evaluation
+    preview_images: int = setting(8, at_least=0, affects="run")  # overlay images written by the last evaluation
     init_from: str = ""  # a checkpoint of this project to start from: a model, or a backbone made by `convert`
     # A loss or gradient that is not finite stops the run, or skips the update of its step.
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -95,69 +98,39 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     """
     if to_dict := getattr(tree, "to_dict", None):  # a ConfigDict
         tree = to_dict()
-    config = _build(Config, tree, "config")
+    config = _build(Config, with_new_names(tree)[0], "config")
     check_values(config)
     return config
 
 
-def from_command_line(config_argv: list[str], base: Config | None = None) -> Config:
-    """`--config=FILE --config.key=value ...` -> a checked config. `FILE:NAME` hands NAME to the file's `get_config`.
-
-    Args:
-      base: what the keys change if no file is given (the config of a checkpoint).
-
-    Raises:
-      ConfigError: if there is no file, the file fails, or a key or value does not fit.
-    """
-    import ml_collections
-    from absl import flags
-    from ml_collections import config_flags
-
-    _check_overrides(config_argv)
-    files = [word.partition("=")[2] for word in config_argv if word.startswith("--config=")]
-    values, argv = flags.FlagValues(), ["pfcn_jax", *config_argv]
-    if files:
-        file = files[-1].partition(":")[0]
-        if not pathlib.Path(file).is_file():
-            raise ConfigError(f"{file}: no such config file")
-        config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
-    elif base is not None:
-        tree = ml_collections.ConfigDict(dataclasses.asdict(base), convert_dict=True)
-        config_flags.DEFINE_config_dict("config", tree, flag_values=values, lock_config=True, sys_argv=argv)
-    else:
-        raise ConfigError("no config: add --config configs/quickstart.py (or another file of configs/)")
-    try:
-        values(argv)
-        tree = values.config.to_dict()
-    except (flags.Error, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{' '.join(config_argv)}: {_reason(error)}") from error
-    return from_dict(tree)
+def with_new_names(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A config in which old names of keys and values are replaced by those of now, and a line for each of them."""
+    tree = {key: dict(part) if isinstance(part, Mapping) else part for key, part in tree.items()}
+    lines = []
+    for old, new in RENAMED_KEYS.items():
+        (section, before), after = old.split("."), new.split(".")[1]
+        part = tree.get(section)
+        if isinstance(part, dict) and before in part:
+            part[after] = part.pop(before)
+            lines.append(f"config.{old} is called config.{new} now; the old name goes with the next release")
+    for key, values in RENAMED_VALUES.items():
+        section, name = key.split(".")
+        part = tree.get(section)
+        if isinstance(part, dict) and part.get(name) in values:
+            before, part[name] = part[name], values[part[name]]
+            lines.append(
+                f"config.{key}: {before!r} is called {part[name]!r} now; the old name goes with the next release"
+            )
+    return tree, lines
 
 
-def _check_overrides(config_argv: list[str]) -> None:
-    """Raises ConfigError for the first `--config.key=value` whose key the schema does not have."""
-    for word in config_argv:
-        name, path = word.partition("=")[0].removeprefix("--"), "config"
-        schema: Any = Config
-        for key in name.partition("[")[0].split(".")[1:]:
-            if not dataclasses.is_dataclass(schema):
-                raise ConfigError(f"{name}: unknown config key ({path} is a value, not a section of keys)")
-            _check_key(schema, key, path)
-            schema, path = typing.get_type_hints(schema)[key], f"{path}.{key}"
-
-
-def _check_key(schema: Any, key: str, path: str) -> None:
+def check_key(schema: Any, key: str, path: str) -> None:
+    """Raises ConfigError if a section of the schema has no such key, with the nearest one that it has."""
     known = [field.name for field in dataclasses.fields(schema)]
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ConfigError(f"{path}.{key}: unknown config key{hint} (known: {', '.join(known)})")
-
-
-def _reason(error: Exception) -> str:
-    """The reason of an error. A config file that fails is reported as a whole traceback: its last line says why."""
-    text = str(error.args[0]).strip(chr(39))
-    return text.strip().splitlines()[-1].partition(": ")[2] if "Traceback" in text else text
 
 
 def to_json(config: Config) -> str:
@@ -172,7 +145,7 @@ def config_hash(config: Config) -> str:
 
 def _build(schema: type, tree: Mapping[str, Any], path: str) -> Any:
     for key in tree:
-        _check_key(schema, str(key), path)
+        check_key(schema, str(key), path)
     hints = typing.get_type_hints(schema)
     values = {key: _convert(value, hints[key], f"{path}.{key}") for key, value in tree.items()}
     return schema(**values)

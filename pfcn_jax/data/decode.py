@@ -29,7 +29,7 @@ _GREY, _PALETTE = 0, 3  # color types
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # EXIF and TIFF tags
 
 
-def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """An image file as RGB; gray, CMYK and palette images are converted, alpha is dropped.
 
     Args:
@@ -43,19 +43,19 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
         if decoded is not None:  # without Pillow's look at the header, which costs a tenth of the decoding
             return decoded
     try:
-        with Image.open(io.BytesIO(data)) as picture:  # reads the header only
-            mode, kind = picture.mode, picture.format
-            orientation = read_orientation(picture) if upright else 1
-            if mode.startswith(("I", "F")) or _has_deep_channels(picture, data):
+        with Image.open(io.BytesIO(data)) as image:  # reads the header only
+            mode, kind = image.mode, image.format
+            orientation = read_orientation(image) if upright else 1
+            if mode.startswith(("I", "F")) or _has_deep_channels(image, data):
                 raise DataError(
                     f"{name}: an image of mode {mode} with more than 8 bits a channel; convert it to 8 bits",
                     kind="picture-format",
                 )
             if mode in ("RGB", "L") and _is_complete(data, kind):
-                decoded = _decode_color(data, picture.height, picture.width)
+                decoded = _decode_color(data, image.height, image.width)
                 if decoded is not None:
                     return turn(decoded, orientation)
-            return turn(np.array(picture.convert("RGB")), orientation)
+            return turn(np.array(image.convert("RGB")), orientation)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -127,12 +127,12 @@ def stored_orientation(data: bytes) -> int:
         return 1
 
 
-def read_orientation(picture: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int:
     """The EXIF orientation 1..8; 1, as it is stored, if there is none or it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged EXIF data say nothing about the image
-            value = picture.getexif().get(_ORIENTATION, 1)
+            value = image.getexif().get(_ORIENTATION, 1)
     except (*_BROKEN, struct.error, KeyError, TypeError):
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -169,8 +169,8 @@ def decode_ids(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
             ids &= MAX_ID  # the alpha is 255 everywhere
             return ids
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            return rgb_to_id(np.asarray(picture))
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return rgb_to_id(np.asarray(image))
     except _BROKEN as error:
         raise DataError(f"{name}: broken PNG ({error})", kind="label-unreadable") from error
 
@@ -199,18 +199,18 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
         if decoded is not None:
             return decoded.astype(np.int32)
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            return np.asarray(picture).astype(np.int32)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.asarray(image).astype(np.int32)
     except _BROKEN as error:
         raise DataError(f"{name}: broken PNG ({error})", kind="label-unreadable") from error
 
 
-def _has_deep_channels(picture: Image.Image, data: bytes) -> bool:
+def _has_deep_channels(image: Image.Image, data: bytes) -> bool:
     """True if the file has 16 bits a channel where Pillow's mode hides it: PNGs with color or alpha, TIFFs."""
-    if picture.format == "PNG":
+    if image.format == "PNG":
         return len(data) > 24 and data[24] > 8
-    if picture.format == "TIFF":
-        return max(picture.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8  # type: ignore[attr-defined]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8  # type: ignore[attr-defined]
     return False
 
 

@@ -12,7 +12,7 @@ from pfcn_jax.data.datasets.coco import PanopticFiles
 from pfcn_jax.data.decode import stored_orientation
 from pfcn_jax.data.example import DataError, Source
 from pfcn_jax.data.options import DataOptions
-from pfcn_jax.data.pipeline import Pipeline
+from pfcn_jax.data.pipeline import LoaderOptions, Pipeline
 from pfcn_jax.data.plan import BatchPlan
 from pfcn_jax.data.registry import find_dataset, list_splits
 from pfcn_jax.data.scoring import ScoringPipeline
@@ -158,42 +158,36 @@ def evaluation_recipe(config: DataOptions) -> ResizeShortSide:
 
 
 def train_pipeline(
-    data: DataOptions, source: Source, *, batch_size: int, seed: int, process: tuple[int, int] = (0, 1)
+    data: DataOptions, source: Source, *, batch_size: int, seed: int, process: tuple[int, int]
 ) -> Pipeline:
     """Endless shuffled batches of `batch_size` images over all processes.
 
     Args:
       process: (index, number) of this process: it reads its own rows of a batch only.
+
+    Raises:
+      DataError: an image fits on no canvas.
     """
     recipe = training_recipe(data, source.classes)
+    plan = BatchPlan(
+        source.sizes(), recipe.largest_size, canvases=data.canvases, batch_size=batch_size, shuffle=True, seed=seed
+    )
     return Pipeline(
         source,
         recipe,
-        batch_size=batch_size,
-        canvases=data.canvases,
+        plan,
+        process=process,
         max_segments=data.max_segments,
-        shuffle=True,
-        seed=seed,
-        process_index=process[0],
-        process_count=process[1],
-        workers=data.workers,
         max_broken=data.max_broken if data.on_broken == "skip" else None,
+        options=LoaderOptions(data.workers),
     )
 
 
-def eval_pipeline(data: DataOptions, source: Source, *, batch_size: int, process: tuple[int, int] = (0, 1)) -> Pipeline:
+def eval_pipeline(data: DataOptions, source: Source, *, batch_size: int, process: tuple[int, int]) -> Pipeline:
     """Every image once; the last batch of each canvas is padded. Results do not depend on `batch_size`."""
-    return Pipeline(
-        source,
-        evaluation_recipe(data),
-        batch_size=batch_size,
-        canvases=data.eval_canvases,
-        max_segments=data.max_segments,
-        shuffle=False,
-        process_index=process[0],
-        process_count=process[1],
-        workers=data.workers,
-    )
+    recipe, plan = _evaluation_plan(data, source, batch_size)
+    options = LoaderOptions(data.workers)
+    return Pipeline(source, recipe, plan, process=process, max_segments=data.max_segments, options=options)
 
 
 def scoring_pipeline(
@@ -201,12 +195,17 @@ def scoring_pipeline(
     source: Source,
     *,
     batch_size: int,
-    process: tuple[int, int] = (0, 1),
+    process: tuple[int, int],
     with_images: bool = False,
 ) -> ScoringPipeline:
     """Every image once, with its original labels beside the batch. Results do not depend on `batch_size`."""
-    recipe = evaluation_recipe(data)
-    plan = BatchPlan(
-        source.sizes(), recipe.largest_size, canvases=data.eval_canvases, batch_size=batch_size, shuffle=False
-    )
+    recipe, plan = _evaluation_plan(data, source, batch_size)
     return ScoringPipeline(source, recipe, plan, process=process, workers=data.workers, with_images=with_images)
+
+
+def _evaluation_plan(data: DataOptions, source: Source, batch_size: int) -> tuple[ResizeShortSide, BatchPlan]:
+    recipe = evaluation_recipe(data)
+    canvases = data.eval_canvases
+    return recipe, BatchPlan(
+        source.sizes(), recipe.largest_size, canvases=canvases, batch_size=batch_size, shuffle=False
+    )

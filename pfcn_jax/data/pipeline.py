@@ -7,13 +7,14 @@ not depend on the number of hosts, workers or threads, and the position is a sin
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -91,6 +92,21 @@ def to_batch(arrays: Mapping[str, Any]) -> Batch:
     )
     names = ("image", "segment_map", "size", "original_size", "image_id", "valid", "dropped_segments")
     return Batch(segments=table, **{name: arrays[name] for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderOptions:
+    """Who loads, and how far ahead; never what a batch holds.
+
+    Attributes:
+      workers: processes that load, each a few batches ahead; 0 loads in threads of this process.
+      threads: that load in this process.
+      buffered_batches: how many batches are loaded ahead in this process.
+    """
+
+    workers: int = 0
+    threads: int = 2
+    buffered_batches: int = 4
 
 
 class BatchLoader:
@@ -187,62 +203,41 @@ class Pipeline:
         self,
         source: Source,
         recipe: Recipe,
+        plan: BatchPlan,
         *,
-        batch_size: int,
-        canvases: Sequence[Size],
+        process: tuple[int, int],
         max_segments: int,
-        shuffle: bool,
-        seed: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
-        workers: int = 0,
-        threads: int = 2,
-        buffered_batches: int = 4,
         max_broken: int | None = None,
+        options: LoaderOptions = LoaderOptions(),
     ):
-        """Plans the batches; nothing is read yet.
+        """Nothing is read yet.
 
         Args:
-          source: the dataset.
           recipe: what happens to each image (`augment`).
-          batch_size: over all hosts; a multiple of `process_count`.
-          canvases: the (height, width) that batches may have; each costs one compilation.
+          plan: of the batches over all processes.
+          process: (index, number) of this process: it reads its own rows of a batch only.
           max_segments: slots of the segment table; of more segments the largest stay.
-          shuffle: True for training (infinite, a new order each epoch), False for one pass in order.
-          seed: of order and augmentation.
-          process_index, process_count: this host among all; host p gets rows p B/P .. (p + 1) B/P - 1 of each batch.
-          workers: processes that load, each a few batches ahead; 0 loads in this process.
-          threads: that load in this process.
-          buffered_batches: how many batches are loaded ahead in this process.
           max_broken: training only: an example that cannot be read is replaced by its neighbor on the same canvas,
             and `image_id` says so: it differs from the plan's. More than so many of them one after the other are an
             error. None: the first one is.
 
         Raises:
-          DataError: an image fits on no canvas.
           ValueError: numbers that do not go together.
         """
-        if batch_size % process_count or not 0 <= process_index < process_count:
-            raise ValueError(f"batch size {batch_size} on process {process_index} of {process_count} does not divide")
         if max_segments < 1:
             raise ValueError(f"max_segments {max_segments}: at least 1")
-        if max_broken is not None and not shuffle:
+        if max_broken is not None and not plan.shuffle:
             raise ValueError("an evaluation cannot skip broken examples: its result would not be comparable")
-        self.plan = BatchPlan(
-            source.sizes(), recipe.largest_size, canvases=canvases, batch_size=batch_size, shuffle=shuffle, seed=seed
-        )
-        rows = batch_size // process_count
-        own = slice(process_index * rows, (process_index + 1) * rows)
+        self.plan, self.options = plan, options
         self.loader = BatchLoader(
             source,
             recipe,
-            self.plan,
+            plan,
             max_segments=max_segments,
-            rows=own,
+            rows=plan.rows_of(process),
             max_broken=max_broken,
-            shared=workers > 0,
+            shared=options.workers > 0,
         )
-        self.workers, self.threads, self.buffered_batches = workers, threads, buffered_batches
 
     def __len__(self) -> int:
         """Batches of one pass; a training pipeline has no length."""
@@ -256,39 +251,27 @@ class Pipeline:
     def arrays_from(self, start: int) -> Iterator[Arrays]:
         """The batches start, start + 1, ..."""
         stop = sys.maxsize if self.plan.shuffle else self.plan.num_batches
-        return load_ahead(
-            self.loader,
-            range(start, stop),
-            workers=self.workers,
-            threads=self.threads,
-            buffered_batches=self.buffered_batches,
-        )
+        return load_ahead(self.loader, range(start, stop), self.options)
 
 
-def load_ahead(
-    loader: Callable[[int], Any], numbers: range, *, workers: int, threads: int = 2, buffered_batches: int = 4
-) -> Iterator[Any]:
+def load_ahead(loader: Callable[[int], Any], numbers: range, options: LoaderOptions) -> Iterator[Any]:
     """Grain's iterator over `loader(number)` for consecutive numbers, loaded ahead in threads or processes.
 
     Its `close`, where it has one, ends them.
-
-    Args:
-      workers: processes that load, each a few batches ahead; 0 loads in this process.
-      threads: that load in this process.
-      buffered_batches: loaded ahead in this process.
     """
-    buffered = max(buffered_batches, threads)
-    if workers:  # each has one thread: n of them are n cores
+    threads, buffered = options.threads, max(options.buffered_batches, options.threads)
+    if options.workers:  # each has one thread: n of them are n cores
         threads = buffered = 0
     dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(loader)
     iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
-    if workers:
+    if options.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain hands the flags to its workers; a library call has parsed none
         sharing = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
         iterable = grain.experimental.WithOptionsIterDataset(iterable, sharing)
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-        iterable = iterable.mp_prefetch(options)
+        iterable = iterable.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=1)
+        )
     return iter(iterable)
 
 
@@ -335,7 +318,7 @@ class BatchIterator(Iterator[Batch]):
         if hasattr(self._arrays, "close"):
             self._arrays.close()
         self._arrays = None
-        if self.pipeline.workers:
+        if self.pipeline.options.workers:
             gc.collect()  # JAX lets go of a batch's memory with the next collection; shared, it may outlive the process
 
     def __enter__(self) -> BatchIterator:

@@ -1,6 +1,6 @@
 """The images of each batch, known beforehand for any batch number.
 
-All images of a batch share one canvas, so batches are formed per canvas. A plan needs only the pictures' sizes and a
+All images of a batch share one canvas, so batches are formed per canvas. A plan needs only the images' sizes and a
 seed; batch t follows from t alone. So a position in the data is one number, workers and hosts cannot change the
 order, and continuing after an interruption is exact.
 """
@@ -105,6 +105,18 @@ class BatchPlan:
         if self.shuffle:
             raise ValueError("a training plan is infinite")
         return sum(-(-len(group) // self.batch_size) for group in self.groups)
+
+    def rows_of(self, process: tuple[int, int]) -> slice:
+        """The rows of each batch that one process reads: p B/P .. (p + 1) B/P - 1 of (p, P).
+
+        Raises:
+          ValueError: the batch size is no multiple of P.
+        """
+        index, count = process
+        if self.batch_size % count or not 0 <= index < count:
+            raise ValueError(f"batch size {self.batch_size} on process {index} of {count} does not divide")
+        rows = self.batch_size // count
+        return slice(index * rows, (index + 1) * rows)
 
     def fingerprint(self) -> str:
         """Changes whenever batch t could be another one: images (by their sizes), canvases, batch size or seed."""

@@ -19,7 +19,7 @@ from pfcn_jax.data.augment import ResizeShortSide
 from pfcn_jax.data.buffers import Take, shared_arrays
 from pfcn_jax.data.canvas import pad_into
 from pfcn_jax.data.example import Example, Source
-from pfcn_jax.data.pipeline import load_ahead, settle_in_worker
+from pfcn_jax.data.pipeline import LoaderOptions, load_ahead, settle_in_worker
 from pfcn_jax.data.plan import FILLER, BatchPlan, PlannedBatch
 from pfcn_jax.data.transforms import resize_image
 
@@ -119,7 +119,7 @@ class ScoringPipeline:
         recipe: ResizeShortSide,
         plan: BatchPlan,
         *,
-        process: tuple[int, int] = (0, 1),
+        process: tuple[int, int],
         workers: int = 0,
         with_images: bool = False,
     ):
@@ -137,19 +137,16 @@ class ScoringPipeline:
         """
         if len(recipe.short_sides) != 1 or recipe.flip or recipe.crop_size is not None:
             raise ValueError("an evaluation resizes every image to one short side, without flip and window")
-        index, count = process
-        if plan.batch_size % count or not 0 <= index < count:
-            raise ValueError(f"batch size {plan.batch_size} on process {index} of {count} does not divide")
-        rows = plan.batch_size // count
-        own = slice(index * rows, (index + 1) * rows)
-        self.plan, self.workers = plan, workers
-        self._loader = ScoringLoader(source, recipe, plan, rows=own, with_images=with_images, shared=workers > 0)
+        self.plan, self._options = plan, LoaderOptions(workers)
+        rows = plan.rows_of(process)
+        self._loader = ScoringLoader(source, recipe, plan, rows=rows, with_images=with_images, shared=workers > 0)
 
     def __len__(self) -> int:
         return self.plan.num_batches
 
     def __iter__(self) -> ScoringIterator:
-        return ScoringIterator(load_ahead(self._loader, range(len(self)), workers=self.workers), self.workers > 0)
+        loaded = load_ahead(self._loader, range(len(self)), self._options)
+        return ScoringIterator(loaded, self._options.workers > 0)
 
 
 class ScoringIterator(Iterator[ScoringBatch]):

@@ -120,8 +120,8 @@ def resize_image(
         down, right = image.shape[0] / height, image.shape[1] / width
         corners = (window.left * right, window.top * down, window.right * right, window.bottom * down)
         box = tuple(min(corner, side) for corner, side in zip(corners, (image.shape[1], image.shape[0]) * 2))
-        picture = Image.fromarray(image).resize((window.width, window.height), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(picture)
+        shrunk = Image.fromarray(image).resize((window.width, window.height), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(shrunk)
     if method == "opencv" and height >= image.shape[0] and width >= image.shape[1]:
         resized = cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
     else:

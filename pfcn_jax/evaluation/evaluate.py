@@ -138,7 +138,7 @@ def evaluate_model(
         )
         for index, canvas in enumerate(plan.canvases)
     }
-    scores, done = Scores(metrics, Task(source.classes, model.thing_regions)), 0
+    scores, done = Scores(metrics, Task(source.classes, model.regions.things)), 0
 
     def predict(batch: ScoringBatch) -> tuple[ScoringBatch, Prediction]:
         canvas = (batch.image.shape[1], batch.image.shape[2])

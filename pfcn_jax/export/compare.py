@@ -56,10 +56,10 @@ def compare_and_report(
     begin = time.perf_counter()
     exported = open_exported(path, kind)
     opened = time.perf_counter() - begin
-    pictures = ((entry.name, image) for entry, image in read_ahead(inputs, broken, upright=True))
+    images = ((entry.name, image) for entry, image in read_ahead(inputs, broken, upright=True))
     found = []
     with contextlib.closing(ProgressDisplay(len(inputs), label="compare")) as display:
-        for comparison in compare(live_segments(loaded), exported, pictures, broken):
+        for comparison in compare(live_segments(loaded), exported, images, broken):
             found.append(comparison)
             display.update(len(found) + len(broken), f"{comparison.name}: {'same' if comparison.same else 'DIFFERENT'}")
     summary = summarize(found)
@@ -87,10 +87,10 @@ def compare_and_report(
 
 
 def compare(
-    live: Segment, exported: Segment, pictures: Iterable[tuple[str, Any]], broken: list[str]
+    live: Segment, exported: Segment, images: Iterable[tuple[str, Any]], broken: list[str]
 ) -> Iterable[Comparison]:
     """Every image through both, twice: the first run may compile. What has no room in the file goes to `broken`."""
-    for name, image in pictures:
+    for name, image in images:
         try:
             exported(image)
         except ValueError as error:

@@ -50,22 +50,6 @@ def write_container(
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def read_meta(path: pathlib.Path) -> dict[str, Any]:
-    """Metadata of an exported file.
-
-    Raises:
-      UserError: no such file, or not one of these.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            meta = json.loads(archive.read(META))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: no exported program ({error})") from error
-    if not isinstance(meta, dict) or (meta.get("format"), meta.get("format_version")) != (FORMAT, VERSION):
-        raise UserError(f"{path}: no exported program of this version ({FORMAT}, {VERSION})")
-    return meta
-
-
 def _npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)

@@ -23,12 +23,12 @@ def choose(meta, original):
     raise ValueError(f"an image of {original} (height, width) fits into none of {meta['programs']}")
 
 
-def segment(meta, run, picture):
+def segment(meta, run, pixels):
     """RGB uint8 [h, w, 3] -> int32 [h, w], 0 = no segment, and a list of segments."""
-    original = picture.shape[:2]
+    original = pixels.shape[:2]
     size, program = choose(meta, original)
     image = np.zeros((program["batch"], *program["canvas"], 3), np.uint8)
-    wide = Image.fromarray(picture).resize((size[1], original[0]), Image.Resampling.BILINEAR)
+    wide = Image.fromarray(pixels).resize((size[1], original[0]), Image.Resampling.BILINEAR)
     image[:, : size[0], : size[1]] = wide.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     sizes = [np.array([value] * len(image), np.int32) for value in (size, original)]
     found = {name: np.asarray(value)[0] for name, value in run(program, image, *sizes).items()}
@@ -51,8 +51,8 @@ def load(path):
 if __name__ == "__main__":
     model, photo, output = sys.argv[1:]
     meta, run = load(model)
-    picture = np.array(ImageOps.exif_transpose(Image.open(photo)).convert("RGB"))
-    segment_map, segments = segment(meta, run, picture)
+    pixels = np.array(ImageOps.exif_transpose(Image.open(photo)).convert("RGB"))
+    segment_map, segments = segment(meta, run, pixels)
     colors = np.zeros((segment_map.max() + 1, 3), np.uint8)
     for entry in segments:
         colors[entry["id"]] = meta["classes"][entry["class_id"]]["color"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from pfcn_jax.checkpoints.loading import LoadedModel, load_checkpoint
 from pfcn_jax.config.schema import Config, from_dict
-from pfcn_jax.data.decode import decode_picture, read_orientation, turn
+from pfcn_jax.data.decode import decode_image, read_orientation, turn
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result
@@ -45,7 +46,7 @@ class Model:
         return f"<Model {self.config.name} from {self.path}: {things} things, {stuff} stuff classes>"
 
 
-def load_for_use(path: str | os.PathLike[str], **settings: Any) -> Model:
+def load_for_use(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> Model:
     """See `pfcn_jax.load`."""
     loaded = load_checkpoint(pathlib.Path(path))
     tree = dataclasses.asdict(loaded.config)
@@ -62,10 +63,10 @@ def read_image(image: Any, *, upright: bool = True) -> tuple[UInt8[np.ndarray, "
     if isinstance(image, (str, os.PathLike)):
         return _read_file(pathlib.Path(image), upright), pathlib.Path(image).stem
     if isinstance(image, Image.Image):
-        name = pathlib.Path(str(getattr(image, "filename", "") or "picture")).stem
+        name = pathlib.Path(str(getattr(image, "filename", "") or "image")).stem
         return _from_pillow(image, upright), name
     if isinstance(image, np.ndarray) or hasattr(image, "__array__"):
-        return _from_array(np.asarray(image)), "picture"
+        return _from_array(np.asarray(image)), "image"
     raise UserError(f"an image is a path, a PIL image or a uint8 array; got {type(image).__name__}")
 
 
@@ -76,7 +77,7 @@ def _read_file(path: pathlib.Path, upright: bool) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    return decode_picture(data, str(path), upright=upright)
+    return decode_image(data, str(path), upright=upright)
 
 
 def _from_pillow(image: Image.Image, upright: bool) -> np.ndarray:
@@ -87,7 +88,7 @@ def _from_pillow(image: Image.Image, upright: bool) -> np.ndarray:
     try:
         array = np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # opened lazily: a broken file shows here
-        raise UserError(f"{getattr(image, 'filename', '') or 'PIL picture'}: broken image ({error})") from error
+        raise UserError(f"{getattr(image, 'filename', '') or 'PIL image'}: broken image ({error})") from error
     return turn(array, read_orientation(image) if upright else 1)
 
 

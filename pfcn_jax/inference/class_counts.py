@@ -18,7 +18,7 @@ class ClassCounts:
     def __init__(self, classes: ClassTable):
         self._classes = classes
         self._segments: Counter[int] = Counter()
-        self._pictures: Counter[int] = Counter()
+        self._images: Counter[int] = Counter()
         self._pixels: Counter[int] = Counter()
 
     def add(self, segments: Iterable[tuple[int, int]]) -> None:
@@ -28,7 +28,7 @@ class ClassCounts:
             self._segments[class_id] += 1
             self._pixels[class_id] += area
             present.add(class_id)
-        self._pictures.update(present)
+        self._images.update(present)
 
     def to_csv(self) -> str:
         """One line for each class, in the order of the class ids."""
@@ -37,7 +37,7 @@ class ClassCounts:
         table.writerow(["class_id", "category_id", "name", "isthing", "color", "segments", "pictures", "pixels"])
         for c, name in enumerate(self._classes.names):
             color = "#{:02x}{:02x}{:02x}".format(*self._classes.colors[c])
-            counts = (self._segments[c], self._pictures[c], self._pixels[c])
+            counts = (self._segments[c], self._images[c], self._pixels[c])
             table.writerow([c, self._classes.category_ids[c], name, int(self._classes.is_thing[c]), color, *counts])
         return file.getvalue()
 

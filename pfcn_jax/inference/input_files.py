@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pfcn_jax.data.decode import decode_picture
+from pfcn_jax.data.decode import decode_image
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import SUFFIXES, describe_left_out, is_hidden
 from pfcn_jax.errors import UserError
@@ -118,7 +118,7 @@ def read_ahead(inputs: Sequence[Input], broken: list[str], *, upright: bool) -> 
 
     def read(entry: Input) -> np.ndarray | str:
         try:
-            return decode_picture(entry.path.read_bytes(), str(entry.path), upright=upright)
+            return decode_image(entry.path.read_bytes(), str(entry.path), upright=upright)
         except DataError as error:
             return str(error)
         except OSError as error:

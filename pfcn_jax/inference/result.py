@@ -59,7 +59,7 @@ class Result:
     segment_map: Int[np.ndarray, "h w"]  # 0 = void, else `Segment.id`
     segments: tuple[Segment, ...]  # in the order of their ids 1..n
     classes: ClassTable
-    name: str = "picture"  # of the files that `save` writes
+    name: str = "image"  # of the files that `save` writes
 
     @property
     def size(self) -> tuple[int, int]:
@@ -179,7 +179,7 @@ class Result:
 
 
 def make_result(
-    image: UInt8[np.ndarray, "h w 3"], prediction: PanopticPrediction, classes: ClassTable, *, name: str = "picture"
+    image: UInt8[np.ndarray, "h w 3"], prediction: PanopticPrediction, classes: ClassTable, *, name: str = "image"
 ) -> Result:
     """Names, areas and boxes of what was predicted; `prediction` is cropped to the image."""
     segment_map, class_id, score = compact(prediction)

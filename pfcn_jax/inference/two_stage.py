@@ -21,7 +21,7 @@ from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.options import THRESHOLDS, OutputSpec, PredictOptions
 from pfcn_jax.panoptic.predict import Prediction, Proposed, crop_prediction, paste, propose
-from pfcn_jax.steps import embeddings, generate, region_channels
+from pfcn_jax.steps import embeddings, generate
 from pfcn_jax.types import DenseOutputs, ImageGeometry, image_geometry
 
 PyTree = Any
@@ -135,4 +135,4 @@ def _propose_and_paste(
     output: OutputSpec,
 ) -> tuple[Proposed, Prediction]:
     proposed = propose(dense, embeddings(variables, model), geometry, options)
-    return proposed, paste(proposed, geometry, options, region_channels(model), output)
+    return proposed, paste(proposed, geometry, options, model.regions, output)

@@ -17,9 +17,6 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-import platformdirs
-import requests
-
 from pfcn_jax.errors import TryAgain, UserError
 from pfcn_jax.interop.zoo import Weights
 from pfcn_jax.utils.atomic import write_json
@@ -44,9 +41,11 @@ class Cache:
 
     @classmethod
     def default(cls) -> Cache:
-        return cls(
-            pathlib.Path(os.environ.get("PFCN_CACHE", "") or platformdirs.user_cache_path("pfcn_jax", appauthor=False))
-        )
+        if given := os.environ.get("PFCN_CACHE", ""):
+            return cls(pathlib.Path(given))
+        import platformdirs  # here: a checkpoint at a path needs no cache, and is loaded faster
+
+        return cls(platformdirs.user_cache_path("pfcn_jax", appauthor=False))
 
     @property
     def downloads(self) -> pathlib.Path:
@@ -146,6 +145,8 @@ def _installed(entry: Weights) -> tuple[pathlib.Path, str]:
 
 def _download(entry: Weights, partial: pathlib.Path, target: pathlib.Path, wait_seconds: float) -> None:
     """Fills `partial`, going on where an earlier try has stopped."""
+    import requests  # here: only a download needs it, and every load of a checkpoint imports this file
+
     problem = ""
     for attempt in range(_TRIES):
         url = entry.urls[attempt % len(entry.urls)]
@@ -168,6 +169,8 @@ class _Final(Exception):
 
 
 def _stream(entry: Weights, url: str, partial: pathlib.Path) -> None:
+    import requests
+
     done = partial.stat().st_size if partial.exists() else 0
     headers = {"Range": f"bytes={done}-"} if done else {}
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS) as answer:

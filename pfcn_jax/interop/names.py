@@ -261,7 +261,7 @@ def _position_head(facts: ModelFacts) -> Iterator[Entry]:
     )
     shape = (3, 3, facts.options.head_channels)
     yield from _with_bias("position_head/centers", "position_head.out_inst", (*shape, facts.num_things))
-    regions = facts.num_stuff + (facts.num_things if facts.options.region_classes == "all" else 1)
+    regions = facts.options.regions(facts.num_things, facts.num_stuff).count
     yield from _with_bias("position_head/regions", "position_head.out_sem", (*shape, regions))
 
 

@@ -116,9 +116,9 @@ class InstanceRecords:
         labeled, predicted = collections.defaultdict(list), collections.defaultdict(list)
         for rle, class_id, crowd in zip(encode_segments(gt_map, len(gt_classes)), gt_classes.tolist(), gt_crowd):
             if class_id < self.num_things and mask_utils.area(rle) > 0:
-                labeled[class_id].append(_annotation(rle, iscrowd=int(crowd), ignore=int(crowd)))
+                labeled[class_id].append(_annotation(rle) | {"iscrowd": int(crowd), "ignore": int(crowd)})
         for rle, class_id, score in zip(masks, pred_classes.tolist(), pred_scores.tolist()):
-            predicted[class_id].append(_annotation(rle, score=score))
+            predicted[class_id].append(_annotation(rle) | {"score": score})
         judged = {
             class_id: judge_class(labeled[class_id], predicted[class_id], self.max_detections)
             for class_id in sorted(labeled.keys() | predicted.keys())
@@ -191,8 +191,8 @@ def _judge(max_detections: int) -> COCOeval:
     return judge
 
 
-def _annotation(rle: RLE, **fields: Any) -> dict[str, Any]:
-    return {"segmentation": rle, "area": float(mask_utils.area(rle)), **fields}
+def _annotation(rle: RLE) -> dict[str, Any]:
+    return {"segmentation": rle, "area": float(mask_utils.area(rle))}
 
 
 def judge_class(

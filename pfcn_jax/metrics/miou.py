@@ -89,23 +89,21 @@ class SemanticResult:
     """In percent. A class that is neither labeled nor predicted has IoU NaN and takes no part in the mean of N."""
 
     mIoU: float
-    pixel_accuracy: float
     N: int
     IoU: Float[np.ndarray, " C"]
 
 
 def semantic_result(counts: SemanticCounts) -> SemanticResult:
-    """mIoU and pixel accuracy; NaN where there is nothing to average."""
+    """mIoU; NaN where there is nothing to average."""
     confusion = counts.confusion
     right = np.diagonal(confusion)
     labeled = confusion.sum(axis=1)
     union = labeled + confusion[:, :-1].sum(axis=0) - right
     present = union > 0
     iou = np.where(present, 100.0 * right / np.maximum(union, 1), np.nan)
-    n, total = int(present.sum()), int(labeled.sum())
+    n = int(present.sum())
     return SemanticResult(
         mIoU=float(iou[present].mean()) if n else float("nan"),
-        pixel_accuracy=100.0 * int(right.sum()) / total if total else float("nan"),
         N=n,
         IoU=iou,
     )
@@ -121,12 +119,12 @@ class MeanIoU(Metric):
 
     @classmethod
     def zeros(cls, task: Task) -> Self:
-        return cls(task, SemanticCounts.zeros(task.num_regions))
+        return cls(task, SemanticCounts.zeros(task.regions.count))
 
     def add(self, labels: Labels, prediction: PredictedImage) -> None:
         assert prediction.semantic_map is not None
-        labeled = semantic_map(labels.segment_map, region_channels(labels.class_id, self.task), ignore=_NO_REGION)
-        self.counts += semantic_counts(labeled, prediction.semantic_map, self.task.num_regions, ignore=_NO_REGION)
+        labeled = semantic_map(labels.segment_map, self.task.regions.of_class(labels.class_id), ignore=_NO_REGION)
+        self.counts += semantic_counts(labeled, prediction.semantic_map, self.task.regions.count, ignore=_NO_REGION)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return self.counts.to_arrays()
@@ -141,12 +139,6 @@ class MeanIoU(Metric):
         return Summary(
             {"mIoU": miou, "mIoU_over": over}, {"mIoU": miou}, (f"mIoU: {format_score(miou)} (over {over})",)
         )
-
-
-def region_channels(class_id: Integer[np.ndarray, " n"], task: Task) -> Integer[np.ndarray, " n"]:
-    """The channel of the semantic map of each class id."""
-    stuff = class_id - task.num_things + task.thing_regions
-    return np.where(class_id < task.num_things, np.minimum(class_id, task.thing_regions - 1), stuff)
 
 
 def mean_over(task: Task) -> str:

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 
+from pfcn_jax.types import RegionChannels
+
 Output = Literal["thing_masks", "semantic_map"]
 
 
@@ -55,9 +57,9 @@ class Task:
         return sum(self.classes.is_thing)
 
     @property
-    def num_regions(self) -> int:
-        """Channels of the semantic map."""
-        return self.thing_regions + self.num_classes - self.num_things
+    def regions(self) -> RegionChannels:
+        """The channels of the semantic map, and the one of each class."""
+        return RegionChannels(self.num_things, self.num_classes - self.num_things, self.thing_regions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 from pfcn_jax.models.layers import Conv, bilinear_upsample, keep, nearest_upsample, used_positions
 
 LEVEL_STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
-ENCODER_INPUTS = ("semantic_fpn", "p2", "sum")
 
 
 class FPN(nn.Module):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pfcn_jax.models.layers import Conv, append_coords, used_positions
+from pfcn_jax.types import RegionChannels
 
 PRIOR_BIAS = -2.19  # of the position outputs: a probability of 0.1 everywhere at the start
 
@@ -49,9 +50,7 @@ class PositionHead(Tower):
     bfloat16 would make ties of them.
     """
 
-    num_things: int = 80
-    num_stuff: int = 53
-    thing_regions: int = 1
+    regions: RegionChannels = RegionChannels(80, 53)
 
     @nn.compact
     def __call__(
@@ -60,8 +59,8 @@ class PositionHead(Tower):
         """Center logits and region logits of one level."""
         used = used_positions(extent, stride, x.shape[1], x.shape[2])
         x = self.tower(x, extent, stride)
-        centers = Conv(self.num_things, initializer="output", bias_value=PRIOR_BIAS, name="centers")
-        regions = Conv(self.thing_regions + self.num_stuff, initializer="output", bias_value=PRIOR_BIAS, name="regions")
+        centers = Conv(self.regions.num_things, initializer="output", bias_value=PRIOR_BIAS, name="centers")
+        regions = Conv(self.regions.count, initializer="output", bias_value=PRIOR_BIAS, name="regions")
         return centers(x, used), regions(x, used)
 
 

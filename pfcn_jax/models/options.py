@@ -7,6 +7,7 @@ import typing
 from typing import Literal
 
 from pfcn_jax.errors import ConfigError
+from pfcn_jax.types import RegionChannels
 from pfcn_jax.utils.settings import setting
 
 
@@ -44,6 +45,10 @@ class ModelOptions:
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     dtype: Literal["float32", "bfloat16"] = setting("float32", affects="precision")  # parameters stay float32
     remat: bool = setting(False, affects="speed")  # recompute blocks in the backward pass: less memory, more time
+
+    def regions(self, num_things: int, num_stuff: int) -> RegionChannels:
+        """The channels of the region head for so many classes."""
+        return RegionChannels(num_things, num_stuff, num_things if self.region_classes == "all" else 1)
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self)).items():

@@ -14,7 +14,7 @@ from pfcn_jax.models.fpn import FPN, LEVEL_STRIDES, SemanticFPN, summed_pyramid
 from pfcn_jax.models.heads import FeatureEncoder, KernelHead, PositionHead
 from pfcn_jax.models.layers import INITIALIZERS
 from pfcn_jax.models.options import ModelOptions
-from pfcn_jax.types import LEVELS, SIZE_DIVISOR, DenseOutputs
+from pfcn_jax.types import LEVELS, SIZE_DIVISOR, DenseOutputs, RegionChannels
 
 
 class PanopticFCN(nn.Module):
@@ -29,9 +29,9 @@ class PanopticFCN(nn.Module):
     options: ModelOptions = ModelOptions()
 
     @property
-    def thing_regions(self) -> int:
-        """Region channels of things: 1 ("any thing") or one for each thing class; the stuff classes follow."""
-        return self.num_things if self.options.region_classes == "all" else 1
+    def regions(self) -> RegionChannels:
+        """The channels of the region head."""
+        return self.options.regions(self.num_things, self.num_stuff)
 
     def setup(self) -> None:
         options = self.options
@@ -45,9 +45,7 @@ class PanopticFCN(nn.Module):
             convs=options.position_convs,
             deformable=options.position_deformable,
             coords=options.position_coords,
-            num_things=self.num_things,
-            num_stuff=self.num_stuff,
-            thing_regions=self.thing_regions,
+            regions=self.regions,
             **common,
         )
         self.kernel_head = KernelHead(

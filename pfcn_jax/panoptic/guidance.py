@@ -74,7 +74,6 @@ def find_positions(
     cells: LevelCells,
     *,
     num_positions: int,
-    mask_threshold: float = MASK_THRESHOLD,
 ) -> tuple[Int[Array, "P k"], Bool[Array, "P k"]]:
     """Cells (index into the A cells of all levels) in falling order of the class's logit, and which were found.
 
@@ -93,7 +92,7 @@ def find_positions(
     def step(chunk: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
         start = chunk * _SLOTS_AT_ONCE
         part = [jax.lax.dynamic_slice_in_dim(values, start, _SLOTS_AT_ONCE) for values in (row, class_id, level)]
-        inside = (cell_masks.take(part[0]) > mask_threshold) & (level_of_cell[None] == part[2][:, None])
+        inside = (cell_masks.take(part[0]) > MASK_THRESHOLD) & (level_of_cell[None] == part[2][:, None])
         value, index = jax.lax.top_k(jnp.where(inside, by_class[part[1]], -jnp.inf), k)
         new = (jnp.where(value > -jnp.inf, index, 0).astype(jnp.int32), value > -jnp.inf)
         both = [jax.lax.dynamic_update_slice_in_dim(old, update, start, axis=0) for old, update in zip(found, new)]

@@ -24,8 +24,8 @@ class TargetOptions:
     center: Literal["mass", "box"] = "mass"  # mean of the mask's pixels, or middle of the box
     min_overlap: float = setting(0.7, at_least=0, at_most=1)  # IoU that a box shifted by the Gaussian's radius keeps
     max_positives: int = setting(200, at_least=1)  # (instance, level) pairs per image; more are dropped and counted
-    # "picture": padding beyond the image rounded up to 32 never counts; "canvas": it does, as in the original
-    padding: Literal["picture", "canvas"] = "picture"
+    # "image": padding beyond the image rounded up to 32 never counts; "canvas": it does, as in the original
+    padding: Literal["image", "canvas"] = "image"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flax import struct
-from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from pfcn_jax.errors import UserError
@@ -23,6 +22,7 @@ from pfcn_jax.panoptic.options import OutputSpec, PredictOptions
 from pfcn_jax.panoptic.rescore import rescore
 from pfcn_jax.panoptic.upsample import make_upsampler
 from pfcn_jax.panoptic.views import Embed, View, view_feature, view_stuff, view_things
+from pfcn_jax.parallel.platform import by_platform
 from pfcn_jax.types import DenseOutputs, ImageGeometry, Kernels, PanopticPrediction, RegionChannels
 
 # Output pixels per tile and axis: what fits into a CPU's caches; on a GPU, where launching a kernel costs more than
@@ -122,7 +122,7 @@ def paste(
     arguments = (things, proposed.stuff, proposed.feature, geometry)
     if output.tile is None:
         cut, whole = (functools.partial(at_original_size, tile=tile) for tile in (TILE, GPU_TILE))
-        pasted = lax.platform_dependent(*arguments, cuda=whole, rocm=whole, default=cut)
+        pasted = by_platform(*arguments, gpu=whole, default=cut)
     else:
         pasted = at_original_size(*arguments, tile=output.tile)
     panoptic, semantic_map, masks = pasted

@@ -23,6 +23,14 @@ def platform(mesh: Mesh | None = None) -> Platform:
     return "gpu" if name in _GPUS else "cpu" if name == "cpu" else "tpu"
 
 
+def launches_dominate(mesh: Mesh | None = None) -> bool:
+    """True on a GPU, where a loop over images costs more in launches than in work.
+
+    On a CPU the loop saves cache, on a TPU memory.
+    """
+    return platform(mesh) == "gpu"
+
+
 def by_platform(
     *arguments: Any,
     default: Callable[..., Any],

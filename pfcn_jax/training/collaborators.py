@@ -66,7 +66,7 @@ def evaluate(task: EvaluationTask) -> EvaluationResult:
         task.mesh,
         detailed=task.detailed,
         on_image=task.on_example,
-        with_images=task.detailed and task.config.train.preview_pictures > 0,
+        with_images=task.detailed and task.config.train.preview_images > 0,
     )
 
 

@@ -197,7 +197,7 @@ class Trainer:
         limits = [data.eval_examples] if everything else [data.eval_examples, train.eval_examples]
         examples = min((limit for limit in limits if limit), default=0)
         source = self.collaborators.open_evaluation(data, examples, classes=self.source.classes)
-        preview = PreviewWriter(self.workdir / "pictures", source.classes, train.preview_pictures if everything else 0)
+        preview = PreviewWriter(self.workdir / "pictures", source.classes, train.preview_images if everything else 0)
 
         def on_example(example: Example, prediction: Prediction) -> None:
             if stop and jax.process_count() == 1:

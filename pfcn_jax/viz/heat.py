@@ -52,9 +52,9 @@ def heatmap(
 
 
 def similarity_matrix(
-    values: Float[np.ndarray, "n n"], ends: Sequence[int] = (), *, side: int = 512, lowest: float = 0.0
+    values: Float[np.ndarray, "n n"], ends: Sequence[int] = (), *, side: int = 512
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """A matrix of similarities as an image: dark at `lowest` and below, bright at 1; squares frame groups of rows.
+    """A matrix of similarities as an image: dark at 0 and below, bright at 1; squares frame groups of rows.
 
     Args:
       ends: where each group of rows ends (exclusive), ascending; groups of one row get no frame.
@@ -62,11 +62,7 @@ def similarity_matrix(
     """
     count = max(1, len(values))
     cell = max(2, side // count)
-    level = (
-        np.clip((np.asarray(values, np.float32) - lowest) / (1.0 - lowest), 0.0, 1.0)
-        if len(values)
-        else np.zeros((1, 1))
-    )
+    level = np.clip(np.asarray(values, np.float32), 0.0, 1.0) if len(values) else np.zeros((1, 1))
     index = np.rint(255 * level).astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
     drawn = np.ascontiguousarray(cv2.cvtColor(cv2.applyColorMap(index, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB))
     start = 0

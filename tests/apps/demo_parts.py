@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 
 from pfcn_jax.checkpoints.loading import LoadedModel
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.inference.two_stage import TwoStagePredictor
 from pfcn_jax.models.build import build_model

@@ -15,7 +15,7 @@ MAX_BYTES, MAX_PIXELS = 400_000, 4_000_000  # the limits that the uploads are ma
 Upload = tuple[str, bytes, str | None]  # name, bytes, part of the message (None: may be an image after all)
 
 
-def picture(mode: str = "RGB", size: tuple[int, int] = (48, 40)) -> Image.Image:
+def draw(mode: str = "RGB", size: tuple[int, int] = (48, 40)) -> Image.Image:
     pixels = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
     pixels[8:30, 10:40] = (200, 60, 30)
     return Image.fromarray(pixels).convert(mode)
@@ -43,7 +43,7 @@ def _patched(data: bytes, marker: bytes, offset: int, value: bytes) -> bytes:
     return data[:at] + value + data[at + len(value) :]
 
 
-def _no_pictures() -> Iterator[Upload]:
+def _no_images() -> Iterator[Upload]:
     rng = np.random.default_rng(1)
     yield "empty.jpg", b"", "the file is empty"
     for length in (1, 2, 3, 7, 8, 12, 16, 33, 48, 64, 100, 257, 1000, 4096, 10_000, 100_000, 399_999):
@@ -57,18 +57,18 @@ def _no_pictures() -> Iterator[Upload]:
     for number, start in enumerate(starts):
         yield f"other_{number}.jpg", start, "not an image"
     for kind in ("TIFF", "PPM", "ICO", "TGA", "PCX"):
-        yield f"other.{kind.lower()}", encoded(picture(), kind), "not an image"
-    yield "big.bmp", encoded(picture(size=(480, 400)), "BMP"), "more than"
+        yield f"other.{kind.lower()}", encoded(draw(), kind), "not an image"
+    yield "big.bmp", encoded(draw(size=(480, 400)), "BMP"), "more than"
     yield "one_too_many.bin", bytes(MAX_BYTES + 1), "more than"
 
 
 def _cut_short() -> Iterator[Upload]:
     for kind, options in (("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("GIF", {}), ("BMP", {})):
-        whole = encoded(picture(), kind, **options)
+        whole = encoded(draw(), kind, **options)
         for part in range(1, 11):
             length = max(4, len(whole) * part // 12)
             yield f"cut_{part}.{kind.lower()}", whole[:length], "cut_"
-    whole = encoded(picture(), "JPEG", progressive=True)
+    whole = encoded(draw(), "JPEG", progressive=True)
     for part in (3, 6, 9):
         yield f"cut_{part}.progressive.jpg", whole[: len(whole) * part // 12], "broken image"
 
@@ -77,7 +77,7 @@ def _flipped() -> Iterator[Upload]:
     """Bytes changed here and there: what comes out may still be an image."""
     rng = np.random.default_rng(2)
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
-        whole = np.frombuffer(encoded(picture(), kind), np.uint8)
+        whole = np.frombuffer(encoded(draw(), kind), np.uint8)
         for number in range(12):
             changed = whole.copy()
             places = rng.integers(0, len(whole), 1 + number)
@@ -94,47 +94,47 @@ def _giants() -> Iterator[Upload]:
     yield "bomb_rgb.png", png(9000, 9000, data=bytes(3_000_000)), "9000 x 9000 pixels"
     text = PngImagePlugin.PngInfo()
     text.add_text("bomb", "a" * 4_000_000, zip=True)
-    yield "text_bomb.png", encoded(picture(), "PNG", pnginfo=text), "text_bomb.png"
-    jpeg = encoded(picture(), "JPEG")
+    yield "text_bomb.png", encoded(draw(), "PNG", pnginfo=text), "text_bomb.png"
+    jpeg = encoded(draw(), "JPEG")
     yield "giant.jpg", _patched(jpeg, b"\xff\xc0", 5, b"\xff\xff\xff\xff"), "pixels"
     yield "wide.jpg", _patched(jpeg, b"\xff\xc0", 5, b"\x00\x09\xff\xff"), "wide.jpg"
-    gif = encoded(picture(), "GIF")
+    gif = encoded(draw(), "GIF")
     yield "giant.gif", gif[:6] + b"\xff\xff\xff\xff" + gif[10:], "pixels"
-    bmp = encoded(picture(), "BMP")
+    bmp = encoded(draw(), "BMP")
     yield "giant.bmp", bmp[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + bmp[26:], "giant.bmp"
     yield "large.bmp", bmp[:18] + struct.pack("<ii", 3000, 3000) + bmp[26:], "3000 x 3000 pixels"
-    scans = encoded(picture(), "JPEG", progressive=True)
+    scans = encoded(draw(), "JPEG", progressive=True)
     first = scans.index(b"\xff\xda")
     second = scans.index(b"\xff\xda", first + 2)
     yield "scans.jpg", scans[:second] + scans[first:second] * 80 + scans[second:], "scans"
     for width, height in ((1, 1), (1, 300), (7, 400), (300, 8)):
-        yield f"thin_{width}x{height}.png", encoded(picture(size=(width, height)), "PNG"), "side"
+        yield f"thin_{width}x{height}.png", encoded(draw(size=(width, height)), "PNG"), "side"
 
 
 def _odd() -> Iterator[Upload]:
     """Images that must be taken as they are, but for the last ones."""
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
-        yield f"mode_{mode}.png", encoded(picture(mode), "PNG"), ""
-    yield "mode_I_16.png", encoded(picture("I").convert("I;16"), "PNG"), "8 bits"
+        yield f"mode_{mode}.png", encoded(draw(mode), "PNG"), ""
+    yield "mode_I_16.png", encoded(draw("I").convert("I;16"), "PNG"), "8 bits"
     for mode in ("L", "CMYK", "YCbCr"):
-        yield f"mode_{mode}.jpg", encoded(picture(mode), "JPEG"), ""
-    yield "transparent.png", encoded(picture("P"), "PNG", transparency=bytes(range(256))), ""
-    yield "transparent.gif", encoded(picture("P"), "GIF", transparency=3), ""
-    yield "progressive.jpg", encoded(picture(), "JPEG", progressive=True), ""
-    yield "animated.gif", encoded(picture(), "GIF", save_all=True, append_images=[picture("L").convert("RGB")] * 5), ""
-    yield "animated.webp", encoded(picture(), "WEBP", save_all=True, append_images=[picture()] * 3), ""
+        yield f"mode_{mode}.jpg", encoded(draw(mode), "JPEG"), ""
+    yield "transparent.png", encoded(draw("P"), "PNG", transparency=bytes(range(256))), ""
+    yield "transparent.gif", encoded(draw("P"), "GIF", transparency=3), ""
+    yield "progressive.jpg", encoded(draw(), "JPEG", progressive=True), ""
+    yield "animated.gif", encoded(draw(), "GIF", save_all=True, append_images=[draw("L").convert("RGB")] * 5), ""
+    yield "animated.webp", encoded(draw(), "WEBP", save_all=True, append_images=[draw()] * 3), ""
     yield "deep.png", png(48, 40, depth=16, data=(b"\0" + bytes(48 * 6)) * 40), "more than 8 bits a channel"
     exif = Image.Exif()
     exif[0x0112] = 6
-    yield "turned.jpg", encoded(picture(), "JPEG", exif=exif.tobytes()), ""
-    yield "broken_exif.jpg", encoded(picture(), "JPEG", exif=b"Exif\0\0" + b"\xff" * 40), ""
-    yield "after_the_end.png", encoded(picture(), "PNG") + b"<script>" * 40, ""
+    yield "turned.jpg", encoded(draw(), "JPEG", exif=exif.tobytes()), ""
+    yield "broken_exif.jpg", encoded(draw(), "JPEG", exif=b"Exif\0\0" + b"\xff" * 40), ""
+    yield "after_the_end.png", encoded(draw(), "PNG") + b"<script>" * 40, ""
     for name in ("../../etc/passwd", "a" * 5000, "\x00\x1b[31m\n.png", "<img src=x onerror=alert(1)>.png", ""):
-        yield name, encoded(picture(), "PNG"), ""
+        yield name, encoded(draw(), "PNG"), ""
         yield name, b"no image", "not an image"
 
 
 def uploads() -> list[Upload]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [*_no_pictures(), *_cut_short(), *_flipped(), *_giants(), *_odd()]
+        return [*_no_images(), *_cut_short(), *_flipped(), *_giants(), *_odd()]

@@ -27,7 +27,7 @@ from tests.support.tiny import write_tiny_model
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-def write_pictures(folder: pathlib.Path, names: list[str]) -> None:
+def write_images(folder: pathlib.Path, names: list[str]) -> None:
     scenes = Scenes("val", size=(48, 64))
     for index, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -37,13 +37,13 @@ def write_pictures(folder: pathlib.Path, names: list[str]) -> None:
 # ------------------------------------------------------------------------------------------------ names and listings
 
 
-def test_no_two_pictures_have_one_result():
+def test_no_two_images_have_one_result():
     names = ["x.jpg", "x.png", "a/x.jpg", "b/x.jpg", "x.jpg.png", "x", "x.JPG"]
     assert len({layout.map_name(name) for name in names}) == len(names)
     assert layout.map_name("a/x.jpg") == "panoptic/a/x.jpg.png"
 
 
-def test_a_shard_is_named_by_its_pictures_alone():
+def test_a_shard_is_named_by_its_images_alone():
     assert layout.shard_name(["a", "b"]) == layout.shard_name(["a", "b"])
     assert len({layout.shard_name(names) for names in (["a", "b"], ["ab"], ["b", "a"], ["a"])}) == 4
     assert list(layout.shards("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
@@ -66,7 +66,7 @@ def test_what_is_left_follows_from_two_listings(tmp_path):
     assert sorted(find_work(source, output, retry_failed=True).todo) == ["a.jpg", "b/c.PNG", "b/d.webp", "e.gif"]
 
 
-def test_input_without_pictures_is_an_error(tmp_path):
+def test_input_without_images_is_an_error(tmp_path):
     output = Store(str(tmp_path / "out"))
     for folder, message in (("gone", "gone: no such folder"), (".", "nothing to segment in")):
         with pytest.raises(UserError, match=message):
@@ -94,7 +94,7 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, ["x.png", "a/x.png", "a/x.bmp", "b/y.png"])
+    write_images(folder, ["x.png", "a/x.png", "a/x.bmp", "b/y.png"])
     (folder / "bad.jpg").write_bytes(b"no image")
     return folder
 
@@ -152,7 +152,7 @@ def test_a_shard_that_is_done_twice_leaves_the_same_files(segmenter):
     assert content(output, "panoptic") | content(output, layout.RECORDS) == before
 
 
-def test_a_picture_over_which_workers_die_is_given_up(segmenter):
+def test_an_image_over_which_workers_die_is_given_up(segmenter):
     """Two beginnings without an end: the next worker goes image by image, and leaves out the one that killed."""
     output, shard = segmenter._output, ["b/y.png", "x.png"]
     attempts = Attempts(output)
@@ -166,7 +166,7 @@ def test_a_picture_over_which_workers_die_is_given_up(segmenter):
     assert "x.png" in layout.read_failures(output) and not list(output.list(layout.ATTEMPTS))
 
 
-def test_a_picture_that_cannot_be_predicted_costs_no_other(segmenter, monkeypatch):
+def test_an_image_that_cannot_be_predicted_costs_no_other(segmenter, monkeypatch):
     output, shard = segmenter._output, ["a/x.bmp", "b/y.png", "x.png"]
     for name in shard:
         output.remove(layout.map_name(name))
@@ -208,10 +208,10 @@ def written(tmp_path) -> Store:
     return output
 
 
-def test_every_picture_is_in_the_result_once_and_sorted(written):
-    pictures, failed, _ = merge(written, class_table())
+def test_every_image_is_in_the_result_once_and_sorted(written):
+    images, failed, _ = merge(written, class_table())
     result = json.loads(written.read("panoptic.json"))
-    assert pictures == 4 and [image["id"] for image in result["images"]] == ["a.jpg", "b.jpg", "b/x.jpg", "c.jpg"]
+    assert images == 4 and [image["id"] for image in result["images"]] == ["a.jpg", "b.jpg", "b/x.jpg", "c.jpg"]
     assert [entry["image_id"] for entry in result["annotations"]] == ["a.jpg", "b.jpg", "b/x.jpg", "c.jpg"]
     assert list(failed) == ["d.jpg", "z.jpg"]
     first = next(iter(csv.DictReader(written.read("classes.csv").decode().splitlines())))

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
-PICTURES = 40
+IMAGES = 40
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -37,10 +37,10 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> pathlib.Path:
-    """PICTURES good ones, some of the same name, and a broken one."""
+def images(tmp_path_factory) -> pathlib.Path:
+    """IMAGES good ones, some of the same name, and a broken one."""
     folder, scenes = tmp_path_factory.mktemp("pictures"), Scenes("val", size=(48, 64))
-    for index in range(PICTURES):
+    for index in range(IMAGES):
         path = folder / f"part{index % 3}" / f"{index // 6}.{('png', 'bmp')[index % 2]}"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(scenes[index].image).save(path)
@@ -49,18 +49,18 @@ def pictures(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def plain(checkpoint, pictures, tmp_path_factory) -> dict[bytes, list]:
+def plain(checkpoint, images, tmp_path_factory) -> dict[bytes, list]:
     """What `predict` gives: id map -> segments."""
     output = tmp_path_factory.mktemp("plain")
-    argv = ["predict", "--checkpoint", str(checkpoint), "--output", str(output), "--no-overlay", str(pictures)]
+    argv = ["predict", "--checkpoint", str(checkpoint), "--output", str(output), "--no-overlay", str(images)]
     assert front_door.main(argv) == 1
     annotations = json.loads((output / "panoptic.json").read_text())["annotations"]
     return {(output / "panoptic" / entry["file_name"]).read_bytes(): entry["segments_info"] for entry in annotations}
 
 
-def start(checkpoint: pathlib.Path, pictures: pathlib.Path, output: pathlib.Path, *more: str) -> subprocess.Popen:
+def start(checkpoint: pathlib.Path, images: pathlib.Path, output: pathlib.Path, *more: str) -> subprocess.Popen:
     """The verb as somebody at a terminal would run it."""
-    argv = [sys.executable, "-m", "pfcn_jax.main", "bulk", str(pictures), "--checkpoint", str(checkpoint)]
+    argv = [sys.executable, "-m", "pfcn_jax.main", "bulk", str(images), "--checkpoint", str(checkpoint)]
     argv += ["--output", str(output), "--workers", "2", "--shard-size", "2", *more]
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
@@ -125,10 +125,10 @@ def is_loopback(address: str) -> bool:
     )  # fmt: skip
 
 
-def check_complete(output: pathlib.Path, pictures: pathlib.Path, plain: dict[bytes, list]) -> None:
+def check_complete(output: pathlib.Path, images: pathlib.Path, plain: dict[bytes, list]) -> None:
     """Every good image once, equal to `predict`; the broken one named; nothing else left."""
-    good = sorted(p.relative_to(pictures).as_posix() for p in pictures.rglob("*.*") if p.name != "bad.jpg")
-    assert len(good) == PICTURES
+    good = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.*") if p.name != "bad.jpg")
+    assert len(good) == IMAGES
     result = json.loads((output / "panoptic.json").read_text())
     assert [image["id"] for image in result["images"]] == good
     assert [entry["image_id"] for entry in result["annotations"]] == good
@@ -141,47 +141,47 @@ def check_complete(output: pathlib.Path, pictures: pathlib.Path, plain: dict[byt
     assert left == {"settings.json", "records", "failures", "workers"}
 
 
-def test_a_killed_worker_loses_nothing(checkpoint, pictures, plain, tmp_path):
+def test_a_killed_worker_loses_nothing(checkpoint, images, plain, tmp_path):
     output = tmp_path / "out"
-    process = start(checkpoint, pictures, output)
+    process = start(checkpoint, images, output)
     wait_for(lambda: maps(output) and len(workers(output)) == 2, process)
     ours = descendants(process.pid)
     before = workers(output)
     os.kill(before[0], signal.SIGKILL)
-    assert len(maps(output)) < PICTURES and process.poll() is None
+    assert len(maps(output)) < IMAGES and process.poll() is None
     assert set(before) <= ours
     found = listening(ours)
     assert found and all(is_loopback(address) for address in found), found
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err  # because of the broken image
-    assert f"{PICTURES} images segmented" in out and "bad.jpg: broken image" in err
+    assert f"{IMAGES} images segmented" in out and "bad.jpg: broken image" in err
     assert "1 workers died and were replaced" in out
     assert len(set(workers(output)) - set(before)) == 1  # another one took its place
-    check_complete(output, pictures, plain)
+    check_complete(output, images, plain)
     wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in ours), seconds=60)
 
 
-def test_after_the_driver_is_killed_the_same_command_goes_on(checkpoint, pictures, plain, tmp_path):
+def test_after_the_driver_is_killed_the_same_command_goes_on(checkpoint, images, plain, tmp_path):
     output = tmp_path / "out"
-    process = start(checkpoint, pictures, output)
+    process = start(checkpoint, images, output)
     wait_for(lambda: len(maps(output)) >= 4, process)
     ours = descendants(process.pid)
     process.kill()
     process.communicate()
     wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in ours), seconds=120)
     kept = {name: path.stat().st_mtime_ns for name, path in maps(output).items()}
-    assert 4 <= len(kept) < PICTURES and not (output / "panoptic.json").exists()
+    assert 4 <= len(kept) < IMAGES and not (output / "panoptic.json").exists()
 
-    process = start(checkpoint, pictures, output)
+    process = start(checkpoint, images, output)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert f"{len(kept)} done" in out and f"{PICTURES} images segmented" in out
-    check_complete(output, pictures, plain)
+    assert f"{len(kept)} done" in out and f"{IMAGES} images segmented" in out
+    check_complete(output, images, plain)
     assert kept == {name: maps(output)[name].stat().st_mtime_ns for name in kept}  # done means not done again
 
     records = sorted((output / "state" / "records").iterdir())
-    process = start(checkpoint, pictures, output)
+    process = start(checkpoint, images, output)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1 and "0 to do" in out and "bad.jpg" in err
     assert sorted((output / "state" / "records").iterdir()) == records and "Ray" not in err
-    check_complete(output, pictures, plain)
+    check_complete(output, images, plain)

@@ -29,7 +29,7 @@ def session(**options) -> DemoSession:
 
 
 def good_upload() -> bytes:
-    return hostile.encoded(hostile.picture(), "PNG")
+    return hostile.encoded(hostile.draw(), "PNG")
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_two_hundred_bad_uploads_get_a_clear_answer():
             answers["refused"] += 1
         else:
             assert not expected, name[:60]
-            assert {answer["height"], answer["width"]} == {40, 48} and answer["picture"].startswith("data:image/webp")
+            assert {answer["height"], answer["width"]} == {40, 48} and answer["image"].startswith("data:image/webp")
             answers["taken"] += 1
     assert answers["taken"] > 20 and answers["refused"] > 120
     assert demo.segment(demo.add(good_upload(), "good.png")["key"], {})["segments"]
@@ -56,7 +56,7 @@ def test_two_hundred_bad_uploads_get_a_clear_answer():
 def test_segments_are_those_of_the_prediction():
     demo, predictor = session(), tiny_predictor()
     added = demo.add(good_upload(), "a.png")
-    image = np.asarray(hostile.picture())
+    image = np.asarray(hostile.draw())
     answer = demo.segment(added["key"], {"fusion_threshold": 0.7})
     prediction, counts = predictor.segment(predictor.encode(image), fusion_threshold=0.7)
     ids = np.frombuffer(zlib.decompress(base64.b64decode(answer["ids"])), "<u2").reshape(40, 48)
@@ -66,9 +66,9 @@ def test_segments_are_those_of_the_prediction():
     assert answer["kernels"]["picked"] == counts.picked >= answer["kernels"]["fused"] >= answer["kernels"]["placed"]
 
 
-def test_large_pictures_are_shrunk_and_old_ones_forgotten():
+def test_large_images_are_shrunk_and_old_ones_forgotten():
     demo = session(long_side=64, kept=2)
-    first = demo.add(hostile.encoded(hostile.picture(size=(128, 96)), "PNG"), "first")
+    first = demo.add(hostile.encoded(hostile.draw(size=(128, 96)), "PNG"), "first")
     assert (first["height"], first["width"]) == (48, 64)
     others = [demo.add(good_upload(), "x")["key"] for _ in range(2)]
     with pytest.raises(UserError, match="upload it again"):
@@ -147,16 +147,16 @@ def test_over_http():
         info = ask(port, "GET", "/api/info")[1]
         assert info["max_bytes"] == LIMITS.max_bytes and len(info["sliders"]) == 8
 
-        status, added, _ = ask(port, "POST", "/api/pictures?name=a.png", good_upload(), BYTES)
+        status, added, _ = ask(port, "POST", "/api/images?name=a.png", good_upload(), BYTES)
         assert status == 200
         body = json.dumps({"key": added["key"], "thresholds": {"fusion_threshold": 0.8}})
         status, answer, _ = ask(port, "POST", "/api/segments", body, JSON)
         assert status == 200 and answer["segments"]
 
         refused = [
-            (("POST", "/api/pictures", bytes(LIMITS.max_bytes + 1), BYTES), 413, "more than"),
-            (("POST", "/api/pictures", good_upload(), {"Content-Type": "text/plain"}), 415, "content type"),
-            (("POST", "/api/pictures", b"", BYTES), 400, "empty"),
+            (("POST", "/api/images", bytes(LIMITS.max_bytes + 1), BYTES), 413, "more than"),
+            (("POST", "/api/images", good_upload(), {"Content-Type": "text/plain"}), 415, "content type"),
+            (("POST", "/api/images", b"", BYTES), 400, "empty"),
             (("POST", "/api/segments", b"{", JSON), 400, "not JSON"),
             (("POST", "/api/segments", b"[" * 60_000, JSON), 400, "not JSON"),
             (("POST", "/api/segments", b"[]", JSON), 400, "object"),
@@ -168,7 +168,7 @@ def test_over_http():
             status, answer, _ = ask(port, *request)
             assert status == expected and message in answer["error"], (request[1:2], status, answer)
         assert ask(port, "GET", "/api/info", headers={"Host": "evil.example"})[0] == 400
-        assert ask(port, "GET", "/api/pictures")[0] == 405 and ask(port, "GET", "/../etc/passwd")[0] == 404
+        assert ask(port, "GET", "/api/images")[0] == 405 and ask(port, "GET", "/../etc/passwd")[0] == 404
 
 
 def test_bodies_without_an_honest_length_are_bounded_too():
@@ -178,13 +178,13 @@ def test_bodies_without_an_honest_length_are_bounded_too():
 
     with serving(session()) as port:
         with contextlib.suppress(ConnectionError, http.client.HTTPException):  # closed while we were still sending
-            status, answer, _ = ask(port, "POST", "/api/pictures?name=x", endless(), BYTES)
+            status, answer, _ = ask(port, "POST", "/api/images?name=x", endless(), BYTES)
             assert status == 413 and "more than" in answer["error"]
         for name, data, _ in hostile.uploads()[::20]:
-            path = "/api/pictures?name=" + "".join(f"%{byte:02x}" for byte in name[:200].encode())
+            path = "/api/images?name=" + "".join(f"%{byte:02x}" for byte in name[:200].encode())
             status, answer, _ = ask(port, "POST", path, data, BYTES)
             assert (status == 200) or (status in (400, 413) and answer["error"])
-        assert ask(port, "POST", "/api/pictures?name=good", good_upload(), BYTES)[0] == 200
+        assert ask(port, "POST", "/api/images?name=good", good_upload(), BYTES)[0] == 200
 
 
 def test_a_scene_is_answered_in_words():

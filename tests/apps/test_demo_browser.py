@@ -61,7 +61,7 @@ def test_a_visit(tmp_path):
 
         # Over a pixel of the first segment: its name and score, and its row of the table.
         place = page.run("""
-            const box = document.getElementById("picture").getBoundingClientRect();
+            const box = document.getElementById("image").getBoundingClientRect();
             const scale = Math.min(box.width / current.width, box.height / current.height);
             const pixel = answer.map.indexOf(answer.segments[0].id);
             const left = box.left + (box.width - scale * current.width) / 2;
@@ -83,9 +83,9 @@ def test_a_visit(tmp_path):
         drop(page, bytes(hostile.MAX_BYTES + 1), "large.png")
         page.wait("document.getElementById('error').textContent.startsWith('large.png')")
 
-        drop(page, hostile.encoded(hostile.picture(), "JPEG"), "good.jpg")
+        drop(page, hostile.encoded(hostile.draw(), "JPEG"), "good.jpg")
         page.wait(
-            "document.getElementById('error').hidden && document.getElementById('picture').alt === 'good.jpg' && answer"
+            "document.getElementById('error').hidden && document.getElementById('image').alt === 'good.jpg' && answer"
         )
         page.screenshot(tmp_path / "page.png")
         with Image.open(tmp_path / "page.png") as shot:

@@ -13,7 +13,8 @@ from PIL import Image
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.format import load_stored, save_model
 from pfcn_jax.checkpoints.loading import load_checkpoint, load_with_config
-from pfcn_jax.config.schema import from_command_line, to_json
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import to_json
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.errors import ConfigError, UserError
 from pfcn_jax.models.build import abstract_variables, build_model
@@ -59,7 +60,7 @@ def test_what_belongs_to_the_parameters_cannot(checkpoint, flag):
     assert "dtype and remat can change" in str(error.value) and str(checkpoint) in str(error.value)
 
 
-def test_a_picture_larger_than_the_output_canvas_is_an_error():
+def test_an_image_larger_than_the_output_canvas_is_an_error():
     nothing = np.zeros(0)
     segments = PanopticPrediction(np.zeros((64, 96), np.int32), nothing, nothing, nothing, nothing, nothing)
     prediction = Prediction(segments, Kernels(nothing, nothing, nothing, nothing), None, None)

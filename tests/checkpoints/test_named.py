@@ -99,3 +99,15 @@ def test_the_verb_lists_verifies_and_removes(cache, capsys):
     assert not folder.exists() and not cache.path_of(zoo.find(name)).exists()
     assert front_door.main(["weights", "get", name]) == 2
     assert "PFCN_OFFLINE" in capsys.readouterr().err
+
+
+def test_removing_a_name_leaves_names_that_begin_alike(cache, capsys):
+    copies = [
+        f"panoptic-fcn-r50-3x{rest}" for rest in (f"-{'a' * 16}-v1", f"-{'b' * 16}-v2.77", f"-fast-{'a' * 16}-v1")
+    ]
+    for name in copies:
+        (cache.root / "converted" / name).mkdir(parents=True)
+    assert front_door.main(["weights", "remove", "panoptic-fcn-r50-3x"]) == 0
+    assert [path.name for path in (cache.root / "converted").iterdir()] == copies[2:]
+    path = cache.path_of(zoo.find("panoptic-fcn-r50-3x"))
+    assert path.exists() and f"{path} stays: panoptic-fcn-r50-3x-fast was made from it" in capsys.readouterr().err

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.commands.browse import picture_targets
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.commands.browse import image_targets
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.models.build import build_model
@@ -37,13 +37,15 @@ def test_a_sheet_of_labels_and_targets(tmp_path, capsys):
 def test_targets_are_those_of_the_training_step():
     config = from_command_line(TINY)
     source = open_training(config.data)
-    with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
+    with iter(
+        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1))
+    ) as batches:
         batch = next(batches)
     model = build_model(config.model, *source.classes.counts)
     geometry = batch_geometry(batch, config.targets)
     make = jax.jit(lambda batch, geometry: batch_targets(batch, geometry, model, config.targets, None))
     expected = make(batch, geometry)
-    ours = picture_targets(batch, 1, config, source.classes)
+    ours = image_targets(batch, 1, config, source.classes)
     for name in ("center_heatmap", "region_score"):
         for level, theirs in zip(getattr(ours, name), getattr(expected, name)):
             np.testing.assert_array_equal(level, theirs[1])

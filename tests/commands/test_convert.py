@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pfcn_jax import main as front_door
+from pfcn_jax.checkpoints.conversion import read_classes
 from pfcn_jax.checkpoints.loading import initialize_from, load_checkpoint
-from pfcn_jax.commands import convert as convert_lib
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import coco_classes
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.interop.convert import from_params
@@ -119,7 +120,7 @@ def test_a_region_channel_for_every_class_is_said_by_the_config(tmp_path, capsys
     assert "--config.model.region_classes=all" in capsys.readouterr().err
     ours = tmp_path / "ours"
     assert front_door.main([*command, "--config.model.region_classes=all", "--output", str(ours)]) == 0
-    assert load_checkpoint(ours).model.thing_regions == 5
+    assert load_checkpoint(ours).model.regions.things == 5
     back = tmp_path / "back.pth"
     assert front_door.main(["convert", "--checkpoint", str(ours), "--output", str(back)]) == 0
     assert read_tensors(back)["position_head.out_sem.weight"].shape[0] == 10
@@ -127,4 +128,4 @@ def test_a_region_channel_for_every_class_is_said_by_the_config(tmp_path, capsys
 
 def test_unknown_class_counts_want_a_file(tmp_path):
     with pytest.raises(ValueError, match="--classes"):
-        convert_lib.read_classes(weights.facts(num_things=3, num_stuff=2), None)
+        read_classes(weights.facts(num_things=3, num_stuff=2), None)

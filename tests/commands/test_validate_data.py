@@ -26,12 +26,12 @@ from tests.data import layout_fixtures as layouts
 from tests.data.fixtures import tiny_examples, write_tiny_coco
 
 OWN = f"--config={pathlib.Path(__file__).parents[2] / 'configs' / 'own_data.py'}"
-PICTURE, LABELS = "train/000000000002.png", "annotations/panoptic_train/000000000002.png"
+IMAGE, LABELS = "train/000000000002.png", "annotations/panoptic_train/000000000002.png"
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> pathlib.Path:
-    return write_tiny_coco(tmp_path_factory.mktemp("sound"), splits={"train": 4, "val": 3}, picture_format="png")
+    return write_tiny_coco(tmp_path_factory.mktemp("sound"), splits={"train": 4, "val": 3}, image_format="png")
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ DAMAGE: dict[str, tuple[Callable[[pathlib.Path], object], str]] = {
     "category-unknown": (lambda r: edit(r, lambda c: segments(c)[0].update(category_id=99)), "image 2, segment 65793"),
     "segment-id-invalid": (lambda r: edit(r, lambda c: segments(c)[0].update(id=0)), "image 2, segment 0"),
     "segment-id-repeated": (lambda r: edit(r, lambda c: segments(c).append(segments(c)[0])), "image 2, segment 65793"),
-    "picture-missing": (lambda r: (r / PICTURE).unlink(), PICTURE),
-    "picture-unreadable": (lambda r: cut(r, PICTURE), PICTURE),
-    "picture-format": (lambda r: Image.fromarray(np.ones((128, 96), np.uint16)).save(r / PICTURE), PICTURE),
-    "picture-size": (lambda r: Image.new("RGB", (96, 96)).save(r / PICTURE), PICTURE),
+    "picture-missing": (lambda r: (r / IMAGE).unlink(), IMAGE),
+    "picture-unreadable": (lambda r: cut(r, IMAGE), IMAGE),
+    "picture-format": (lambda r: Image.fromarray(np.ones((128, 96), np.uint16)).save(r / IMAGE), IMAGE),
+    "picture-size": (lambda r: Image.new("RGB", (96, 96)).save(r / IMAGE), IMAGE),
     "label-missing": (lambda r: (r / LABELS).unlink(), LABELS),
     "label-unreadable": (lambda r: cut(r, LABELS), LABELS),
     "label-format": (lambda r: Image.new("L", (96, 128)).save(r / LABELS), LABELS),
@@ -94,7 +94,7 @@ DAMAGE: dict[str, tuple[Callable[[pathlib.Path], object], str]] = {
     "box-differs": (lambda r: edit(r, lambda c: segments(c)[0].update(bbox=[1, 2, 3, 4])), "JSON [1, 2, 3, 4]"),
     "no-thing": (lambda r: edit(r, lambda c: [entry.update(isthing=0) for entry in c["categories"]]), "10 classes"),
     "splits-differ": (lambda r: edit(r, lambda c: c["categories"][0].update(name="other"), "val"), "train and val"),
-    "picture-in-both-splits": (lambda r: copy_picture(r), "000000000001.png of train = 000000000001.png of val"),
+    "picture-in-both-splits": (lambda r: copy_image(r), "000000000001.png of train = 000000000001.png of val"),
     "picture-repeated": (lambda r: edit(r, again), "2 images have the file 000000000001.png"),
     "stuff-crowd": (lambda r: edit(r, lambda c: segments(c)[-1].update(iscrowd=1)), "image 2"),
     "stuff-repeated": (lambda r: edit(r, lambda c: c["categories"][0].update(isthing=0)), ""),
@@ -107,7 +107,7 @@ DAMAGE: dict[str, tuple[Callable[[pathlib.Path], object], str]] = {
 }
 
 
-def copy_picture(root: pathlib.Path) -> None:
+def copy_image(root: pathlib.Path) -> None:
     """The first image of val gets the pixels of the first of train (both are 96 x 128)."""
     shutil.copy(root / "train/000000000001.png", root / "val/000000000001.png")
 
@@ -240,9 +240,9 @@ def test_what_vanishes_is_what_the_targets_do_not_see(size):
 @pytest.mark.parametrize(
     ("folder", "splits"), [("coco_sample", ("train2017", "val2017")), ("nuclei", ("train", "val"))]
 )
-def test_real_data_pass(pictures_dir, tmp_path, folder, splits):
+def test_real_data_pass(image_data_dir, tmp_path, folder, splits):
     output = tmp_path / "report.json"
-    flags = [OWN, f"--config.data.root={pictures_dir / folder}", "--output", str(output)]
+    flags = [OWN, f"--config.data.root={image_data_dir / folder}", "--output", str(output)]
     assert front_door.main(["validate-data", *flags]) == 0
     report = json.loads(output.read_text())
     assert report["errors"] == 0 and tuple(report["splits"]) == splits

@@ -11,6 +11,7 @@ import pytest
 
 from pfcn_jax.checkpoints.loading import CHANGEABLE
 from pfcn_jax.config import schema as config_lib
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.panoptic.options import THRESHOLDS, PredictOptions, TargetOptions
 from pfcn_jax.utils.settings import Bounds, bounds_of, names_affecting
 
@@ -18,11 +19,11 @@ CANONICAL = pathlib.Path(__file__).parents[2] / "configs" / "panoptic_fcn_r50.py
 
 
 def test_canonical_config_states_the_defaults():
-    assert config_lib.from_command_line([f"--config={CANONICAL}"]) == config_lib.Config()
+    assert from_command_line([f"--config={CANONICAL}"]) == config_lib.Config()
 
 
 def test_json_round_trip():
-    config = config_lib.from_command_line([f"--config={CANONICAL}", "--config.data.short_sides=(512, 544)"])
+    config = from_command_line([f"--config={CANONICAL}", "--config.data.short_sides=(512, 544)"])
     assert config.data.short_sides == (512, 544)
     assert config_lib.from_dict(json.loads(config_lib.to_json(config))) == config
     assert config_lib.config_hash(config) != config_lib.config_hash(config_lib.Config())
@@ -59,13 +60,13 @@ def test_json_round_trip():
 )
 def test_bad_overrides_name_the_key(override, message):
     with pytest.raises(config_lib.ConfigError, match=re.escape(message)):
-        config_lib.from_command_line([f"--config={CANONICAL}", f"--config.{override}"])
+        from_command_line([f"--config={CANONICAL}", f"--config.{override}"])
     with pytest.raises(config_lib.ConfigError, match=re.escape(message)):  # on top of a checkpoint's config
-        config_lib.from_command_line([f"--config.{override}"], base=config_lib.Config())
+        from_command_line([f"--config.{override}"], base=config_lib.Config())
 
 
 def test_basic_blocks_cannot_be_deformable():
-    with pytest.raises(config_lib.ConfigError, match="deformable_stages: resnet18 has no bottlenecks"):
+    with pytest.raises(config_lib.ConfigError, match="deformable_stages: resnet18"):
         config_lib.from_dict({"model": {"backbone": "resnet18", "deformable_stages": [3, 4, 5]}})
 
 
@@ -82,9 +83,9 @@ def test_wrong_types_are_errors():
 
 def test_missing_config_is_an_error():
     with pytest.raises(config_lib.ConfigError, match="no config"):
-        config_lib.from_command_line([])
+        from_command_line([])
     with pytest.raises(config_lib.ConfigError, match=r"nowhere\.py: no such config file"):
-        config_lib.from_command_line(["--config=nowhere.py"])
+        from_command_line(["--config=nowhere.py"])
 
 
 def test_config_is_hashable_all_the_way():
@@ -100,3 +101,23 @@ def test_fields_say_their_bounds_and_what_they_affect():
     everything = {field.name for field in dataclasses.fields(PredictOptions)}
     assert set(names_affecting(PredictOptions, "scores")) == everything
     assert set(THRESHOLDS) < everything
+
+
+def test_old_names_of_keys_and_values_are_read_and_named_on_the_command_line(tmp_path, capsys):
+    tree = json.loads(config_lib.to_json(config_lib.Config()))
+    tree["train"]["preview_pictures"] = tree["train"].pop("preview_images") - 5
+    tree["targets"]["padding"] = "picture"
+    found = config_lib.from_dict(tree)
+    assert (found.train.preview_images, found.targets.padding) == (3, "image")
+    assert "preview_pictures" in tree["train"] and not capsys.readouterr().err  # checkpoints of before load silently
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from pfcn_jax.config.schema import default_config\n\ndef get_config():\n    config = default_config()\n"
+        "    config.train.preview_pictures = 1\n    return config\n"
+    )
+    assert from_command_line([f"--config={file}"]).train.preview_images == 1
+    assert "train.preview_images" in capsys.readouterr().err
+    found = from_command_line([f"--config={CANONICAL}", "--config.train.preview_pictures=2"])
+    assert found.train.preview_images == 2 and "train.preview_images" in capsys.readouterr().err
+    found = from_command_line([f"--config={CANONICAL}", "--config.targets.padding=picture"])
+    assert found.targets.padding == "image" and "'picture' is called 'image'" in capsys.readouterr().err

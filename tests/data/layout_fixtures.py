@@ -95,14 +95,14 @@ def write_cityscapes(root: pathlib.Path, *, split: str = "train", count: int = 3
         values = np.where(np.isin(category, list(range(24, 34))) & (number > 0), category * 1000 + number - 1, category)
         for folder in (root / "leftImg8bit" / split / city, root / "gtFine" / split / city):
             folder.mkdir(parents=True, exist_ok=True)
-        picture = root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png"
-        Image.fromarray(image).save(picture)
+        path = root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png"
+        Image.fromarray(image).save(path)
         labels = root / "gtFine" / split / city / f"{stem}_gtFine"
         Image.fromarray(values.astype(np.uint16)).save(f"{labels}_instanceIds.png")
         Image.fromarray(category.astype(np.uint8)).save(f"{labels}_labelIds.png")
         pathlib.Path(f"{labels}_polygons.json").write_text("{}")
         segments = _segments(category, number, keep=evaluated, things=set(range(24, 34)), crowd_numbers=(0,))
-        truths.append(Truth(stem, f"{city}/{picture.name}", image, segments))
+        truths.append(Truth(stem, f"{city}/{path.name}", image, segments))
     return truths
 
 
@@ -143,9 +143,9 @@ def write_mapillary(
         regions = scene(size, stuff=(27, 13), things=(55, 19), ignored=65)
         image, category, number = draw(index + 10, regions, size=size)
         stem = f"{index:03d}-Ab_{index:04d}"
-        picture = root / split / "images" / f"{stem}.jpg"
-        Image.fromarray(image).save(picture, quality=95)
-        image = np.array(Image.open(picture))
+        path = root / split / "images" / f"{stem}.jpg"
+        Image.fromarray(image).save(path, quality=95)
+        image = np.array(Image.open(path))
         values = np.where(np.isin(category, list(things)), category * 256 + number, category * 256)
         Image.fromarray(values.astype(np.uint16)).save(base / "instances" / f"{stem}.png")
         Image.fromarray(category.astype(np.uint8)).save(base / "labels" / f"{stem}.png")
@@ -154,8 +154,8 @@ def write_mapillary(
             (value + 1, is_crowd, mask)
             for value, is_crowd, mask in _segments(category, number, keep=evaluated, things=things, crowd_numbers=crowd)
         ]
-        truths.append(Truth(stem, picture.name, image, segments))
-        images.append({"id": stem, "file_name": picture.name, "height": size[0], "width": size[1]})
+        truths.append(Truth(stem, path.name, image, segments))
+        images.append({"id": stem, "file_name": path.name, "height": size[0], "width": size[1]})
         annotations.append({"image_id": stem, "file_name": f"{stem}.png", "segments_info": _info(segments)})
         if panoptic:
             (base / "panoptic").mkdir(exist_ok=True)
@@ -191,9 +191,9 @@ def write_ade20k(root: pathlib.Path, *, split: str = "training", count: int = 3,
         regions.append(Region((36, 52, 44, 60), window, 0))  # a thing in the semantic labels that has no instance
         image, category, number = draw(index + 20, regions, size=size)
         stem = f"ADE_{short}_{index + 1:08d}"
-        picture = base / "images" / split / f"{stem}.jpg"
-        Image.fromarray(image).save(picture, quality=95)
-        image = np.array(Image.open(picture))
+        path = base / "images" / split / f"{stem}.jpg"
+        Image.fromarray(image).save(path, quality=95)
+        image = np.array(Image.open(path))
         Image.fromarray((category + 1).astype(np.uint8)).save(base / "annotations" / split / f"{stem}.png")
         instance = np.zeros((*size, 3), np.uint8)
         unique = 0
@@ -203,8 +203,8 @@ def write_ade20k(root: pathlib.Path, *, split: str = "training", count: int = 3,
                 instance[(category == thing) & (number == n)] = (red[thing], unique, 0)
         Image.fromarray(instance).save(base / "annotations_instance" / split / f"{stem}.png")
         segments = _segments(category, number, keep={0, 3, bed, flag}, things={bed, flag})
-        truths.append(Truth(stem, picture.name, image, segments))
-        images.append({"id": stem, "file_name": picture.name, "height": size[0], "width": size[1]})
+        truths.append(Truth(stem, path.name, image, segments))
+        images.append({"id": stem, "file_name": path.name, "height": size[0], "width": size[1]})
         annotations.append({"image_id": stem, "file_name": f"{stem}.png", "segments_info": _info(segments)})
         if panoptic:
             folder = base / f"ade20k_panoptic_{short}"

@@ -26,7 +26,7 @@ def prepare(kind: str, *words: object) -> int:
 
 
 def prepare_instances(case: pathlib.Path, output: pathlib.Path, *flags: str) -> int:
-    words = ["--json", case / "instances.json", "--pictures", case / "images", "--output", output]
+    words = ["--json", case / "instances.json", "--images", case / "images", "--output", output]
     return prepare("instances", *words, "--split", "train", *flags)
 
 
@@ -132,7 +132,7 @@ def test_a_detection_file_in_place_of_a_panoptic_one_is_recognized(cases_dir, fo
 
 
 def prepare_masks(case: pathlib.Path, output: pathlib.Path, *flags: str) -> int:
-    words = ["--masks", f"disk={case / 'masks'}", "--pictures", case / "pictures", "--output", output]
+    words = ["--masks", f"disk={case / 'masks'}", "--images", case / "pictures", "--output", output]
     return prepare("masks", *words, "--split", "train", *flags)
 
 
@@ -154,7 +154,7 @@ def test_plain_masks_get_a_hint(cases_dir, tmp_path, capsys):
 
 def test_a_color_coded_mask_is_recognized(cases_dir, tmp_path, capsys):
     case = cases_dir / "26-semantic-colours"
-    words = ["--masks", case / "masks", "--pictures", case / "pictures", "--classes", case / "classes.json"]
+    words = ["--masks", case / "masks", "--images", case / "pictures", "--classes", case / "classes.json"]
     assert prepare("semantic", *words, "--output", tmp_path / "out", "--split", "train") == 2
     assert "the mask is color-coded" in capsys.readouterr().err
 

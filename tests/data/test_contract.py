@@ -20,6 +20,7 @@ from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.example import Source
 from pfcn_jax.data.pipeline import Pipeline
+from pfcn_jax.data.plan import BatchPlan
 from pfcn_jax.data.registry import BUILT_IN, list_splits, open_source
 from pfcn_jax.data.segments import find_runs, tight_boxes
 from pfcn_jax.data.sources import CachedExamples, FirstExamples
@@ -135,10 +136,8 @@ def test_reading_again_in_any_order_thread_or_process_gives_the_same(source):
 
 def pipeline(source: Source, *, shuffle: bool, host: int, hosts: int) -> Pipeline:
     recipe = ResizeShortSide((40, 48, 64), 96, flip=0.5) if shuffle else ResizeShortSide((64,), 96)
-    return Pipeline(
-        source, recipe, batch_size=6, canvases=CANVASES, max_segments=16, shuffle=shuffle, seed=1,
-        process_index=host, process_count=hosts,
-    )  # fmt: skip
+    plan = BatchPlan(source.sizes(), recipe.largest_size, canvases=CANVASES, batch_size=6, shuffle=shuffle, seed=1)
+    return Pipeline(source, recipe, plan, process=(host, hosts), max_segments=16)
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 3])

@@ -18,7 +18,7 @@ from PIL import Image
 from pfcn_jax import main as front_door
 from pfcn_jax.codec import encode_id_png
 from pfcn_jax.data.datasets.coco import CocoFolder
-from pfcn_jax.data.decode import decode_ids, decode_picture, decode_values, stored_orientation
+from pfcn_jax.data.decode import decode_ids, decode_image, decode_values, stored_orientation
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.instances import DetectionOptions, from_detection
 from pfcn_jax.data.kinds import KINDS
@@ -100,7 +100,7 @@ def encode(tree: Any, rng: random.Random) -> bytes:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> pathlib.Path:
-    return write_tiny_coco(tmp_path_factory.mktemp("fuzz"), splits={"train": 2}, picture_format="png")
+    return write_tiny_coco(tmp_path_factory.mktemp("fuzz"), splits={"train": 2}, image_format="png")
 
 
 def test_panoptic_json(root):
@@ -202,7 +202,7 @@ def test_image_files():
     dice, sound = random.Random(3), 0
     for number in range(ROUNDS):
         data = damage_bytes(files[number % 3], dice)
-        for decode in (decode_ids, decode_values, decode_picture):
+        for decode in (decode_ids, decode_values, decode_image):
             sound += survives(decode, data, "x")
         assert 1 <= stored_orientation(data) <= 8
     assert sound > 0

@@ -126,7 +126,9 @@ def test_jitter_reaches_the_batches(root):
     data = DataOptions(root=str(root), crop=(64, 64), jitter=(0.25, 2.0), canvases=((64, 64),), workers=0)
     config = Config(data=data, train=TrainOptions(batch_size=2))
     with iter(
-        train_pipeline(config.data, open_training(data), batch_size=config.train.batch_size, seed=config.seed)
+        train_pipeline(
+            config.data, open_training(data), batch_size=config.train.batch_size, seed=config.seed, process=(0, 1)
+        )
     ) as batches:
         sizes = np.concatenate([next(batches).size for _ in range(8)])
     assert sizes.min() < 32 and sizes.max() == 64 and len(np.unique(sizes, axis=0)) > 6
@@ -135,7 +137,9 @@ def test_jitter_reaches_the_batches(root):
 def test_an_evaluation_batch_divides_over_the_devices(root):
     data = DataOptions(root=str(root), eval_short_side=64, eval_max_long_side=96, eval_canvases=((96, 96),), workers=0)
     config = Config(data=data, train=TrainOptions(eval_batch_size=3))
-    pipeline = eval_pipeline(config.data, open_evaluation(data, 0), batch_size=whole_rows(config.train.eval_batch_size))
+    pipeline = eval_pipeline(
+        config.data, open_evaluation(data, 0), batch_size=whole_rows(config.train.eval_batch_size), process=(0, 1)
+    )
     assert jax.device_count() == 2 and pipeline.plan.batch_size == 4
     (batch,) = pipeline
     assert batch.valid.tolist() == [True, True, False, False]

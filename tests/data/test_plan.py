@@ -43,7 +43,7 @@ def test_the_smallest_canvas_that_holds_the_largest_result():
 
 @pytest.mark.parametrize("counts", [(7, 5, 2), (40, 11, 1), (1, 0, 0), (0, 0, 3), (8, 4, 0)])
 @pytest.mark.parametrize("batch_size", [1, 4, 6])
-def test_training_shows_every_picture_equally_often(counts, batch_size):
+def test_training_shows_every_image_equally_often(counts, batch_size):
     plan = make_plan(counts, batch_size=batch_size)
     epochs = 12
     number_of_batches = next(t for t in itertools.count() if plan.epoch_of(t) >= epochs)

@@ -23,7 +23,7 @@ def source(tmp_path_factory):
 
 def scoring(source, batch_size=4, **options) -> ScoringPipeline:
     plan = BatchPlan(source.sizes(), RECIPE.largest_size, canvases=CANVASES, batch_size=batch_size, shuffle=False)
-    return ScoringPipeline(source, RECIPE, plan, **options)
+    return ScoringPipeline(source, RECIPE, plan, **{"process": (0, 1), **options})
 
 
 def all_batches(pipeline: ScoringPipeline) -> list[ScoringBatch]:
@@ -35,7 +35,7 @@ def all_batches(pipeline: ScoringPipeline) -> list[ScoringBatch]:
 
 
 def test_images_are_those_of_the_pipeline_with_labels(source):
-    with_labels = Pipeline(source, RECIPE, batch_size=4, canvases=CANVASES, max_segments=16, shuffle=False)
+    with_labels = Pipeline(source, RECIPE, scoring(source).plan, process=(0, 1), max_segments=16)
     ours = all_batches(scoring(source))
     with iter(with_labels) as batches:
         expected = [(np.array(b.image), b.size, b.original_size, b.image_id, b.valid) for b in batches]
@@ -73,6 +73,6 @@ def test_processes_share_the_rows_of_a_batch(source):
 def test_settings_of_training_are_refused(source):
     plan = scoring(source).plan
     with pytest.raises(ValueError, match="one short side"):
-        ScoringPipeline(source, ResizeShortSide((48, 64), 96), plan)
+        ScoringPipeline(source, ResizeShortSide((48, 64), 96), plan, process=(0, 1))
     with pytest.raises(ValueError, match="batch size 4 on process 0 of 3"):
         ScoringPipeline(source, RECIPE, plan, process=(0, 3))

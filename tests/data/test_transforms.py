@@ -85,16 +85,16 @@ def slow_bilinear(pixels: np.ndarray, length: int) -> np.ndarray:
     return np.stack(rows).astype(np.uint8)
 
 
-def test_picture_and_labels_are_resized_as_the_original_does(example, sample):
+def test_image_and_labels_are_resized_as_the_original_does(example, sample):
     """Columns, rounded to 8 bits, then rows: what every Pillow did before 13, which turns some sizes around."""
-    picture = Image.fromarray(sample.image)
+    drawn = Image.fromarray(sample.image)
     labels = Image.fromarray(sample.segment_map.astype(np.uint8))
     for size in ((96, 128), (192, 256), (48, 64), (31, 200), (200, 31), (144, 192), (97, 129), (1, 1)):
         resized = transforms.resize(example, size)
         width_height = (size[1], size[0])
         wide = slow_bilinear(sample.image.swapaxes(0, 1), size[1]).swapaxes(0, 1)
         np.testing.assert_array_equal(resized.image, slow_bilinear(wide, size[0]))
-        pillow = np.asarray(picture.resize(width_height, Image.Resampling.BILINEAR))
+        pillow = np.asarray(drawn.resize(width_height, Image.Resampling.BILINEAR))
         assert np.abs(resized.image.astype(int) - pillow).max() <= 1
         np.testing.assert_array_equal(
             resized.segment_map, np.array(labels.resize(width_height, Image.Resampling.NEAREST))
@@ -120,11 +120,11 @@ def test_opencv_enlarges_to_one_grey_level_and_leaves_shrinking_to_pillow(sample
         np.testing.assert_array_equal(
             transforms.resize_image(sample.image, size), transforms.resize_image(sample.image, size, method="opencv")
         )
-    with pytest.raises(ValueError, match="unknown resize method 'cubic'; known: pillow, opencv"):
+    with pytest.raises(ValueError, match=r"'cubic'.*pillow, opencv"):
         transforms.resize_image(sample.image, (5, 5), method="cubic")
 
 
-def test_boxes_are_scaled_with_the_picture(example, sample):
+def test_boxes_are_scaled_with_the_image(example, sample):
     resized = transforms.resize(example, (192, 512))
     np.testing.assert_allclose(resized.box, sample.box * np.array([[4.0, 2.0, 4.0, 2.0]]), rtol=1e-15)
     np.testing.assert_array_equal(resized.box, measured_boxes(resized))  # whole factors: both ways agree
@@ -162,7 +162,7 @@ def test_random_crop_holds_the_center_of_an_instance(example, sample):
     assert len(corners) > 50
 
 
-def test_random_crop_without_instances_and_of_small_pictures(example):
+def test_random_crop_without_instances_and_of_small_images(example):
     whole = random_crop(example, (500, 500), np.random.default_rng(0), is_thing=np.ones(10, bool))
     assert whole.size == (96, 128)
     nothing = dataclasses.replace(
@@ -234,7 +234,7 @@ def test_copy_into_the_same_memory():
 
 
 @pytest.mark.parametrize("method", transforms.RESIZE_METHODS)
-def test_a_canvas_takes_the_picture(example, method):
+def test_a_canvas_takes_the_image(example, method):
     for size in ((96, 128), (150, 200), (60, 80), (300, 400)):
         canvas = np.full((200, 260, 3), 9, np.uint8)
         ours = transforms.flip(transforms.resize(example, size, method=method, canvas=canvas))

@@ -12,7 +12,8 @@ import yaml
 
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.format import BACKBONE, save_model
-from pfcn_jax.config.schema import config_hash, from_command_line, to_json
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import config_hash, to_json
 from pfcn_jax.data.classes import ClassTable, coco_classes
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.errors import UserError

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.data.sources import FirstExamples

@@ -67,7 +67,7 @@ def written(tmp_path):
     return collector, result, page.read_text(), json.loads((tmp_path / "report.json").read_text())
 
 
-def test_the_worst_pictures_come_first_and_the_rest_is_let_go(written):
+def test_the_worst_images_come_first_and_the_rest_is_let_go(written):
     collector, _, page, values = written
     names = [entry["file_name"] for entry in values["worst_pictures"]]
     assert names == ["<script>2.png", "<script>1.png", "<script>4.png"]

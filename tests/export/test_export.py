@@ -19,12 +19,12 @@ from safetensors.numpy import save_file
 import pfcn_jax
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.data.transforms import resized_size
 from pfcn_jax.errors import UserError
 from pfcn_jax.export.compare import compare
-from pfcn_jax.export.container import read_meta, write_container
+from pfcn_jax.export.container import META, write_container
 from pfcn_jax.export.run_exported import choose
 from pfcn_jax.export.writing import flatten, program_shapes
 from tests.support.tiny import TINY, write_tiny_model
@@ -86,7 +86,7 @@ def test_the_file_is_plain_and_says_everything(program, checkpoint):
     for name, array in flatten(loaded.variables).items():
         np.testing.assert_array_equal(weights.pop(name), array)
     assert not weights
-    meta = read_meta(program)
+    meta = json.loads(file[META])
     assert [entry["name"] for entry in meta["classes"]] == list(loaded.classes.names)
     assert [tuple(entry["color"]) for entry in meta["classes"]] == list(loaded.classes.colors)
     assert meta["config"]["name"] == loaded.config.name and meta["versions"]["jax"] == jax.__version__
@@ -98,8 +98,8 @@ def test_the_file_is_plain_and_says_everything(program, checkpoint):
 
 
 @pytest.mark.slow
-def test_photos_get_the_segments_of_the_live_model(checkpoint, pictures_dir, tmp_path, capsys):
-    photos, report = pictures_dir / "two_photos" / "images", tmp_path / "report.json"
+def test_photos_get_the_segments_of_the_live_model(checkpoint, image_data_dir, tmp_path, capsys):
+    photos, report = image_data_dir / "two_photos" / "images", tmp_path / "report.json"
     argv = ["--output-sides", "640", "--compare", photos, "--report", report]
     assert export(checkpoint, tmp_path / "model.pfcn", *argv) == 0
     found = json.loads(report.read_text())
@@ -112,17 +112,17 @@ def test_differences_are_found(scene):
     ground = np.zeros((10, 100), np.int32)
     changed = ground.copy()
     changed[0, 0] = 1
-    pictures = [("scene", ground)]
+    images = [("scene", ground)]
     cases = [((ground, [1]), True), ((changed, [1]), False), ((ground, [2]), False), ((ground, [1, 2]), False)]
     for other, same in cases:
-        (found,) = compare(lambda image: (ground, [1]), lambda image, other=other: other, pictures, [])
+        (found,) = compare(lambda image: (ground, [1]), lambda image, other=other: other, images, [])
         assert found.same is same
 
     def too_large(image):
         raise ValueError("no program for it")
 
     broken: list[str] = []
-    assert not list(compare(lambda image: (ground, [1]), too_large, pictures, broken))
+    assert not list(compare(lambda image: (ground, [1]), too_large, images, broken))
     assert broken == ["scene: no program for it"]
 
 
@@ -148,11 +148,11 @@ def test_safetensors_of_others_are_refused(checkpoint, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "ours.safetensors").read_bytes()[:-100])
     with pytest.raises(UserError, match=r"cut.safetensors: cannot be read"):
         load_checkpoint(tmp_path / "cut.safetensors")
-    with pytest.raises(UserError, match=r"none.safetensors: cannot be read \(.*[Nn]o such file"):
+    with pytest.raises(UserError, match=r"none\.safetensors:"):
         load_checkpoint(tmp_path / "none.safetensors")
 
 
-def test_the_script_places_pictures_as_the_pipeline_does():
+def test_the_script_places_images_as_the_pipeline_does():
     config = from_command_line([f"--config={ROOT / 'configs' / 'panoptic_fcn_r50.py'}"])
     shapes = program_shapes(config, (1024, 4096), (2, 1))
     assert [shape.batch for shape in shapes] == [1] * 8 + [2] * 8
@@ -170,7 +170,7 @@ def test_the_script_places_pictures_as_the_pipeline_does():
         choose(meta, (100, 5000))
 
 
-def test_canvases_are_added_where_the_configs_do_not_hold_every_picture():
+def test_canvases_are_added_where_the_configs_do_not_hold_every_image():
     config = from_command_line([*TINY, "--config.data.eval_max_long_side=100"])
     assert [shape.canvas for shape in program_shapes(config, (640,), (1,))] == [(64, 64), (64, 128), (128, 64)]
 
@@ -187,9 +187,6 @@ def test_a_container_is_whole_or_not_there(tmp_path):
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         write_container(tmp_path / "three", meta={}, programs={}, weights={"weights/o": np.array([None])})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
-    (tmp_path / "text").write_text("hello")
-    with pytest.raises(UserError, match="no exported program"):
-        read_meta(tmp_path / "text")
 
 
 @pytest.mark.parametrize(
@@ -214,10 +211,10 @@ def test_onnx_without_its_converter_says_what_to_install(checkpoint, tmp_path, c
 
 
 @pytest.mark.slow
-def test_onnx_finds_the_segments_of_the_live_model(checkpoint, pictures_dir, tmp_path):
+def test_onnx_finds_the_segments_of_the_live_model(checkpoint, image_data_dir, tmp_path):
     for name in ("jax2onnx", "onnxruntime"):
         pytest.importorskip(name, reason="needs the environment of requirements-onnx.txt")
-    photos, report = pictures_dir / "two_photos" / "images", tmp_path / "report.json"
+    photos, report = image_data_dir / "two_photos" / "images", tmp_path / "report.json"
     argv = ["--output-sides", "640", "--compare", photos, "--report", report]
     assert export(checkpoint, tmp_path / "model.onnx", *argv) == 0
     found = json.loads(report.read_text())

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 import pfcn_jax
 from pfcn_jax.codec import read_id_png
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.data.decode import decode_picture
+from pfcn_jax.data.decode import decode_image
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.api import read_image
 from pfcn_jax.inference.result import make_result
@@ -48,7 +48,7 @@ def test_importing_is_light():
         pfcn_jax.laod  # noqa: B018
 
 
-def test_the_result_of_a_picture_in_every_form(model, scene, tmp_path):
+def test_the_result_of_an_image_in_every_form(model, scene, tmp_path):
     result = model(scene)
     assert isinstance(result, pfcn_jax.Result) and result.size == (48, 64)
     assert len(result.segments) > 1 and {segment.is_thing for segment in result.segments} == {True, False}
@@ -66,7 +66,7 @@ def test_the_result_of_a_picture_in_every_form(model, scene, tmp_path):
     alpha = np.concatenate([scene, np.full((48, 64, 1), 7, np.uint8)], axis=2)
     for form in (tmp_path / "scene.png", str(tmp_path / "scene.png"), Image.fromarray(scene), alpha):
         np.testing.assert_array_equal(model(form).segment_map, result.segment_map)
-    assert model(tmp_path / "scene.png").name == "scene" and model(scene).name == "picture"
+    assert model(tmp_path / "scene.png").name == "scene" and model(scene).name == "image"
 
 
 def test_what_a_result_says_draws_and_saves(model, scene, tmp_path):
@@ -100,7 +100,7 @@ def test_a_result_without_segments_is_a_result(model, scene):
 def test_settings_change_the_prediction_and_unknown_ones_are_refused(model, scene):
     strict = pfcn_jax.load(model.path, merge_score=2.0)
     assert not any(segment.is_thing for segment in strict(scene).segments)
-    with pytest.raises(UserError, match="merge_scroe: unknown config key; did you mean 'merge_score'"):
+    with pytest.raises(UserError, match=r"merge_scroe: .*'merge_score'"):
         pfcn_jax.load(model.path, merge_scroe=0.5)
     with pytest.raises(UserError, match="nowhere: no checkpoint here"):
         pfcn_jax.load("nowhere")
@@ -113,8 +113,8 @@ def test_all_eight_orientations_are_turned_as_pillow_does(scene):
         file = io.BytesIO()
         Image.fromarray(scene).save(file, "PNG", exif=exif)
         upright = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(file.getvalue()))))
-        np.testing.assert_array_equal(decode_picture(file.getvalue(), "x", upright=True), upright)
-        np.testing.assert_array_equal(decode_picture(file.getvalue(), "x"), scene)
+        np.testing.assert_array_equal(decode_image(file.getvalue(), "x", upright=True), upright)
+        np.testing.assert_array_equal(decode_image(file.getvalue(), "x"), scene)
         opened = Image.open(io.BytesIO(file.getvalue()))
         np.testing.assert_array_equal(read_image(opened)[0], upright)
         np.testing.assert_array_equal(read_image(opened, upright=False)[0], scene)
@@ -124,7 +124,7 @@ def test_exif_data_that_cannot_be_read_turn_nothing(scene):
     for damaged in (b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03"):
         file = io.BytesIO()
         Image.fromarray(scene).save(file, "JPEG", exif=damaged)
-        assert decode_picture(file.getvalue(), "x", upright=True).shape == scene.shape
+        assert decode_image(file.getvalue(), "x", upright=True).shape == scene.shape
 
 
 def test_grey_is_grey_in_three_channels(scene):
@@ -152,7 +152,7 @@ def test_grey_is_grey_in_three_channels(scene):
         (lambda path: Image.open(path / "cut.png"), "cut.png: broken image"),
     ],
 )
-def test_what_is_no_picture_is_one_clear_error(make, message, tmp_path):
+def test_what_is_no_image_is_one_clear_error(make, message, tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(file, "PNG")

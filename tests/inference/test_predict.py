@@ -79,24 +79,24 @@ def test_names_never_collide():
 
 
 @pytest.mark.slow
-def test_batches_over_devices_give_what_single_pictures_give(checkpoint):
+def test_batches_over_devices_give_what_single_images_give(checkpoint):
     loaded = load_checkpoint(checkpoint)
     single = Predictor(loaded, loaded.config)
     batched = Predictor(loaded, loaded.config, batch_size=3, mesh=data_mesh())
     assert batched.batch_size == 4  # rounded up to two devices
-    pictures = [(index, scene(index, size)) for index, size in enumerate([(48, 64), (64, 48)] * 2 + [(48, 64)])]
+    images = [(index, scene(index, size)) for index, size in enumerate([(48, 64), (64, 48)] * 2 + [(48, 64)])]
     seen = {}
-    for index, image, prediction in batched.stream(pictures):
-        assert image is pictures[index][1]
+    for index, image, prediction in batched.stream(images):
+        assert image is images[index][1]
         seen[index] = prediction.panoptic
     assert sorted(seen) == [0, 1, 2, 3, 4]
-    for index, image in pictures[:2]:
+    for index, image in images[:2]:
         alone = single(image).panoptic
         np.testing.assert_array_equal(seen[index].segment_map, alone.segment_map)
         np.testing.assert_array_equal(seen[index].class_id, alone.class_id)
 
 
-def test_pictures_videos_and_broken_files_in_one_go(checkpoint, tmp_path, capsys):
+def test_images_videos_and_broken_files_in_one_go(checkpoint, tmp_path, capsys):
     folder, output = tmp_path / "in", tmp_path / "in" / "out"
     (folder / "sub").mkdir(parents=True)
     Image.fromarray(scene(0)).save(folder / "first.png")
@@ -149,7 +149,7 @@ def test_a_video_that_ends_early_is_reported_and_its_frames_are_kept(checkpoint,
 
 
 def test_predictions_are_scored_against_labels_as_the_checkpoint_is(checkpoint, tmp_path, capsys):
-    root = write_tiny_coco(tmp_path / "data", splits={"val": 2}, picture_format="png")
+    root = write_tiny_coco(tmp_path / "data", splits={"val": 2}, image_format="png")
     labels, out = root / "annotations" / "panoptic_val.json", tmp_path / "out"
     assert predict(checkpoint, out, "--as-stored", "--ids-of", labels, root / "val") == 0
     pair = ["--gt-json", labels, "--gt-dir", labels.with_suffix("")]

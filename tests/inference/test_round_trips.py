@@ -45,7 +45,7 @@ def place_panoptic(out: pathlib.Path, photos: pathlib.Path, data: pathlib.Path) 
 
 
 def prepare_instances(out: pathlib.Path, photos: pathlib.Path, data: pathlib.Path) -> None:
-    _prepare("instances", "--json", out / "instances.json", "--pictures", photos, "--output", data)
+    _prepare("instances", "--json", out / "instances.json", "--images", photos, "--output", data)
 
 
 def _prepare(*words: object) -> None:

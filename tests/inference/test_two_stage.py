@@ -13,7 +13,7 @@ from PIL import Image
 
 from pfcn_jax import main as front_door
 from pfcn_jax.apps.explain import command as explain
-from pfcn_jax.apps.explain.command import explain_picture
+from pfcn_jax.apps.explain.command import explain_image
 from pfcn_jax.apps.explain.fates import tell_fates
 from pfcn_jax.errors import ConfigError
 from pfcn_jax.inference.predictor import Predictor
@@ -107,12 +107,12 @@ def test_a_peak_is_where_the_centers_are_highest(seen):
 
 
 def test_the_page_shows_every_step(tmp_path):
-    page = explain_picture(tiny_predictor(), scene(1), "one", tmp_path, kernels=4).read_text()
+    page = explain_image(tiny_predictor(), scene(1), "one", tmp_path, kernels=4).read_text()
     for heading in ("Object centers", "Stuff regions", "Kernels of things", "Which kernels merged", "Kernels of stuff"):
         assert heading in page
     assert "after fusion" in page and "<script" not in page and "http" not in page
     names = {path.name for path in (tmp_path / "one").iterdir()}
-    expected = {"picture", "panoptic", "centers", "regions", "similarities", "kernels", "stuff"}
+    expected = {"image", "panoptic", "centers", "regions", "similarities", "kernels", "stuff"}
     assert {f"{name}.png" for name in expected} <= names
 
 

@@ -24,8 +24,8 @@ def score_files(*paths, **options) -> dict[str, dict]:
     return scores
 
 
-def test_equals_the_original_evaluator_in_every_class(reference_dir, pictures_dir):
-    labels, recorded = pictures_dir / "coco_sample/annotations", reference_dir / "pq_coco_val50"
+def test_equals_the_original_evaluator_in_every_class(reference_dir, image_data_dir):
+    labels, recorded = image_data_dir / "coco_sample/annotations", reference_dir / "pq_coco_val50"
     scores = score_files(
         labels / "panoptic_val2017.json", labels / "panoptic_val2017", recorded / "pred.json", recorded / "pred"
     )

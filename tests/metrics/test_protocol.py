@@ -34,7 +34,7 @@ def draw_image(rng: np.random.Generator, image_id: int, task: Task) -> tuple[Lab
         thing_class_id=rng.integers(0, 2, 3).astype(np.int32),
         thing_score=np.round(rng.random(3), 1).astype(np.float32),
         thing_masks=np.packbits(masks, axis=-1),
-        semantic_map=rng.integers(-1, task.num_regions, seen.shape).astype(np.int32),
+        semantic_map=rng.integers(-1, task.regions.count, seen.shape).astype(np.int32),
     )
 
 

@@ -54,8 +54,8 @@ def test_group_norm_sees_only_what_is_in_use(masked: bool) -> None:
     scale, bias = rng.normal(size=64).astype(np.float32), rng.normal(size=64).astype(np.float32)
     variables = {"params": {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}}
     ours = np.asarray(layers.GroupNorm().apply(variables, x, used))
-    for row, picture, (height, width) in zip(ours, x, sizes, strict=True):
-        theirs = oracles.group_norm(picture[:height, :width], 32, scale, bias)
+    for row, image, (height, width) in zip(ours, x, sizes, strict=True):
+        theirs = oracles.group_norm(image[:height, :width], 32, scale, bias)
         np.testing.assert_allclose(row[:height, :width], theirs, atol=2e-4)
 
 
@@ -101,8 +101,8 @@ def test_bilinear_upsample(stride: int) -> None:
     x, extent, sizes = _maps(stride, 2)
     x = np.asarray(layers.keep(x, layers.used_positions(extent, stride, *x.shape[1:3])))
     ours = np.asarray(jax.jit(layers.bilinear_upsample, static_argnums=2)(x, extent, stride))
-    for row, picture, (height, width) in zip(ours, x, sizes, strict=True):
-        theirs = oracles.bilinear_upsample(picture[:height, :width])
+    for row, image, (height, width) in zip(ours, x, sizes, strict=True):
+        theirs = oracles.bilinear_upsample(image[:height, :width])
         np.testing.assert_allclose(row[: 2 * height, : 2 * width], theirs, atol=1e-6)
     _assert_beyond_is_zero(ours, [(2 * height, 2 * width) for height, width in sizes])
     whole = np.asarray(layers.bilinear_upsample(jnp.asarray(x), None, stride))

@@ -189,7 +189,7 @@ def test_half_precision_maps() -> None:
     np.testing.assert_allclose(np.asarray(guided.weight).sum(axis=1)[:7], 1.0, rtol=1e-5)
 
 
-def test_vmapped_pictures_do_not_mix() -> None:
+def test_vmapped_images_do_not_mix() -> None:
     targets = scene_targets()
     empty = targets_of(
         jnp.zeros(EXTENT, jnp.int32), as_table([], 12), jnp.array(SIZE), jnp.array(EXTENT), max_positives=16

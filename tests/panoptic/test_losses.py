@@ -241,7 +241,7 @@ def test_sums_of_a_scene_and_the_batch_they_make() -> None:
     np.testing.assert_allclose(weighted["loss_seg_st"] * 3, 4 * losses["loss_seg_st"], rtol=1e-6)
 
 
-def test_positives_are_counted_over_the_batch_not_per_picture() -> None:
+def test_positives_are_counted_over_the_batch_not_per_image() -> None:
     one = {"regions": 0.5, "thing_dice": 2.0, "stuff_dice": 3.0, "stuff_pairs": 6.0, "images": 1.0}
     first = LossSums(centers=jnp.array(30.0), positives=jnp.array(9.0), thing_pairs=jnp.array(8.0), **one)
     second = LossSums(centers=jnp.array(10.0), positives=jnp.array(1.0), thing_pairs=jnp.array(0.0), **one)

@@ -140,7 +140,7 @@ def test_composition_is_its_stages_in_the_papers_order() -> None:
 @pytest.mark.parametrize(
     "options", [{"center_threshold": 2.0}, {"stuff_threshold": 2.0}, {"center_threshold": 2.0, "stuff_threshold": 2.0}]
 )
-def test_a_picture_without_things_or_without_stuff_is_a_result(options: dict[str, float]) -> None:
+def test_an_image_without_things_or_without_stuff_is_a_result(options: dict[str, float]) -> None:
     ours = jax.jit(functools.partial(predict, output=EVERYTHING, **options))(dense((64, 64), (64, 64)), *SIZES)
     panoptic = ours.panoptic
     if "center_threshold" in options:

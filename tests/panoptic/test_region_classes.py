@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes, class_table
 from pfcn_jax.data.pipeline import empty_arrays, to_batch
 from pfcn_jax.errors import ConfigError
@@ -88,7 +88,7 @@ def test_heads_losses_and_prediction_have_a_channel_for_every_class():
     config = from_command_line([*TINY, "--config.model.region_classes=all"])
     model = build_model(config.model, *classes.counts)
     variables = abstract_variables(model)
-    assert model.thing_regions == classes.num_things
+    assert model.regions.things == classes.num_things
     assert variables["params"]["position_head"]["regions"]["kernel"].shape[-1] == len(classes)
     batch = to_batch(empty_arrays(2, (64, 64), 8))
     total, _ = jax.eval_shape(
@@ -98,7 +98,7 @@ def test_heads_losses_and_prediction_have_a_channel_for_every_class():
     step = functools.partial(predict_step, model=model, config=config, output=OutputSpec((64, 64)))
     predicted = jax.eval_shape(step, variables, batch.image, batch.size, batch.original_size)
     assert predicted.panoptic.valid.shape == (2, config.inference.max_things + classes.num_stuff)
-    with pytest.raises(ConfigError, match="region_classes: must be one of stuff, all"):
+    with pytest.raises(ConfigError, match=r"region_classes: .*stuff, all"):
         from_command_line([*TINY, "--config.model.region_classes=things"])
 
 

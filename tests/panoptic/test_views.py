@@ -16,7 +16,7 @@ from pfcn_jax.types import STRIDES, DenseOutputs
 from tests.panoptic.test_predict import EVERYTHING, SIZES, arrays, dense, predict
 
 
-def picture(height: int, width: int, canvas: tuple[int, int]) -> np.ndarray:
+def draw(height: int, width: int, canvas: tuple[int, int]) -> np.ndarray:
     image = np.zeros((*canvas, 3), np.uint8)
     image[:height, :width] = np.random.default_rng(0).integers(0, 256, (height, width, 3))
     return image
@@ -24,7 +24,7 @@ def picture(height: int, width: int, canvas: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.5])
 def test_a_scaled_view_is_pillows_resize(scale: float) -> None:
-    image = picture(50, 61, (64, 96))
+    image = draw(50, 61, (64, 96))
     made, view = jax.jit(functools.partial(make_view, scale=scale, mirrored=False))(image, *arrays((50, 61)))
     height, width = (int(side * scale + 0.5) for side in (50, 61))
     assert view.size.tolist() == [height, width]
@@ -37,7 +37,7 @@ def test_a_scaled_view_is_pillows_resize(scale: float) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_a_mirrored_view_starts_at_the_left(scale: float) -> None:
-    image, size = picture(50, 61, (64, 96)), arrays((50, 61))[0]
+    image, size = draw(50, 61, (64, 96)), arrays((50, 61))[0]
     plain, view = make_view(jnp.asarray(image), size, scale=scale, mirrored=False)
     made, mirrored = make_view(jnp.asarray(image), size, scale=scale, mirrored=True)
     height, width = view.size.tolist()
@@ -47,7 +47,7 @@ def test_a_mirrored_view_starts_at_the_left(scale: float) -> None:
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("view_size", [(96, 160), (50, 81), (150, 240)])
-def test_features_of_a_view_come_back_to_the_pictures_grid(view_size: tuple[int, int], mirrored: bool) -> None:
+def test_features_of_a_view_come_back_to_the_images_grid(view_size: tuple[int, int], mirrored: bool) -> None:
     """A feature that is the position in the image is the same whichever view it comes from."""
     size, extent, shape = (96, 160), (96, 160), (24, 40)
 

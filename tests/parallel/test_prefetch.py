@@ -58,16 +58,16 @@ def test_it_runs_ahead_only_so_far_and_stops_cleanly():
 
 
 def test_an_error_comes_after_what_was_ready_and_names_its_place():
-    def broken_picture(i: int) -> int:
+    def broken_image(i: int) -> int:
         if i == 2:
             raise OSError("image 2 is broken")
         return i
 
-    with DevicePrefetch(iter(range(5)), broken_picture) as prefetch:
+    with DevicePrefetch(iter(range(5)), broken_image) as prefetch:
         assert [next(prefetch), next(prefetch)] == [0, 1]
         with pytest.raises(OSError, match="image 2 is broken") as caught:
             next(prefetch)
-        assert "broken_picture" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+        assert "broken_image" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
         with pytest.raises(StopIteration):
             next(prefetch)
 

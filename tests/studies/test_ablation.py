@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.config.schema import Config, from_command_line, to_json
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config, to_json
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.curves import read_metrics
 from pfcn_jax.models.build import abstract_variables
@@ -156,8 +157,8 @@ def test_tables_are_files_and_a_document_takes_them_in(tmp_path, capsys):
     for record in records:
         report.write_table(tmp_path / "work", record)
     assert json.loads((tmp_path / "work" / "coordinates.json").read_text()) == json.loads(json.dumps(records[0]))
-    picture = np.asarray(Image.open(tmp_path / "work" / "coordinates.png").convert("RGB")).astype(int)
-    for half in (picture[:, : picture.shape[1] // 2], picture[:, picture.shape[1] // 2 :]):  # paper, ours
+    image = np.asarray(Image.open(tmp_path / "work" / "coordinates.png").convert("RGB")).astype(int)
+    for half in (image[:, : image.shape[1] // 2], image[:, image.shape[1] // 2 :]):  # paper, ours
         for color in ((255, 127, 14), (31, 119, 180)):
             assert (np.abs(half - color).max(axis=-1) < 12).sum() > 60
     document = tmp_path / "page.md"
@@ -213,7 +214,7 @@ RUN = [
     *(f"--config.inference.{key}={value}" for key, value in EAGER.items()),
     "--config.train.steps=4",
     "--config.train.checkpoint_every=2",
-    "--config.train.preview_pictures=0",
+    "--config.train.preview_images=0",
     "--config.optim.name=sgd",
 ]
 

@@ -14,7 +14,7 @@ from pfcn_jax.main import main, parse
 from pfcn_jax.models.ops.deformable import deformable_conv
 from pfcn_jax.studies.benchmark import forms, measure, prediction, tables
 from pfcn_jax.studies.benchmark.flops import traced_flops
-from pfcn_jax.studies.benchmark.subject import load_subject, place, read_pictures
+from pfcn_jax.studies.benchmark.subject import load_subject, place, read_images
 from pfcn_jax.studies.sections import write_section
 from pfcn_jax.utils.environment import environment
 from tests.support.tiny import TINY
@@ -59,16 +59,16 @@ def test_timing_runs_as_often_as_asked():
 
 
 @pytest.fixture(scope="module")
-def subject_and_pictures():
+def subject_and_images():
     args = parse(["benchmark", "predict", *TINY])
     subject = load_subject(args)
-    return subject, read_pictures(args, subject.config)
+    return subject, read_images(args, subject.config)
 
 
 @pytest.mark.slow
-def test_after_the_heads_gives_the_prediction_of_the_whole(subject_and_pictures):
-    subject, pictures = subject_and_pictures
-    placed = place(pictures, 2, subject.config)
+def test_after_the_heads_gives_the_prediction_of_the_whole(subject_and_images):
+    subject, images = subject_and_images
+    placed = place(images, 2, subject.config)
     arrays = (placed.image, placed.size, placed.original_size)
     whole = jax.jit(prediction.predict_program(subject, placed))(subject.variables, *arrays)
     dense = jax.jit(prediction.network_program(subject))(subject.variables, *arrays[:2])

@@ -10,7 +10,7 @@ import pathlib
 import jax
 import pytest
 
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.main import main
 from pfcn_jax.models.build import abstract_variables, build_model
@@ -30,8 +30,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [*TINY, "--config.optim.name=sgd"]
 
 # 16 images of 2 TFLOP on chips that do 100 x 0.25 TFLOP/s; 150 MB of gradients at 10 GB/s; hosts of 4 chips.
-WORK = Work(flops_per_picture=2e12, gradient_bytes=150e6, steps=90_000, batch=16)
-MACHINE = Machine(peak_flops=100e12, share=0.25, link_bytes=10e9, chips_per_host=4, pictures_per_host=math.inf)
+WORK = Work(flops_per_image=2e12, gradient_bytes=150e6, steps=90_000, batch=16)
+MACHINE = Machine(peak_flops=100e12, share=0.25, link_bytes=10e9, chips_per_host=4, images_per_host=math.inf)
 
 
 def test_one_chip_only_computes():
@@ -55,7 +55,7 @@ def test_more_chips_add_the_ring():
 
 
 def test_hosts_that_decode_too_slowly_hold_everything_up():
-    machine = dataclasses.replace(MACHINE, pictures_per_host=20.0)
+    machine = dataclasses.replace(MACHINE, images_per_host=20.0)
     step = step_time(WORK, machine, 8)  # two hosts
     assert step.input == pytest.approx(16 / 40) and step.seconds == step.input and step.bound == "input"
     assert step_time(WORK, machine, 9).input == pytest.approx(16 / 60)  # a third host for one chip
@@ -65,7 +65,7 @@ def test_where_scaling_stops():
     # At 4 chips 0.32 s and 22.5 ms, at 8 chips 0.16 s and 26 ms, at 16 chips 80 ms and 28 ms: 93, 86 and 74 %.
     assert [round(100 * efficiency(WORK, MACHINE, chips)) for chips in (4, 8, 16)] == [93, 86, 74]
     assert last_worthwhile(WORK, MACHINE) == 8 and last_worthwhile(WORK, MACHINE, least=0.7) == 16
-    assert last_worthwhile(WORK, dataclasses.replace(MACHINE, pictures_per_host=1.0)) == 0
+    assert last_worthwhile(WORK, dataclasses.replace(MACHINE, images_per_host=1.0)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,14 @@ def counted():
 def test_the_count_is_that_of_a_training_step(counted):
     config, work, rows = counted
     assert [row["canvas"] for row in rows] == ["64x64"] and rows[0]["share"] == 1.0
-    assert work.flops_per_picture == pytest.approx(rows[0]["gflop"] * 1e9) and work.batch == 2
+    assert work.flops_per_image == pytest.approx(rows[0]["gflop"] * 1e9) and work.batch == 2
     # The forward pass alone is a third of it or a little more: the first layer has no gradient of its input.
     model = build_model(config.model, *class_table().counts)
     variables = abstract_variables(model)
-    picture = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in
+    image = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in
                (((1, 64, 64, 3), "uint8"), ((1, 2), "int32"), ((1, 2), "int32"))]  # fmt: skip
-    forward = traced_flops(jax.jit(model.apply).trace(variables, *picture).jaxpr)
-    assert 2.5 < work.flops_per_picture / forward < 3.6
+    forward = traced_flops(jax.jit(model.apply).trace(variables, *image).jaxpr)
+    assert 2.5 < work.flops_per_image / forward < 3.6
     elements = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert work.gradient_bytes == 4 * elements
 
@@ -95,7 +95,7 @@ def test_frozen_parameters_are_not_sent(counted):
     frozen = from_command_line([*SMALL, "--config.optim.frozen=('backbone',)"])
     without, _ = count_work(frozen)
     assert 0 < without.gradient_bytes < work.gradient_bytes
-    assert without.flops_per_picture < 0.8 * work.flops_per_picture
+    assert without.flops_per_image < 0.8 * work.flops_per_image
 
 
 def test_the_command_says_its_assumptions_and_invents_none(tmp_path, capsys):
@@ -123,10 +123,10 @@ def test_the_page_says_what_is_counted():
     for row in rows:
         height, width = sorted(map(int, row["canvas"].split("x")))
         assert f"| {height} x {width}, either way round | {row['gflop']:.0f} |" in page
-    assert f"| mean, as many images on each | {work.flops_per_picture / 1e9:.0f} |" in page
+    assert f"| mean, as many images on each | {work.flops_per_image / 1e9:.0f} |" in page
     assert f"{work.gradient_bytes / 1e6:.0f} MB ({work.gradient_bytes / 4e6:.1f} million trained parameters" in page
     for name, times in (("1x", 1), ("3x", 3)):
-        operations = times * work.steps * work.batch * work.flops_per_picture
+        operations = times * work.steps * work.batch * work.flops_per_image
         assert f"| {name} | {times * 90} 000 | {operations / 1e18:.2f} x 10^18 |" in page
         hours = [operations / (sustained * 1e12 * 3600) for sustained in (10, 20, 40, 80, 160)]
         shown = " | ".join(f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in hours)

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from pfcn_jax.checkpoints.format import save_model
-from pfcn_jax.config.schema import from_command_line, to_json
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import to_json
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
@@ -40,7 +41,7 @@ TINY = [
     "--config.train.batch_size=2",
     "--config.train.eval_batch_size=2",
     "--config.train.log_every=1",
-    "--config.train.preview_pictures=2",
+    "--config.train.preview_images=2",
 ]
 
 # For processes that compile much and compute little: the environment that halves the compiler's time.

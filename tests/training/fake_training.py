@@ -14,7 +14,7 @@ import pytest
 
 from pfcn_jax import main as front_door
 from pfcn_jax.commands import train
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.evaluation.evaluate import EvaluationResult
 from pfcn_jax.metrics.pq import PanopticQuality
 from pfcn_jax.metrics.protocol import Task

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.inputs import open_split, train_pipeline
 from pfcn_jax.models.build import build_model
 from pfcn_jax.parallel.sharding import data_mesh, shard_batch, split_batch
@@ -25,12 +25,14 @@ def _setup(*overrides: str):
     config = from_command_line([*TINY, *SGD, "--config.train.batch_size=4", *overrides])
     source = open_split(config.data, "train", 0)
     model = build_model(config.model, *source.classes.counts)
-    with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
+    with iter(
+        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1))
+    ) as batches:
         batch = next(batches)
     valid = np.array(batch.segments.valid)
     valid[0], valid[1, 2:] = False, False  # nothing at all, and hardly anything
-    valid_pictures = np.array([True, True, True, False])
-    batch = batch.replace(segments=batch.segments.replace(valid=valid), valid=valid_pictures)
+    valid_images = np.array([True, True, True, False])
+    batch = batch.replace(segments=batch.segments.replace(valid=valid), valid=valid_images)
     return config, model, batch
 
 
@@ -66,7 +68,7 @@ def test_denominators_are_counted_over_the_whole_batch_from_the_labels_alone():
     whole = jax.device_get(counts(batch))
     assert whole["images"] == 3 and whole["positives"] > whole["images"] and whole["stuff_pairs"] > 0
     alone = [jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], batch) for row in range(4)]
-    summed = jax.tree.map(lambda *values: sum(map(float, values)), *[counts(picture) for picture in alone])
+    summed = jax.tree.map(lambda *values: sum(map(float, values)), *[counts(image) for image in alone])
     assert summed == jax.tree.map(float, whole)
 
 

@@ -62,7 +62,7 @@ def test_a_signal_is_heard_while_the_input_does_not_answer(uninterrupted, tmp_pa
     impatient = functools.partial(DevicePrefetch, close_seconds=0.1, listen_seconds=0.05)
     trainer = trainer_of(tmp_path, step=FakeStep(events={5: later.start}), prefetch=impatient)
     trainer.batches = Hanging(trainer.batches, 5)
-    with pytest.raises(Stopped, match="stopped by SIGTERM after step 5; its checkpoint is written"):
+    with pytest.raises(Stopped, match="SIGTERM after step 5"):
         trainer.run()
     trainer.batches.answer.set()
     assert steps_of(tmp_path)[-1] == 5

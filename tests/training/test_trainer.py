@@ -13,7 +13,7 @@ from PIL import Image
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.format import CheckpointError
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.config.schema import from_command_line
+from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.training.trainer import Trainer
 from tests.support.tiny import TINY
@@ -130,13 +130,13 @@ def test_evaluate_a_checkpoint(workdir, tmp_path):
 
 
 def test_predict_writes_png_json_and_overlay_at_the_original_size(workdir, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "pictures"
+    images.mkdir()
     scenes = Scenes("val", size=(96, 80))
     for index in range(2):
-        Image.fromarray(scenes[index].image).save(pictures / f"scene {index}.png")
+        Image.fromarray(scenes[index].image).save(images / f"scene {index}.png")
     output = tmp_path / "out"
-    assert _run("predict", "--checkpoint", str(workdir), "--output", str(output), str(pictures)) == 0
+    assert _run("predict", "--checkpoint", str(workdir), "--output", str(output), str(images)) == 0
     entries = json.loads((output / "panoptic.json").read_text())["annotations"]
     assert [entry["image_id"] for entry in entries] == ["scene 0.png", "scene 1.png"]
     for entry in entries:
@@ -147,7 +147,7 @@ def test_predict_writes_png_json_and_overlay_at_the_original_size(workdir, tmp_p
         assert Image.open(output / "overlay" / entry["file_name"]).mode == "RGB"
 
 
-def test_predict_goes_on_over_a_broken_picture_and_says_so(workdir, tmp_path, capsys):
+def test_predict_goes_on_over_a_broken_image_and_says_so(workdir, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"not an image")
     Image.fromarray(Scenes("val", size=(64, 64))[0].image).save(tmp_path / "good.png")
     output = tmp_path / "out"

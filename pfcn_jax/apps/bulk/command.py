@@ -118,7 +118,7 @@ def find_work(source: Store, output: Store, *, retry_failed: bool) -> Work:
     done = layout.find_done(output)
     failed = {} if retry_failed else layout.read_failures(output)
     work = Work([], 0, 0)
-    for name in layout.find_pictures(source, output):
+    for name in layout.find_images(source, output):
         if name in done:
             work.done += 1
         elif name in failed:

@@ -46,7 +46,7 @@ def shard_name(names: Sequence[str]) -> str:
     return hashlib.blake2b("\n".join(names).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
 
 
-def find_pictures(source: Store, output: Store) -> Iterator[str]:
+def find_images(source: Store, output: Store) -> Iterator[str]:
     """Names of all images below the input, folder by folder, without those of the output."""
     skip = output.path() if source.same_files(output) else ""
     return (name for name, _ in source.list(skip=skip) if name.lower().endswith(SUFFIXES))

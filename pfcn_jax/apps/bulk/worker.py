@@ -20,7 +20,7 @@ import numpy as np
 from pfcn_jax.apps.bulk import layout
 from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.codec import encode_id_png
-from pfcn_jax.data.decode import decode_picture
+from pfcn_jax.data.decode import decode_image
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.store import Store
 from pfcn_jax.inference.input_files import decode_ahead
@@ -103,14 +103,14 @@ class Segmenter:
         outcomes: list[Outcome] = []
         encoding: collections.deque[concurrent.futures.Future[Outcome]] = collections.deque()
 
-        def pictures() -> Iterator[tuple[str, np.ndarray]]:
+        def images() -> Iterator[tuple[str, np.ndarray]]:
             for name, image in decode_ahead(names, self._read, threads=_READERS):
                 if isinstance(image, str):
                     outcomes.append(Outcome(name, error=image))
                 else:
                     yield name, image
 
-        for name, image, prediction in self._predictor.stream(pictures()):
+        for name, image, prediction in self._predictor.stream(images()):
             encoding.append(self._pool.submit(self._encode, name, image, prediction))
             if len(encoding) > _UNFINISHED:
                 outcomes.append(encoding.popleft().result())
@@ -141,7 +141,7 @@ class Segmenter:
     def _read(self, name: str) -> np.ndarray | str:
         shown = f"{self._source.where}/{name}"
         try:
-            return decode_picture(self._source.read(name), shown, upright=self._job.upright)
+            return decode_image(self._source.read(name), shown, upright=self._job.upright)
         except DataError as error:
             return str(error)
         except OSError as error:

@@ -65,8 +65,8 @@ def make_app(session: DemoSession, *, allowed_hosts: Sequence[str]) -> Starlette
     async def info(request: Request) -> dict[str, Any]:
         return session.info()
 
-    async def pictures(request: Request) -> dict[str, Any]:
-        name = request.query_params.get("name", "picture")
+    async def images(request: Request) -> dict[str, Any]:
+        name = request.query_params.get("name", "image")
         message = too_large(name, session.limits)
         data = await _body(request, "application/octet-stream", session.limits.max_bytes, message)
         return await compute(session.add, data, name)
@@ -84,7 +84,7 @@ def make_app(session: DemoSession, *, allowed_hosts: Sequence[str]) -> Starlette
     routes = [Route(path, _file(name, kind)) for path, (name, kind) in _FILES.items()]
     routes += [
         Route("/api/info", _answered(info)),
-        Route("/api/pictures", _answered(pictures), methods=["POST"]),
+        Route("/api/images", _answered(images), methods=["POST"]),
         Route("/api/segments", _answered(segments), methods=["POST"]),
     ]
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))])

@@ -96,7 +96,7 @@ class DemoSession:
             "key": key,
             "height": height,
             "width": width,
-            "picture": data_uri(encode_webp(shown)),
+            "image": data_uri(encode_webp(shown)),
             "seconds": round(seconds, 3),
         }
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from pfcn_jax.data.decode import decode_picture
+from pfcn_jax.data.decode import decode_image
 from pfcn_jax.data.example import DataError
 
 # Formats that browsers show. Pillow knows dozens more, some with programs of their own behind them.
@@ -44,7 +44,7 @@ def read_upload(data: bytes, name: str, limits: Limits) -> UInt8[np.ndarray, "h 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about sizes and palettes: judged here
             _check_header(data, name, limits)
-            return decode_picture(data, name, upright=True)
+            return decode_image(data, name, upright=True)
     except DataError:
         raise
     except Exception as error:  # a decoder may fail in any way on bytes that are made to break it
@@ -59,9 +59,9 @@ def too_large(name: str, limits: Limits) -> str:
 def _check_header(data: bytes, name: str, limits: Limits) -> None:
     """Size and kind from the header alone: nothing is decoded yet."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            width, height = picture.size
-            kind = picture.format
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            kind = image.format
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image, or none of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
@@ -79,4 +79,4 @@ def _check_header(data: bytes, name: str, limits: Limits) -> None:
 def _printable(name: str) -> str:
     """A name that fits into a message, whatever it holds."""
     shown = "".join(letter for letter in name if letter.isprintable())
-    return shown[:77] + "..." if len(shown) > 80 else shown or "picture"
+    return shown[:77] + "..." if len(shown) > 80 else shown or "image"

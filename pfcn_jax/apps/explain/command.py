@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint or a working directory of `train`")
     parser.add_argument("--output", required=True, help="folder for NAME.html and NAME/*.png")
     parser.add_argument("--kernels", type=int, default=40, help="clusters of kernels shown, the best first")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files and folders of images")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGES", help="files and folders of images")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -41,17 +41,17 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--kernels {args.kernels}: must be at least 1")
     output = pathlib.Path(args.output)
     inputs = find_inputs(args.pictures, exclude=output)
-    pictures = [entry for entry in inputs if not entry.is_video]
+    images = [entry for entry in inputs if not entry.is_video]
     broken = [f"{entry.path}: a video; explain takes images" for entry in inputs if entry.is_video]
     predictor = TwoStagePredictor(load_with_config(pathlib.Path(args.checkpoint), args.config_argv))
-    for entry, image in read_ahead(pictures, broken, upright=True):
-        print(explain_picture(predictor, image, entry.name, output, kernels=args.kernels))
+    for entry, image in read_ahead(images, broken, upright=True):
+        print(explain_image(predictor, image, entry.name, output, kernels=args.kernels))
     for message in broken:
         print(f"skipped: {message}", file=sys.stderr)
     return 1 if broken else 0
 
 
-def explain_picture(
+def explain_image(
     predictor: TwoStagePredictor, image: np.ndarray, name: str, output: pathlib.Path, *, kernels: int = 40
 ) -> pathlib.Path:
     """Writes `output/name.html` and its panels as `output/name/*.png`; returns the page.
@@ -68,7 +68,7 @@ def explain_picture(
     scale = _SIDE / max(image.shape[:2])
     blank = np.zeros(image.shape[:2], np.int32)
     sheets = {
-        "picture": [Panel(overlay(image, blank, classes, [], scale=scale), "picture")],
+        "image": [Panel(overlay(image, blank, classes, [], scale=scale), "image")],
         "panoptic": [Panel(draw_prediction(image, trace.prediction.panoptic, classes, scale=scale), "segments")],
         "centers": insides.centers([fate for c in clusters for fate in c.members] + dropped),
         "regions": insides.regions(),
@@ -82,7 +82,7 @@ def explain_picture(
         title=name,
         subtitle=f"{image.shape[0]} x {image.shape[1]} pixels, {predictor.loaded.config.name}",
         counts=_count_line(clusters, len(dropped), len(LEVELS)),
-        picture=_values(sheets["picture"][0]),
+        image=_values(sheets["image"][0]),
         drawing=_values(sheets["panoptic"][0]),
         segments=segment_table(trace, classes),
         centers=[_values(panel) for panel in sheets["centers"]],

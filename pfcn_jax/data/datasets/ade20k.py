@@ -74,9 +74,9 @@ class Ade20kAnnotations(LabelledFolder):
         base = pathlib.Path(root)
         semantic = require_folder(base / "annotations" / split, "ADE20K semantic labels")
         instances = require_folder(base / "annotations_instance" / split, "ADE20K instance labels")
-        pictures = base / "images" / split
-        entries = pair_up(pictures.glob("*.jpg"), [(semantic, ".png"), (instances, ".png")])
-        super().__init__(class_table(), entries, root=pictures)
+        images = base / "images" / split
+        entries = pair_up(images.glob("*.jpg"), [(semantic, ".png"), (instances, ".png")])
+        super().__init__(class_table(), entries, root=images)
         table = self.classes
         self._stuff_of_semantic = np.full(len(table) + 1, VOID_CLASS, np.int32)
         for category, class_id in table.class_of_category.items():

@@ -27,7 +27,7 @@ from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.registry import register
 
 INSTANCE_FACTOR = 1000
-_PICTURE, _LABELS = "_leftImg8bit.png", "_gtFine_instanceIds.png"
+_IMAGE, _LABELS = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 _NO_TRAIN_ID = 255
 
 
@@ -105,15 +105,15 @@ class Cityscapes(LabelledFolder):
           DataError: a folder is missing, or no image is in it.
         """
         base = pathlib.Path(root)
-        pictures = require_folder(base / "leftImg8bit" / split, f"Cityscapes images of split {split!r}")
+        images = require_folder(base / "leftImg8bit" / split, f"Cityscapes images of split {split!r}")
         labels = require_folder(base / "gtFine" / split, f"Cityscapes fine annotations of split {split!r}")
         entries = []
-        for picture in sorted(pictures.glob(f"*/*{_PICTURE}")):
-            stem = picture.name.removesuffix(_PICTURE)
-            entries.append(Entry(stem, picture, (labels / picture.parent.name / f"{stem}{_LABELS}",)))
+        for image in sorted(images.glob(f"*/*{_IMAGE}")):
+            stem = image.name.removesuffix(_IMAGE)
+            entries.append(Entry(stem, image, (labels / image.parent.name / f"{stem}{_LABELS}",)))
         if not entries:
-            raise DataError(f"{pictures}: no <city>/*{_PICTURE}", kind="picture-missing")
-        super().__init__(class_table(), entries, root=pictures)
+            raise DataError(f"{images}: no <city>/*{_IMAGE}", kind="picture-missing")
+        super().__init__(class_table(), entries, root=images)
         self._class_of_label = np.full(len(LABELS), VOID_CLASS, np.int32)
         for category, class_id in self.classes.class_of_category.items():
             self._class_of_label[category] = class_id

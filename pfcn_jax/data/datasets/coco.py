@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int, Int32, UInt8
 
 from pfcn_jax.codec import exchange_red_blue
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.decode import decode_ids, decode_picture
+from pfcn_jax.data.decode import decode_ids, decode_image
 from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index, sides
 from pfcn_jax.data.image_files import find_normalized
 from pfcn_jax.data.kinds import Report, raise_errors
@@ -38,14 +38,14 @@ def make_example(
     segments: tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]],
     info: ExampleInfo,
     *,
-    picture_name: str,
+    image_name: str,
     label_name: str,
 ) -> Example:
     """An image, its ids as painted and its segments as listed -> an Example (row i is the i-th listed segment).
 
     Args:
       segments: segment ids, class ids and crowd flags.
-      picture_name: for the messages.
+      image_name: for the messages.
       label_name: likewise.
 
     Raises:
@@ -55,11 +55,11 @@ def make_example(
     if image.shape[:2] != info.size:
         hint = _size_hint(image, info.size)
         raise DataError(
-            f"{picture_name}: is {sides(image.shape)} but the JSON says {sides(info.size)}{hint}", kind="picture-size"
+            f"{image_name}: is {sides(image.shape)} but the JSON says {sides(info.size)}{hint}", kind="picture-size"
         )
     if image.shape[:2] != ids.shape:
         raise DataError(
-            f"{picture_name}: is {sides(image.shape)} but its labels {label_name} are {sides(ids.shape)}",
+            f"{image_name}: is {sides(image.shape)} but its labels {label_name} are {sides(ids.shape)}",
             kind="label-size",
         )
     runs = find_runs(ids)
@@ -115,7 +115,7 @@ class PanopticFiles:
 
     index: PanopticIndex
 
-    def picture_name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """The whole name of image `index`, for `read` and for messages."""
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class PanopticFiles:
     def read_image(self, index: int) -> bytes:
         """The bytes of image `index`; empty if it cannot be read."""
         try:
-            return self.read(self.picture_name(index))
+            return self.read(self.image_name(index))
         except (OSError, KeyError, ValueError):
             return b""
 
@@ -156,7 +156,7 @@ class PanopticFiles:
           DataError: one of them cannot be read.
         """
         contents = []
-        for what, name in (("picture", self.picture_name(index)), ("label", self.label_name(index))):
+        for what, name in (("picture", self.image_name(index)), ("label", self.label_name(index))):
             try:
                 contents.append(self.read(name))
             except (OSError, KeyError) as error:
@@ -168,17 +168,17 @@ class PanopticFiles:
                 ) from error
         return contents[0], contents[1]
 
-    def decode(self, index: int, picture: bytes, labels: bytes) -> Example:
+    def decode(self, index: int, image: bytes, labels: bytes) -> Example:
         """The example of bytes that `read_files` gave, checked (see `make_example`)."""
         info = self.info(index)
-        picture_name = f"{self.picture_name(index)} (image {info.image_id})"
+        image_name = f"{self.image_name(index)} (image {info.image_id})"
         label_name = f"{self.label_name(index)} (image {info.image_id})"
         return make_example(
-            decode_picture(picture, picture_name),
+            decode_image(image, image_name),
             decode_ids(labels, label_name),
             self.index.segments(index),
             info,
-            picture_name=picture_name,
+            image_name=image_name,
             label_name=label_name,
         )
 
@@ -228,7 +228,7 @@ class CocoFolder(PanopticFiles):
         self.index, declared = read_panoptic(json_path, report)
         self.declared: Declared | None = None if report is raise_errors else declared  # only checks need it
 
-    def picture_name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         return os.path.join(self.images_dir, self.index.file_names[index])
 
     def label_name(self, index: int) -> str:

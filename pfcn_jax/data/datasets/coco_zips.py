@@ -31,7 +31,7 @@ class CocoZips(PanopticFiles):
         """
         base = pathlib.Path(root)
         self.split = split
-        self.pictures = _open_zip(base / f"{split}.zip")
+        self.images = _open_zip(base / f"{split}.zip")
         candidates = sorted(base.glob("panoptic_annotations*.zip"))
         if not candidates:
             raise DataError(
@@ -53,14 +53,14 @@ class CocoZips(PanopticFiles):
                 return
         raise DataError(f"{base}: no {inner}.json in {', '.join(candidate.name for candidate in candidates)}")
 
-    def picture_name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         return f"{self.split}/{self.index.file_names[index]}"
 
     def label_name(self, index: int) -> str:
         return f"panoptic_{self.split}/{self.index.label_names[index]}"
 
     def read(self, name: str) -> bytes:
-        archive = self.labels if name.startswith("panoptic_") else self.pictures
+        archive = self.labels if name.startswith("panoptic_") else self.images
         try:
             return archive.read(name)
         except _DAMAGED as error:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int, Int32, UInt8
 from PIL import Image
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.decode import decode_picture
+from pfcn_jax.data.decode import decode_image
 from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index, sides
 from pfcn_jax.data.segments import find_runs
 from pfcn_jax.utils.retry import retry_read
@@ -33,7 +33,7 @@ class Entry:
     """The files of one example."""
 
     image_id: int | str
-    picture: pathlib.Path
+    image: pathlib.Path
     labels: tuple[pathlib.Path, ...]
 
 
@@ -75,17 +75,17 @@ class LabelledFolder:
         check_index(index, len(self))
         entry = self._entries[index]
         height, width = self._sizes[index].tolist()
-        return ExampleInfo(entry.image_id, entry.picture.relative_to(self._root).as_posix(), (height, width))
+        return ExampleInfo(entry.image_id, entry.image.relative_to(self._root).as_posix(), (height, width))
 
     def __getitem__(self, index: int) -> Example:
         info = self.info(index)
         entry = self._entries[index]
-        image = decode_picture(_read(entry.picture, "picture"), str(entry.picture))
+        image = decode_image(_read(entry.image, "picture"), str(entry.image))
         names = [str(path) for path in entry.labels]
         values = self.read_values([_read(path, "label") for path in entry.labels], names)
         if image.shape[:2] != values.shape:
             raise DataError(
-                f"{entry.picture}: is {sides(image.shape)} but its labels {names[0]} are {sides(values.shape)}",
+                f"{entry.image}: is {sides(image.shape)} but its labels {names[0]} are {sides(values.shape)}",
                 kind="label-size",
             )
         return self._example(image, values, info, names[0])
@@ -140,7 +140,7 @@ def list_folders(root: str, pattern: str) -> list[str]:
     return [path.parts[position] for path in pathlib.Path(root).glob(pattern) if path.is_dir()]
 
 
-def pair_up(pictures: Iterable[pathlib.Path], labels: Sequence[tuple[pathlib.Path, str]]) -> list[Entry]:
+def pair_up(images: Iterable[pathlib.Path], labels: Sequence[tuple[pathlib.Path, str]]) -> list[Entry]:
     """Entries of images with the labels of the same stem, in name order; the id is the stem.
 
     Args:
@@ -148,7 +148,7 @@ def pair_up(pictures: Iterable[pathlib.Path], labels: Sequence[tuple[pathlib.Pat
     """
     return [
         Entry(path.stem, path, tuple(folder / f"{path.stem}{suffix}" for folder, suffix in labels))
-        for path in sorted(pictures)
+        for path in sorted(images)
     ]
 
 
@@ -176,7 +176,7 @@ def _size_of(entry: Entry) -> tuple[int, int]:
     except OSError:
         pass  # reported when the example is read
     try:
-        with Image.open(io.BytesIO(entry.picture.read_bytes())) as picture:
-            return picture.height, picture.width
+        with Image.open(io.BytesIO(entry.image.read_bytes())) as image:
+            return image.height, image.width
     except OSError as error:
-        raise DataError(f"{os.fspath(entry.picture)}: broken image ({error})", kind="picture-unreadable") from error
+        raise DataError(f"{os.fspath(entry.image)}: broken image ({error})", kind="picture-unreadable") from error

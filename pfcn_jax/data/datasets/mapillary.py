@@ -98,10 +98,10 @@ class MapillaryInstances(LabelledFolder):
 
     def __init__(self, root: str | os.PathLike[str], split: str, *, labels_dir: str):
         base = pathlib.Path(root)
-        pictures = base / split / "images"
+        images = base / split / "images"
         labels = read_labels(base)
-        entries = pair_up(pictures.glob("*.jpg"), [(base / labels_dir, ".png")])
-        super().__init__(class_table(labels), entries, root=pictures)
+        entries = pair_up(images.glob("*.jpg"), [(base / labels_dir, ".png")])
+        super().__init__(class_table(labels), entries, root=images)
         self._class_of_label = np.full(len(labels), VOID_CLASS, np.int32)
         for category, class_id in self.classes.class_of_category.items():
             self._class_of_label[category - 1] = class_id

@@ -121,7 +121,7 @@ class Scenes:
         textures = _textures(self.size)
         ground = _draw_ground(rng, textures)
         things = _visible_things(_place_things(rng, self.size, self.things, ground), self.size)
-        image = _draw_picture(rng, ground, things, textures)
+        image = _draw_image(rng, ground, things, textures)
         segment_map, class_id = _draw_labels(ground.labels, things)
         return Example(image, find_runs(segment_map), class_id, np.zeros(len(class_id), bool), index, info.file_name)
 
@@ -323,7 +323,7 @@ def _draw_labels(
     return row[painted], classes[present[1:]]
 
 
-def _draw_picture(
+def _draw_image(
     rng: np.random.Generator, ground: _Ground, things: list[Thing], textures: _Textures
 ) -> UInt8[np.ndarray, "h w 3"]:
     image = ground.image

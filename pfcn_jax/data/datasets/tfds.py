@@ -23,7 +23,7 @@ from PIL import Image
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import PanopticFiles, make_example
-from pfcn_jax.data.decode import decode_ids, decode_picture
+from pfcn_jax.data.decode import decode_ids, decode_image
 from pfcn_jax.data.example import DataError, Example, ExampleInfo, check_index
 from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.registry import register
@@ -85,15 +85,13 @@ class PanopticBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         for position in range(len(files)):
             info = files.info(position)
             if not isinstance(info.image_id, int):
-                raise DataError(
-                    f"{files.picture_name(position)}: TFDS wants whole numbers as ids, not {info.image_id!r}"
-                )
-            picture, labels = files.read_files(position)
-            example = files.decode(position, picture, labels)  # so that only sound examples are written
+                raise DataError(f"{files.image_name(position)}: TFDS wants whole numbers as ids, not {info.image_id!r}")
+            image, labels = files.read_files(position)
+            example = files.decode(position, image, labels)  # so that only sound examples are written
             yield (
                 info.file_name,
                 {
-                    "image": io.BytesIO(picture),
+                    "image": io.BytesIO(image),
                     "image/filename": info.file_name,
                     "image/id": info.image_id,
                     "panoptic_image": io.BytesIO(labels),
@@ -197,8 +195,8 @@ def _scan(root: epath.Path, split: str) -> dict[str, Any]:
         record = records[number]
         ids.append(int(record["image/id"]))
         names.append(_text(record["image/filename"]))
-        with Image.open(io.BytesIO(record["image"])) as picture:  # reads the header only
-            sizes.append([picture.height, picture.width])
+        with Image.open(io.BytesIO(record["image"])) as image:  # reads the header only
+            sizes.append([image.height, image.width])
     order = np.argsort(np.array(ids), kind="stable").tolist()
     return {
         "record": order,
@@ -319,9 +317,9 @@ class TfdsSource:
             np.array(objects["label"], np.int32).reshape(-1),
             np.array(objects["is_crowd"], bool).reshape(-1),
         )
-        image = decode_picture(record["image"], where)
+        image = decode_image(record["image"], where)
         ids = decode_ids(record["panoptic_image"], f"labels of {where}")
-        return make_example(image, ids, segments, info, picture_name=where, label_name=f"labels of {where}")
+        return make_example(image, ids, segments, info, image_name=where, label_name=f"labels of {where}")
 
 
 def coco_class_table(names: list[str]) -> ClassTable:

@@ -57,11 +57,13 @@ def add_output_flags(parser: argparse.ArgumentParser, *, pictures: bool = True, 
     """Adds the flags that `write_dataset` reads.
 
     Args:
-      pictures: with `--pictures`, for formats that do not say where their images are.
+      pictures: with `--images`, for formats that do not say where their images are.
       own_splits: the format has splits, which are used unless a flag says otherwise.
     """
     if pictures:
-        parser.add_argument("--pictures", required=True, help="folder of images")
+        parser.add_argument(
+            "--images", "--pictures", dest="pictures", metavar="DIR", required=True, help="folder of images"
+        )
     parser.add_argument("--output", required=True, help="folder to write; data.root of the training")
     where = parser.add_mutually_exclusive_group(required=not own_splits)
     default = " (default: the splits that the labels come in)" if own_splits else ""

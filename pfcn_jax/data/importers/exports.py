@@ -36,7 +36,7 @@ def add_export_flags(parser: argparse.ArgumentParser, what: str, *, own_splits: 
       own_splits: the tool has splits.
     """
     parser.add_argument("--input", required=True, help=what)
-    parser.add_argument("--pictures", help="folder with the images somewhere below (default: the input)")
+    parser.add_argument("--images", "--pictures", dest="pictures", metavar="DIR", help="folder with the images somewhere below (default: the input)")
     add_kind_flags(parser)
     add_background_flag(parser)
     add_skip_bad_flag(parser)
@@ -82,7 +82,7 @@ def find_one(path: pathlib.Path, kinds: Mapping[str, Sequence[str]], tool: str) 
 
 
 def list_pictures(args: argparse.Namespace, root: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
-    """The folder of `--pictures`, or of the export, and the image files below it, without those of `--output`."""
+    """The folder of `--images`, or of the export, and the image files below it, without those of `--output`."""
     folder, output = pathlib.Path(args.pictures or root), pathlib.Path(args.output).resolve()
     files = [path for path in folder.rglob("*") if is_image(path) and output not in path.resolve().parents]
     return folder, files

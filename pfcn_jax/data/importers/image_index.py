@@ -60,7 +60,7 @@ class ImageIndex:
         best = [path for path, count in zip(found, common) if count == max(common)]
         if len(best) > 1:
             raise DataError(
-                f"{written}: may be {best[0]} or {best[1]}; name a folder with one of them (--pictures)",
+                f"{written}: may be {best[0]} or {best[1]}; name a folder with one of them (--images)",
                 kind="picture-repeated",
             )
         return best[0] if best else None
@@ -76,7 +76,7 @@ class ImageIndex:
         if missing:
             raise DataError(
                 f"{label_file}: {len(missing)} of {len(written)} images are not below {self.folder}, as "
-                f"{missing[0]:.200}; if the export has no images: --pictures FOLDER",
+                f"{missing[0]:.200}; if the export has no images: --images FOLDER",
                 kind="picture-missing",
             )
         files = [file for file in found if file is not None]

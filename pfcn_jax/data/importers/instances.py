@@ -316,7 +316,7 @@ def _find_files(images: Mapping[Any, Mapping[str, Any]], base: pathlib.Path) -> 
     if missing:
         hint = "; file_name has backslashes: replace them by /" if "\\" in missing[0] else ""
         if not hint and (base / pathlib.PurePosixPath(missing[0]).name).is_file():
-            hint = f"; there is {base / pathlib.PurePosixPath(missing[0]).name}: --pictures is a folder too deep"
+            hint = f"; there is {base / pathlib.PurePosixPath(missing[0]).name}: --images is a folder too deep"
         raise DataError(
             f"{base / missing[0]}: no such image ({len(missing)} of {len(files)} missing){hint}", kind="picture-missing"
         )

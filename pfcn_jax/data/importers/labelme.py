@@ -79,7 +79,13 @@ class _LabelFile:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", required=True, help="folder of LabelMe's JSON files, searched with its subfolders")
-    parser.add_argument("--pictures", help="folder of images (default: where each imagePath says, or in the JSON)")
+    parser.add_argument(
+        "--images",
+        "--pictures",
+        dest="pictures",
+        metavar="DIR",
+        help="folder of images (default: where each imagePath says, or in the JSON)",
+    )
     add_kind_flags(parser)
     add_skip_bad_flag(parser)
     add_background_flag(parser)
@@ -92,7 +98,7 @@ def run(args: argparse.Namespace) -> list[str]:
     files, missing, notes = _read_files(folder, pathlib.Path(args.pictures) if args.pictures else None)
     if missing and not args.skip_bad:
         raise DataError(
-            f"{len(missing)} images {NO_IMAGE}, as {missing[0]}; name their folder by --pictures, or leave them out by "
+            f"{len(missing)} images {NO_IMAGE}, as {missing[0]}; name their folder by --images, or leave them out by "
             "--skip-bad",
             kind="picture-missing",
         )

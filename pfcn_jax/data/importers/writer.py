@@ -20,7 +20,7 @@ from PIL import Image
 
 from pfcn_jax.codec import MAX_ID, write_id_png
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.decode import decode_picture, stored_orientation
+from pfcn_jax.data.decode import decode_image, stored_orientation
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.labelled import Labelled
 from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
@@ -172,7 +172,7 @@ class _Writer:
         """Writes image `number` and its labels."""
         data, upright = self.options.read(path), self.options.upright
         orientation = stored_orientation(data)
-        pixels = decode_picture(data, str(path), upright=upright)
+        pixels = decode_image(data, str(path), upright=upright)
         height, width = pixels.shape[:2]
         try:
             labelled = self.label(path, (height, width))

@@ -62,7 +62,9 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "B h w I"], before: Any, used: Bool[Array, "B ho wo 1"] | None) -> Array:
         """Args: `before`, `used` are the positions in use of the input and of the output."""
 
-        def conv(name: str, features: int, size: int, stride: int = 1, activation: bool = True, **options: Any) -> Conv:
+        def conv(
+            name: str, features: int, size: int, stride: int = 1, *, activation: bool = True, deformable: bool = False
+        ) -> Conv:
             return Conv(
                 features,
                 size,
@@ -70,9 +72,10 @@ class Block(nn.Module):
                 norm=self.norm,
                 activation=activation,
                 initializer="msra",
+                deformable=deformable,
+                offset_init="zeros",  # a deformable convolution of a backbone starts as a plain one
                 dtype=self.dtype,
                 name=name,
-                **options,
             )
 
         shortcut = x
@@ -84,8 +87,7 @@ class Block(nn.Module):
         else:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
             y = conv("conv1", self.inner, 1, first)(x, used if self.stride_in_1x1 else before)
-            # The offsets of a backbone's deformable convolutions start at zero, as a plain convolution.
-            y = conv("conv2", self.inner, 3, second, deformable=self.deformable, offset_init="zeros")(y, used)
+            y = conv("conv2", self.inner, 3, second, deformable=self.deformable)(y, used)
             y = conv("conv3", self.features, 1, activation=False)(y, used)
         return keep(nn.relu(y + shortcut), used)
 

@@ -14,17 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from pfcn_jax.models.backbones.convnext import Convolution, frozen_stages
-from pfcn_jax.models.backbones.registry import PAPER_WIDTH, STAGES, BackboneSpec, refuse_options, register
-from pfcn_jax.models.layers import LayerNorm, drop_path, keep, used_positions, used_size
+from pfcn_jax.models.backbones.registry import BackboneSpec, register
+from pfcn_jax.models.backbones.stages import INITIAL, StagedBackbone, check, scaled_channels, shared_fields
+from pfcn_jax.models.layers import LayerNorm, drop_path, keep, used_size
 from pfcn_jax.models.options import ModelOptions
 
 BLOCKS = {"t": (2, 2, 6, 2), "s": (2, 2, 18, 2), "b": (2, 2, 18, 2), "l": (2, 2, 18, 2)}
-CHANNELS = {"t": 96, "s": 96, "b": 128, "l": 192}  # of res2; each stage doubles them
-HEADS = {"t": 3, "s": 3, "b": 4, "l": 6}  # of res2; each stage doubles them
+HEADS = {"t": 3, "s": 3, "b": 4, "l": 6}  # of res2
 WINDOW, SHIFT = 7, 3
 EPSILON = 1e-5
-_INITIAL = nn.initializers.truncated_normal(0.02)
 _OUTSIDE = -1e9  # added to the logits of keys outside of the padded image; finite, since all keys may be outside
 
 
@@ -113,13 +111,13 @@ class WindowAttention(nn.Module):
         else:
             x = _pad(_pad(x, 1, 0, -height % WINDOW), 2, 0, -width % WINDOW)
         padded = x.shape
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INITIAL)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=INITIAL)
         qkv = dense(3 * channels, name="qkv")(_windows(x))
         qkv = qkv.reshape(*qkv.shape[:3], 3, self.heads, channels // self.heads)
         query, key, value = (qkv[..., part, :, :] for part in range(3))
         query = query * jnp.asarray((channels // self.heads) ** -0.5, self.dtype)
         logits = jnp.einsum("bnqhd,bnkhd->bnhqk", query, key, preferred_element_type=jnp.float32)
-        table = self.param("bias_table", _INITIAL, ((2 * WINDOW - 1) ** 2, self.heads), jnp.float32)
+        table = self.param("bias_table", INITIAL, ((2 * WINDOW - 1) ** 2, self.heads), jnp.float32)
         logits = logits + table[position_index()].transpose(2, 0, 1)[None, None]
         if readable is not None:
             logits = jnp.where(_windows(readable)[:, :, None, None, :, 0], logits, _OUTSIDE)
@@ -143,7 +141,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "B h w C"], used: Any, count: Any) -> Float[Array, "B h w C"]:
         channels = x.shape[-1]
         norm = functools.partial(LayerNorm, EPSILON, dtype=self.dtype)
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INITIAL)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=INITIAL)
         y = keep(norm(name="norm1")(x), used)
         y = WindowAttention(self.heads, self.shifted, dtype=self.dtype, name="attn")(y, count)
         x = x + drop_path(self, y, self.drop_rate)
@@ -157,90 +155,39 @@ class PatchMerging(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"], used: Any) -> Float[Array, "B ho wo 2*C"]:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B ho wo 2*C"]:
         features = 2 * x.shape[-1]
         x = _pad(_pad(x, 1, 0, x.shape[1] % 2), 2, 0, x.shape[2] % 2)
         x = jnp.concatenate([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], axis=-1)
         x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
-        reduction = nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=_INITIAL, name="reduction")
-        return keep(reduction(x), used)
+        return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=INITIAL, name="reduction")(x)
 
 
-class PatchEmbedding(nn.Module):
-    """4x4 convolution of stride 4, then layer norm."""
+class Swin(StagedBackbone):
+    """See `StagedBackbone`; the stem is the paper's patch embedding."""
 
-    features: int
-    dtype: Any = jnp.float32
+    heads: int = 3  # of res2; each stage doubles them
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"], used: Any) -> Float[Array, "B H//4 W//4 O"]:
-        x = Convolution(self.features, 4, 4, dtype=self.dtype, name="conv")(x)
-        return keep(LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x), used)
-
-
-class Swin(nn.Module):
-    """`res2`..`res5` are the stages after a layer norm each (`norm2`..`norm5`), as detection necks want them; these
-    norms are in no classification checkpoint and are never frozen.
-
-    `freeze_at`: no gradient reaches the patch embedding (1), it and res2 (2), ...; 0 trains everything.
-    """
-
-    blocks: tuple[int, ...] = BLOCKS["t"]
-    channels: int = CHANNELS["t"]
-    heads: int = HEADS["t"]
-    drop_rate: float = 0.0
-    freeze_at: int = 2
-    dtype: Any = jnp.float32
-    remat: bool = False
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"], extent: Int[Array, "B 2"] | None) -> dict[str, Array]:
-        """`stem` (stride 4) and `res2`..`res5` of an image that is zero beyond its size."""
-        block_class = nn.remat(Block) if self.remat else Block
-        used = used_positions(extent, 4, x.shape[1] // 4, x.shape[2] // 4)
-        x = PatchEmbedding(self.channels, dtype=self.dtype, name="stem")(x, used)
-        x = jax.lax.stop_gradient(x) if self.freeze_at >= 1 else x
-        outputs, done, last = {"stem": x}, 0, sum(self.blocks) - 1
-        for stage, blocks in zip(STAGES, self.blocks, strict=True):
-            if stage > 2:
-                used = used_positions(extent, 2**stage, -(-x.shape[1] // 2), -(-x.shape[2] // 2))
-                x = PatchMerging(dtype=self.dtype, name=f"down{stage}")(x, used)
-            count = None if extent is None else used_size(extent, 2**stage)
-            for index in range(blocks):
-                x = block_class(
-                    heads=self.heads * 2 ** (stage - 2),
-                    shifted=index % 2 == 1,
-                    drop_rate=self.drop_rate * done / last,
-                    dtype=self.dtype,
-                    name=f"res{stage}_{index}",
-                )(x, used, count)
-                done += 1
-            x = jax.lax.stop_gradient(x) if self.freeze_at >= stage else x
-            outputs[f"res{stage}"] = keep(LayerNorm(EPSILON, dtype=self.dtype, name=f"norm{stage}")(x), used)
-        return outputs
+    epsilon = EPSILON
 
     @nn.nowrap
-    def frozen_modules(self, freeze_at: int) -> tuple[str, ...]:
-        """The patch embedding (1), and the blocks of res2 (2), `down3` and the blocks of res3 (3), ..."""
-        return frozen_stages(self.blocks, freeze_at)
+    def downsample(self, stage: int) -> Any:
+        return PatchMerging(dtype=self.dtype, name=f"down{stage}")
+
+    @nn.nowrap
+    def block(self, stage: int, index: int, drop_rate: float, extent: Int[Array, "B 2"] | None) -> Any:
+        count = None if extent is None else used_size(extent, 2**stage)
+        heads, shifted = self.heads * 2 ** (stage - 2), index % 2 == 1
+        block_class = nn.remat(Block) if self.remat else Block
+        made = block_class(heads, shifted, drop_rate, dtype=self.dtype, name=f"res{stage}_{index}")
+        return functools.partial(made, count=count)
 
 
 def _build(size: str, options: ModelOptions) -> Swin:
-    width = CHANNELS[size] * options.backbone_width // PAPER_WIDTH
-    return Swin(
-        blocks=BLOCKS[size],
-        channels=max(HEADS[size], width // HEADS[size] * HEADS[size]),
-        heads=HEADS[size],
-        drop_rate=options.drop_path,
-        freeze_at=options.freeze_at,
-        dtype=jnp.dtype(options.dtype),
-        remat=options.remat,
-    )
-
-
-def _check(options: ModelOptions) -> None:
-    refuse_options(options, "backbone_norm", "deformable_stages", "stride_in_1x1")
+    heads = HEADS[size]
+    channels = max(heads, scaled_channels(size, options) // heads * heads)
+    return Swin(blocks=BLOCKS[size], channels=channels, heads=heads, **shared_fields(options))
 
 
 for _size in BLOCKS:
-    register(f"swin_{_size}", BackboneSpec(functools.partial(_build, _size), check=_check))
+    register(f"swin_{_size}", BackboneSpec(functools.partial(_build, _size), check=check))

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 import jax
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.errors import UserError
 from pfcn_jax.parallel import distributed
 from pfcn_jax.studies.ablate import report

@@ -176,8 +176,8 @@ def collect(document: pathlib.Path, records: Sequence[Record]) -> list[pathlib.P
     """
     for record in records:
         write_section(document, record["table"], markdown(record), kind="ablation")
-    picture = document.parent / "images" / f"{document.stem}.png"
-    draw(records, picture)
-    link = f"![PQ of every row: the paper's and ours](images/{picture.name})"
+    image = document.parent / "images" / f"{document.stem}.png"
+    draw(records, image)
+    link = f"![PQ of every row: the paper's and ours](images/{image.name})"
     write_section(document, "picture", link, kind="ablation")
-    return [document, picture]
+    return [document, image]

@@ -23,7 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pfcn_jax.config.schema import Config, config_hash, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config, config_hash
 from pfcn_jax.errors import UserError
 from pfcn_jax.studies.benchmark import forms, loading, prediction, scaling, training
 from pfcn_jax.studies.benchmark.measure import Row, Yardstick
@@ -49,7 +50,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="with --reference: the enhanced model",
     )
-    parser.add_argument("--pictures", nargs="+", help="files and folders (default: the config's data)")
+    parser.add_argument(
+        "--images",
+        "--pictures",
+        dest="pictures",
+        nargs="+",
+        metavar="PATH",
+        help="files and folders (default: the config's data)",
+    )
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="batch sizes (default: 1)")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], help="`input`: worker processes to try")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="how long to repeat each measurement")

@@ -82,7 +82,7 @@ def layer_rows(
     quarter, eighth = (1, height // 4, width // 4), (1, height // 8, width // 8)
     wide = (array(*eighth, 2 * channels), array(1, 1, 2 * channels, channels, scale=0.05))
     square = (array(*quarter, channels), array(3, 3, channels, channels, scale=0.02))
-    picture = (array(1, height, width, 3), array(7, 7, 3, 64, scale=0.1))
+    image = (array(1, height, width, 3), array(7, 7, 3, 64, scale=0.1))
     half = (jnp.maximum(array(1, height // 2, width // 2, 64), 0),)
     sampled = (array(*eighth, channels), array(*eighth, 27), array(3, 3, channels, channels, scale=0.02))
 
@@ -98,9 +98,9 @@ def layer_rows(
             "7x7 convolution of the image",
             "operator on a CPU, else in blocks (in use)",
             stem(convolution.conv2d),
-            picture,
+            image,
         ),
-        ("7x7 convolution of the image", "operator", stem(plain_conv), picture),
+        ("7x7 convolution of the image", "operator", stem(plain_conv), image),
         ("3x3 maximum", "selections (in use)", convolution.max_pool, half),
         ("3x3 maximum", "operator", plain_pool, half),
         ("deformable 3x3, stride 8", "written-out backward (in use)", deformable.deformable_conv, sampled),

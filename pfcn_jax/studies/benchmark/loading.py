@@ -14,7 +14,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.datasets.coco import PanopticFiles
 from pfcn_jax.data.example import Source
 from pfcn_jax.data.inputs import open_training, train_pipeline
@@ -59,8 +60,8 @@ def decode_rate(source: Source, *, seconds: float) -> Rate:
 
 def pipeline_rate(config: Config, source: Source, *, seconds: float) -> Rate:
     """The pipeline once its workers run and its buffers are empty, so that each batch taken is a batch made."""
-    pipeline = train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)
-    ahead = 2 + pipeline.buffered_batches * max(config.data.workers, 1)
+    pipeline = train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1))
+    ahead = 2 + pipeline.options.buffered_batches * max(config.data.workers, 1)
     with iter(pipeline) as batches:
         for _ in range(ahead):
             next(batches)

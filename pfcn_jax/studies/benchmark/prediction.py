@@ -21,7 +21,7 @@ from pfcn_jax.studies.benchmark.measure import (
     device_peak_mb,
     time_runs,
 )
-from pfcn_jax.studies.benchmark.subject import Placed, Subject, load_subject, place, read_pictures
+from pfcn_jax.studies.benchmark.subject import Placed, Subject, load_subject, place, read_images
 from pfcn_jax.types import image_geometry
 
 PyTree = Any
@@ -107,11 +107,11 @@ def measure_prediction(
 def rows(part: str, args: argparse.Namespace) -> tuple[Subject, list[Row]]:
     """The batch sweep of a part."""
     subject = load_subject(args)
-    pictures = read_pictures(args, subject.config)
+    images = read_images(args, subject.config)
     yardstick = Yardstick(subject.config.model.dtype if jax.default_backend() != "cpu" else "float32")
     measured = []
     for batch in args.batch:
-        placed = place(pictures, batch, subject.config)
+        placed = place(images, batch, subject.config)
         row, _ = measure_prediction(part, subject, placed, yardstick, seconds=args.seconds)
         measured.append(row)
     return subject, measured

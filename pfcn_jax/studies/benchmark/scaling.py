@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfcn_jax.config.schema import Config, TrainOptions, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config, TrainOptions
 from pfcn_jax.data.classes import ClassTable, coco_classes
 from pfcn_jax.data.inputs import open_training, train_pipeline
 from pfcn_jax.data.segments import map_type
@@ -48,7 +49,7 @@ _WORTHWHILE = 0.8  # efficiency down to which adding chips is counted as scaling
 class Work:
     """Operations and bytes of a training, independent of the machine."""
 
-    flops_per_picture: float  # matrix products and convolutions, forward and backward
+    flops_per_image: float  # matrix products and convolutions, forward and backward
     gradient_bytes: float  # of all trained parameters: what every chip sends and receives in a step
     steps: int
     batch: int
@@ -62,7 +63,7 @@ class Machine:
     share: float  # of the peak that the training step reaches on one chip
     link_bytes: float  # bytes a second that a chip sends to its neighbor: the slowest link of the ring
     chips_per_host: int
-    pictures_per_host: float  # that a host reads, decodes and resizes in a second; inf: not looked at
+    images_per_host: float  # that a host reads, decodes and resizes in a second; inf: not looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +93,15 @@ def step_time(work: Work, machine: Machine, chips: int) -> Step:
     hosts = math.ceil(chips / machine.chips_per_host)
     return Step(
         chips=chips,
-        compute=each * work.flops_per_picture / (machine.peak_flops * machine.share),
+        compute=each * work.flops_per_image / (machine.peak_flops * machine.share),
         all_reduce=2.0 * (chips - 1) / chips * work.gradient_bytes / machine.link_bytes,
-        input=work.batch / (hosts * machine.pictures_per_host),
+        input=work.batch / (hosts * machine.images_per_host),
     )
 
 
 def efficiency(work: Work, machine: Machine, chips: int) -> float:
     """Images a second of `chips` chips over `chips` times those of one chip with nothing to wait for."""
-    alone = work.batch * work.flops_per_picture / (machine.peak_flops * machine.share)
+    alone = work.batch * work.flops_per_image / (machine.peak_flops * machine.share)
     return alone / (chips * step_time(work, machine, chips).seconds)
 
 
@@ -158,7 +159,7 @@ def count_work(config: Config) -> tuple[Work, list[Row]]:
     ]
     frozen = (*model.frozen_paths(), *config.optim.frozen)
     work = Work(
-        flops_per_picture=sum(row["share"] * row["gflop"] for row in rows) * 1e9,
+        flops_per_image=sum(row["share"] * row["gflop"] for row in rows) * 1e9,
         gradient_bytes=_BYTES * float(_trained(params, frozen)),
         steps=config.train.steps,
         batch=config.train.batch_size,
@@ -172,7 +173,9 @@ def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
     if config.data.source != "scenes" and not pathlib.Path(config.data.root).exists():
         return coco_classes(), [1.0 / len(canvases)] * len(canvases)
     source = open_training(config.data)
-    plan = train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed).plan
+    plan = train_pipeline(
+        config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1)
+    ).plan
     return source.classes, (np.bincount(plan.canvas_of, minlength=len(canvases)) / len(source)).tolist()
 
 
@@ -214,7 +217,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--share", type=float, help="of the peak that the step reaches, as 0.3")
     group.add_argument("--link-gbytes", type=float, help="GB/s from chip to chip, the slowest link of the ring")
     group.add_argument("--chips-per-host", type=int, default=8)
-    group.add_argument("--host-images", type=float, help="pictures/s that a host decodes (default: not looked at)")
+    group.add_argument("--host-images", type=float, help="images/s that a host decodes (default: not looked at)")
 
 
 def machine_of(args: argparse.Namespace) -> Machine:
@@ -238,7 +241,7 @@ def machine_of(args: argparse.Namespace) -> Machine:
         share=args.share,
         link_bytes=args.link_gbytes * 1e9,
         chips_per_host=args.chips_per_host,
-        pictures_per_host=args.host_images or math.inf,
+        images_per_host=args.host_images or math.inf,
     )
 
 
@@ -250,7 +253,7 @@ def rows(args: argparse.Namespace) -> tuple[Config, list[Row]]:
     work, canvases = count_work(config)
     for row in canvases:
         print(f"{row['canvas']}: {row['gflop']:.4g} GFLOP an image, {100 * row['share']:.0f} % of the images")
-    print(f"mean {work.flops_per_picture / 1e9:.4g} GFLOP an image; {work.gradient_bytes / 1e6:.0f} MB of gradients")
+    print(f"mean {work.flops_per_image / 1e9:.4g} GFLOP an image; {work.gradient_bytes / 1e6:.0f} MB of gradients")
     if args.per_chip is None:
         stop = last_worthwhile(work, machine)
         print(f"a batch of {work.batch}: at least {100 * _WORTHWHILE:.0f} % of every chip up to {stop} chips")

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from pfcn_jax.checkpoints.loading import load_with_config
-from pfcn_jax.config.schema import Config, from_command_line
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import ClassTable, coco_classes
-from pfcn_jax.data.decode import decode_picture
+from pfcn_jax.data.decode import decode_image
 from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.data.transforms import resize_image, resized_size
 from pfcn_jax.errors import UserError
@@ -29,7 +30,7 @@ from pfcn_jax.types import round_up
 
 PyTree = Any
 BASE, ENHANCED = "R50-1x", "Star-R50-3x"  # variants of the original with recorded weights
-_PICTURES = 16  # of a data set, to make batches of
+_IMAGES = 16  # of a data set, to make batches of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +78,12 @@ def _classes(config: Config, args: argparse.Namespace) -> ClassTable:
     return open_evaluation(config.data, 1).classes
 
 
-def read_pictures(args: argparse.Namespace, config: Config) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """`--pictures` decoded, or the first images of the config's evaluation split."""
+def read_images(args: argparse.Namespace, config: Config) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """`--images` decoded, or the first images of the config's evaluation split."""
     if args.pictures:
         paths = [entry.path for entry in find_inputs(args.pictures) if not entry.is_video]
-        return [decode_picture(path.read_bytes(), str(path)) for path in paths]
-    source = open_evaluation(config.data, _PICTURES)
+        return [decode_image(path.read_bytes(), str(path)) for path in paths]
+    source = open_evaluation(config.data, _IMAGES)
     return [source[index].image for index in range(len(source))]
 
 
@@ -99,14 +100,14 @@ class Placed:
         return self.image.shape[1], self.image.shape[2]
 
 
-def place(pictures: list[UInt8[np.ndarray, "h w 3"]], batch: int, config: Config) -> Placed:
+def place(images: list[UInt8[np.ndarray, "h w 3"]], batch: int, config: Config) -> Placed:
     """`batch` images (taken in turn), resized to the config's evaluation size, on the smallest canvas for them."""
-    chosen = list(itertools.islice(itertools.cycle(pictures), batch))
+    chosen = list(itertools.islice(itertools.cycle(images), batch))
     short, longest = config.data.eval_short_side, config.data.eval_max_long_side
-    sizes = [resized_size((picture.shape[0], picture.shape[1]), short, longest) for picture in chosen]
+    sizes = [resized_size((photo.shape[0], photo.shape[1]), short, longest) for photo in chosen]
     height, width = (max(round_up(size[axis]) for size in sizes) for axis in (0, 1))
     image = np.zeros((batch, height, width, 3), np.uint8)
-    for row, picture, size in zip(image, chosen, sizes):
-        row[: size[0], : size[1]] = resize_image(picture, size)
-    original = np.array([picture.shape[:2] for picture in chosen], np.int32)
+    for row, photo, size in zip(image, chosen, sizes):
+        row[: size[0], : size[1]] = resize_image(photo, size)
+    original = np.array([photo.shape[:2] for photo in chosen], np.int32)
     return Placed(image, np.array(sizes, np.int32), original)

@@ -34,7 +34,9 @@ def measure_training(subject: Subject, yardstick: Yardstick, *, batch: int, seco
     source = open_training(config.data)
     if (len(source.classes.is_thing) - sum(source.classes.is_thing)) != subject.model.num_stuff:
         raise UserError(f"{config.data.root}: {len(source.classes.is_thing)} classes, the model was made for others")
-    with iter(train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed)) as batches:
+    with iter(
+        train_pipeline(config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1))
+    ) as batches:
         host_batch = jax.tree.map(np.copy, next(batches))  # a copy: a worker's memory is to be freed
     mesh = data_mesh()
     state = create_state(config, subject.model, mesh, subject.variables)

@@ -13,10 +13,10 @@ import jax
 from pfcn_jax.errors import UserError
 from pfcn_jax.studies.parity.backbones import check_backbones
 from pfcn_jax.studies.parity.gradients import check_gradients
+from pfcn_jax.studies.parity.images import check_images
 from pfcn_jax.studies.parity.independence import check_independence
 from pfcn_jax.studies.parity.network import check_all_networks
 from pfcn_jax.studies.parity.page import TITLES, Section, write_page
-from pfcn_jax.studies.parity.pictures import check_pictures
 from pfcn_jax.studies.parity.prediction import check_prediction
 from pfcn_jax.studies.parity.reference import Check
 from pfcn_jax.studies.parity.schedule import check_schedule
@@ -45,7 +45,14 @@ AREAS: dict[str, Area] = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", required=True, help="the reference data directory")
-    parser.add_argument("--pictures", default="", help="the picture data directory (default: $PFCN_DATA_DIR)")
+    parser.add_argument(
+        "--images",
+        "--pictures",
+        dest="pictures",
+        default="",
+        metavar="DIR",
+        help="the image data directory (default: $PFCN_DATA_DIR)",
+    )
     parser.add_argument("--output", help="write all checks as a JSON list to this file")
     parser.add_argument(
         "--markdown", help="write a section per area to this file (docs/parity.md); others stay as they are"
@@ -99,9 +106,9 @@ def _chosen(args: argparse.Namespace) -> dict[str, Area]:
     data = pathlib.Path(args.pictures or os.environ.get("PFCN_DATA_DIR", ""))
     areas: dict[str, Area] = dict(AREAS)
     if data.name and (data / "two_photos").is_dir():
-        areas["pictures"] = _table(lambda reference: check_pictures(reference, data))
+        areas["pictures"] = _table(lambda reference: check_images(reference, data))
     elif not args.areas or "pictures" in args.areas:
-        print("pictures: not checked, there is no picture data directory (--pictures or PFCN_DATA_DIR)")
+        print("pictures: not checked, there is no image data directory (--images or PFCN_DATA_DIR)")
     if not args.areas:
         if not (pathlib.Path(args.reference) / "backbones").is_dir():
             print(f"backbones: not checked, there is no folder 'backbones' in {args.reference}")
@@ -110,7 +117,7 @@ def _chosen(args: argparse.Namespace) -> dict[str, Area]:
     areas["trace"] = lambda reference: _traces(reference, args)
     if "independence" in args.areas:
         if not (data / "coco_sample").is_dir():
-            raise UserError("independence needs the photos of 'coco_sample': give --pictures or PFCN_DATA_DIR")
+            raise UserError("independence needs the photos of 'coco_sample': give --images or PFCN_DATA_DIR")
         areas["independence"] = _table(
             lambda reference: check_independence(
                 reference,

@@ -25,10 +25,10 @@ from pfcn_jax.optim.rules import decay_mask, frozen_mask
 from pfcn_jax.panoptic.losses import combine
 from pfcn_jax.panoptic.options import LossOptions
 from pfcn_jax.panoptic.targets import Targets
-from pfcn_jax.studies.parity.network import load_model, place, recorded_pictures
+from pfcn_jax.studies.parity.network import load_model, place, recorded_images
 from pfcn_jax.studies.parity.reference import Check, Recorded, check, direction_of, recorded_files
 from pfcn_jax.studies.parity.targets import recorded_labels, targets_of
-from pfcn_jax.studies.parity.training import Embedding, check_losses, picture_losses, sum_over_pictures
+from pfcn_jax.studies.parity.training import Embedding, check_losses, image_losses, sum_over_images
 from pfcn_jax.studies.reference_weights import make_state_dict
 from pfcn_jax.types import LEVELS, DenseOutputs
 
@@ -45,7 +45,7 @@ def check_gradients(reference: pathlib.Path) -> list[Check]:
 
 
 def check_training_step(reference: pathlib.Path, tag: str) -> list[Check]:
-    """Losses of `train_<tag>` and everything in `grad_<tag>`, from the pictures and the original's weights.
+    """Losses of `train_<tag>` and everything in `grad_<tag>`, from the images and the original's weights.
 
     The gradient of this network jumps where a rectified value is 0 or a sample of a deformable convolution falls on a
     pixel. Each recorded batch has a few values within rounding of such a jump (one rectified value of 2e-7, on p3,
@@ -57,8 +57,8 @@ def check_training_step(reference: pathlib.Path, tag: str) -> list[Check]:
     (recorded,) = recorded_files(reference, f"train_{tag}.npz")
     (expected,) = recorded_files(reference, f"grad_{tag}.npz")
     model, variables = load_model(reference, recorded.config["config"])
-    targets = [targets_of(recorded_labels(recorded, picture)) for picture in range(int(recorded["batch"]))]
-    image, size = (jnp.asarray(values) for values in place(recorded_pictures(recorded)))
+    targets = [targets_of(recorded_labels(recorded, row)) for row in range(int(recorded["batch"]))]
+    image, size = (jnp.asarray(values) for values in place(recorded_images(recorded)))
     layout = original_layout_of(reference, recorded.config["config"], variables)
     losses: list[Check] = []
     first: list[Check] = []
@@ -140,7 +140,7 @@ def step_gradients(
         embed_things, embed_stuff = embeddings(model, here)
         dense = run(here, nudge)
         parts = [
-            picture_losses(
+            image_losses(
                 jax.tree.map(operator.itemgetter(index), dense),
                 one,
                 embed_things=embed_things,
@@ -149,7 +149,7 @@ def step_gradients(
             )
             for index, one in enumerate(targets)
         ]
-        return sum(combine(sum_over_pictures(parts), LossOptions()).values(), start=jnp.zeros(())), dense
+        return sum(combine(sum_over_images(parts), LossOptions()).values(), start=jnp.zeros(())), dense
 
     shapes = jax.eval_shape(lambda: _features(model, variables, image, size, extent))
     nudge = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -1,4 +1,4 @@
-"""A picture's prediction depends on the picture alone: not on batch size, batch mates or the canvas it is padded to.
+"""An image's prediction depends on the image alone: not on batch size, batch mates or the canvas it is padded to.
 
 Every photo is predicted alone on its own canvas (its size rounded up to multiples of 32, as the original pads), and
 again in batches of mixed photos on three canvases (landscape, portrait, square). Both must give the same segments.
@@ -69,7 +69,7 @@ class Difference:
 
 
 def read_photos(source: Source, *, short_side: int, max_long_side: int) -> list[Photo]:
-    """All pictures of a source, resized by the evaluation's rule, sorted by the canvas they need."""
+    """All images of a source, resized by the evaluation's rule, sorted by the canvas they need."""
     photos = []
     for index in range(len(source)):
         example = source[index]
@@ -144,7 +144,7 @@ def find_differences(
 
 def check_independence(
     reference: pathlib.Path,
-    pictures: pathlib.Path,
+    images: pathlib.Path,
     *,
     checkpoint: pathlib.Path | None = None,
     short_side: int = 320,
@@ -156,7 +156,7 @@ def check_independence(
       short_side: photos are resized to this, the long side to at most 5/3 of it.
       max_photos: only the first so many (in the order of their canvases); 0 = all.
     """
-    source = open_source("coco", str(pictures / "coco_sample"), "val2017")
+    source = open_source("coco", str(images / "coco_sample"), "val2017")
     if checkpoint is None:
         (model, variables), config, kind = load_model(reference, "R50-1x"), Config(), "random"
     else:

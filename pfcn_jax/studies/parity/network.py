@@ -35,18 +35,18 @@ def load_model(reference: pathlib.Path, variant: str) -> tuple[PanopticFCN, dict
     return model, jax.tree.map(jnp.asarray, converted.variables)
 
 
-def place(pictures: list[UInt8[np.ndarray, "h w 3"]]) -> tuple[UInt8[np.ndarray, "B H W 3"], Int[np.ndarray, "B 2"]]:
-    """Pictures (BGR, as recorded) as a batch in RGB and their sizes; the canvas is what the original pads them to."""
-    sides = [max(picture.shape[axis] for picture in pictures) for axis in (0, 1)]
+def place(images: list[UInt8[np.ndarray, "h w 3"]]) -> tuple[UInt8[np.ndarray, "B H W 3"], Int[np.ndarray, "B 2"]]:
+    """Images (BGR, as recorded) as a batch in RGB and their sizes; the canvas is what the original pads them to."""
+    sides = [max(photo.shape[axis] for photo in images) for axis in (0, 1)]
     canvas = [round_up(side) for side in sides]
-    image = np.zeros((len(pictures), *canvas, 3), np.uint8)
-    for row, picture in zip(image, pictures, strict=True):
-        row[: picture.shape[0], : picture.shape[1]] = picture[..., ::-1]
-    return image, np.asarray([picture.shape[:2] for picture in pictures], np.int32)
+    image = np.zeros((len(images), *canvas, 3), np.uint8)
+    for row, photo in zip(image, images, strict=True):
+        row[: photo.shape[0], : photo.shape[1]] = photo[..., ::-1]
+    return image, np.asarray([photo.shape[:2] for photo in images], np.int32)
 
 
-def recorded_pictures(recorded: Recorded) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """The pictures of a file: one of an `infer_*`, the batch of a `train_*`."""
+def recorded_images(recorded: Recorded) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """The images of a file: one of an `infer_*`, the batch of a `train_*`."""
     if "image" in recorded:
         return [recorded["image"]]
     return [recorded[f"in{index}.image"] for index in range(int(recorded["batch"]))]
@@ -87,9 +87,9 @@ def _intermediates(model: PanopticFCN) -> Any:
 
 
 def intermediates(reference: pathlib.Path, recorded: Recorded) -> dict[str, np.ndarray]:
-    """Everything the network computes for a file's pictures, channels last, under the recorded names."""
+    """Everything the network computes for a file's images, channels last, under the recorded names."""
     model, variables = load_model(reference, recorded.config["config"])
-    image, size = place(recorded_pictures(recorded))
+    image, size = place(recorded_images(recorded))
     extent = np.broadcast_to(np.asarray(image.shape[1:3], np.int32), size.shape)
     return jax.device_get(_intermediates(model)(variables, image, size, extent))
 

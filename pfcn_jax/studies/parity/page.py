@@ -19,7 +19,7 @@ TITLES = {
     "prediction": "Prediction: picks, kernels, masks, segments",
     "schedule": "Learning rates",
     "backbones": "Features of EfficientNet-Lite, ConvNeXt and Swin",
-    "pictures": "Pictures and labels: resize, flip, pad",
+    "pictures": "Images and labels: resize, flip, pad",
     "trace": "Trainings of the original, step by step",
     "independence": "A photo alone against the photo in a mixed batch on a larger canvas",
 }

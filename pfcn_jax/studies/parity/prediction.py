@@ -1,4 +1,4 @@
-"""The whole prediction against the original implementation: from the picture to the segments, on its weights."""
+"""The whole prediction against the original implementation: from the image to the segments, on its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pfcn_jax.panoptic.options import OutputSpec, PredictOptions
 from pfcn_jax.panoptic.predict import Prediction, Proposed, paste, predict_image, propose
 from pfcn_jax.panoptic.rescore import mask_means
 from pfcn_jax.panoptic.upsample import Upsampler, make_upsampler
-from pfcn_jax.steps import embeddings, region_channels
+from pfcn_jax.steps import embeddings
 from pfcn_jax.studies.parity.network import load_model
 from pfcn_jax.studies.parity.prediction_stages import (
     SCORE_TOLERANCE,
@@ -34,7 +34,7 @@ AREA_TOLERANCE = 1e-3  # relative
 
 
 def check_prediction(reference: pathlib.Path, pattern: str = "infer_*_result.npz") -> list[Check]:
-    """Every recorded result from its picture: network, picks, kernels, masks, merge."""
+    """Every recorded result from its image: network, picks, kernels, masks, merge."""
     checks: list[Check] = []
     models: dict[str, tuple[Any, Any]] = {}
     dense: dict[bytes, DenseOutputs] = {}
@@ -111,7 +111,7 @@ def _run_stages(
         ),
         pooled=pool_stuff(outputs.region_logits, outputs.kernel_map, padded_size, threshold=options.stuff_threshold),
         proposed=proposed,
-        prediction=paste(proposed, geometry, options, region_channels(model), output),
+        prediction=paste(proposed, geometry, options, model.regions, output),
         thing_logits=convolve(fused.weight, feature),
         stuff_logits=convolve(proposed.stuff.weight, feature),
         means=mask_means(fused, feature, padded_size, threshold=options.mask_threshold),
@@ -247,7 +247,7 @@ def check_composed(reference: pathlib.Path, file: str, *, margin: int = 0) -> li
     run = functools.partial(
         predict_image,
         options=settings(recorded),
-        regions=region_channels(model),
+        regions=model.regions,
         output=OutputSpec((height + margin, width + margin), thing_masks=True, semantic_map=True),
     )
     ours = jax.jit(lambda outputs, geometry: run(outputs, embeddings(variables, model), geometry))(

@@ -33,7 +33,7 @@ TOLERANCE = 1e-5  # of target values, which are at most 1
 
 @struct.dataclass
 class Labels:
-    """Labels of one recorded picture, padded to its batch: overlapping masks and a separate semantic map."""
+    """Labels of one recorded image, padded to its batch: overlapping masks and a separate semantic map."""
 
     masks: DenseMasks  # at full resolution
     region_ids: np.ndarray  # region channel + 1, 0 = ignore
@@ -43,18 +43,18 @@ class Labels:
     padded_size: np.ndarray
 
 
-def recorded_labels(recorded: Recorded, picture: int) -> Labels:
-    """The labels of picture `picture` of a `gt_*` or `train_*` file."""
+def recorded_labels(recorded: Recorded, image: int) -> Labels:
+    """The labels of image `image` of a `gt_*` or `train_*` file."""
     height, width = (int(n) for n in recorded["padded"]) if "padded" in recorded else recorded["input"].shape[-2:]
-    masks, regions = recorded[f"in{picture}.masks"], recorded[f"in{picture}.sem_seg"].astype(np.int32)
+    masks, regions = recorded[f"in{image}.masks"], recorded[f"in{image}.sem_seg"].astype(np.int32)
     regions = np.where(regions == IGNORE, 0, regions + 1)
     size = np.asarray(regions.shape, np.int32)
     padding = [(0, height - int(size[0])), (0, width - int(size[1]))]
     return Labels(
         masks=DenseMasks(values=jnp.asarray(np.pad(masks.astype(np.float32), [(0, 0), *padding]))),
         region_ids=np.pad(regions, padding),
-        class_id=recorded[f"in{picture}.classes"].astype(np.int32),
-        box=recorded[f"in{picture}.boxes"].astype(np.float32).reshape(-1, 4),
+        class_id=recorded[f"in{image}.classes"].astype(np.int32),
+        box=recorded[f"in{image}.boxes"].astype(np.float32).reshape(-1, 4),
         size=size,
         padded_size=np.asarray([height, width], np.int32),
     )
@@ -92,21 +92,21 @@ def centers_of(labels: Labels, targets: Targets) -> tuple[jax.Array, jax.Array, 
 
 
 def check_targets(recorded: Recorded) -> list[Check]:
-    """Every target of every picture and level of a `gt_*` file."""
+    """Every target of every image and level of a `gt_*` file."""
     checks = []
-    for picture in range(int(recorded["batch"])):
-        labels = recorded_labels(recorded, picture)
+    for image in range(int(recorded["batch"])):
+        labels = recorded_labels(recorded, image)
         targets = targets_of(labels)
-        kept = vanished_removed(recorded, labels, targets, picture)
+        kept = vanished_removed(recorded, labels, targets, image)
         for index, level in enumerate(LEVELS):
-            checks += _check_thing_targets(recorded, labels, targets, picture, index, kept[level])
-            checks += _check_stuff_targets(recorded, targets, picture, index)
+            checks += _check_thing_targets(recorded, labels, targets, image, index, kept[level])
+            checks += _check_stuff_targets(recorded, targets, image, index)
     if "in0.masks_stride4" in recorded:
         checks += _check_masks_and_centers(recorded)
     return checks
 
 
-def vanished_removed(recorded: Recorded, labels: Labels, targets: Targets, picture: int) -> dict[str, np.ndarray]:
+def vanished_removed(recorded: Recorded, labels: Labels, targets: Targets, image: int) -> dict[str, np.ndarray]:
     """Which of the original's slots of each level hold an instance that is visible at 1/4 resolution.
 
     The original lists the instances of a level in their order, so the slots follow from the boxes alone.
@@ -124,13 +124,13 @@ def vanished_removed(recorded: Recorded, labels: Labels, targets: Targets, pictu
 
 
 def _check_thing_targets(
-    recorded: Recorded, labels: Labels, targets: Targets, picture: int, index: int, kept: np.ndarray
+    recorded: Recorded, labels: Labels, targets: Targets, image: int, index: int, kept: np.ndarray
 ) -> list[Check]:
-    level, name = LEVELS[index], f"[{picture}] gt.{LEVELS[index]}."
+    level, name = LEVELS[index], f"[{image}] gt.{LEVELS[index]}."
     things = targets.things
     here = np.asarray(things.valid & (things.level == index))
     rows = np.asarray(things.row)[here]
-    theirs = {key: recorded[f"gt.{level}.{key}"][picture] for key in ("inst", "index", "index_mask", "class", "center")}
+    theirs = {key: recorded[f"gt.{level}.{key}"][image] for key in ("inst", "index", "index_mask", "class", "center")}
     used = theirs["index_mask"] > 0
     width = theirs["center"].shape[-1]
     center = np.asarray(centers_of(labels, targets)[2])[here]
@@ -169,9 +169,9 @@ def _rows_on_level(labels: Labels, index: int) -> np.ndarray:
     return np.flatnonzero((side >= low) & (side <= high))
 
 
-def _check_stuff_targets(recorded: Recorded, targets: Targets, picture: int, index: int) -> list[Check]:
-    level, name = LEVELS[index], f"[{picture}] gt.{LEVELS[index]}."
-    theirs = {k: recorded[f"gt.{level}.{k}"][picture] for k in ("sem_scores", "sem_labels", "sem_masks", "sem_index")}
+def _check_stuff_targets(recorded: Recorded, targets: Targets, image: int, index: int) -> list[Check]:
+    level, name = LEVELS[index], f"[{image}] gt.{LEVELS[index]}."
+    theirs = {k: recorded[f"gt.{level}.{k}"][image] for k in ("sem_scores", "sem_labels", "sem_masks", "sem_index")}
     stuff = targets.stuff
     here = np.asarray(stuff.valid & (stuff.level == index))
     channels = np.asarray(stuff.class_id)[here]

@@ -42,7 +42,7 @@ def replay_variant(name: str, trace: Trace, model: PanopticFCN, variables: PyTre
     """Runs a trace with one of VARIANTS."""
     config, compiled = trace.config, compile_step
     if name == "padding":
-        config = dataclasses.replace(config, targets=dataclasses.replace(config.targets, padding="picture"))
+        config = dataclasses.replace(config, targets=dataclasses.replace(config.targets, padding="image"))
     elif name == "accumulate":
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
     elif name == "bfloat16":

@@ -54,8 +54,8 @@ def recorded_embeddings(state_dict: dict[str, np.ndarray]) -> tuple[Embedding, E
 
 
 @struct.dataclass
-class PictureLosses:
-    """What the losses of one picture are made of."""
+class ImageLosses:
+    """What the losses of one image are made of."""
 
     sums: LossSums
     centers: jax.Array  # per level
@@ -66,10 +66,10 @@ class PictureLosses:
     stuff_kernel: jax.Array
 
 
-def picture_losses(
+def image_losses(
     dense: DenseOutputs, targets: Targets, *, embed_things: Embedding, embed_stuff: Embedding, num_positions: int
-) -> PictureLosses:
-    """Our losses of one picture from the heads' outputs."""
+) -> ImageLosses:
+    """Our losses of one image from the heads' outputs."""
     options = LossOptions(positives=num_positions)
     guided = guide_things(
         dense.center_logits,
@@ -82,10 +82,10 @@ def picture_losses(
     things, stuff = embed_things(guided.kernel), embed_stuff(pooled)
     sums = loss_sums(dense, things, guided.weight, stuff, targets, options)
     centers, regions = position_sums(dense.center_logits, dense.region_logits, targets, options)
-    return PictureLosses(sums, centers, regions, guided, pooled, things, stuff)
+    return ImageLosses(sums, centers, regions, guided, pooled, things, stuff)
 
 
-def sum_over_pictures(parts: Sequence[PictureLosses]) -> LossSums:
+def sum_over_images(parts: Sequence[ImageLosses]) -> LossSums:
     """The sums of a batch."""
     return jax.tree.map(lambda *values: sum(values[1:], values[0]), *[part.sums for part in parts])
 
@@ -98,47 +98,45 @@ def check_losses(
     Args:
       dense: head outputs of the batch `[B, ...]`: recorded ones, or our network's.
     """
-    losses_of = jax.jit(picture_losses, static_argnames=("embed_things", "embed_stuff", "num_positions"))
-    pictures, parts = [], []
-    for picture in range(int(recorded["batch"])):
-        targets = targets_of(recorded_labels(recorded, picture))
-        pictures.append(targets)
+    losses_of = jax.jit(image_losses, static_argnames=("embed_things", "embed_stuff", "num_positions"))
+    images, parts = [], []
+    for image in range(int(recorded["batch"])):
+        targets = targets_of(recorded_labels(recorded, image))
+        images.append(targets)
         parts.append(
             losses_of(
-                jax.tree.map(operator.itemgetter(picture), dense),
+                jax.tree.map(operator.itemgetter(image), dense),
                 targets,
                 embed_things=embed_things,
                 embed_stuff=embed_stuff,
                 num_positions=recorded.config["pos_num"],
             )
         )
-    losses = combine(sum_over_pictures(parts), LossOptions())
+    losses = combine(sum_over_images(parts), LossOptions())
     expected = {**recorded.json("loss_f64"), "total_loss": float(recorded["total_loss"])}
     losses["total_loss"] = sum(losses.values(), start=jnp.zeros(()))
     checks = [_check_scalar(recorded, name, float(value), expected[name]) for name, value in losses.items()]
     for index in range(len(LEVELS)):
-        checks += _check_level_parts(recorded, pictures, parts, index)
-    return checks + _check_logits(recorded, dense, pictures, parts)
+        checks += _check_level_parts(recorded, images, parts, index)
+    return checks + _check_logits(recorded, dense, images, parts)
 
 
 def _check_scalar(recorded: Recorded, name: str, ours: float, theirs: float) -> Check:
     return check(recorded.name, name, np.asarray(ours), np.asarray(theirs), TOLERANCE * abs(theirs))
 
 
-def _check_level_parts(
-    recorded: Recorded, pictures: list[Targets], parts: list[PictureLosses], index: int
-) -> list[Check]:
+def _check_level_parts(recorded: Recorded, images: list[Targets], parts: list[ImageLosses], index: int) -> list[Check]:
     level = LEVELS[index]
     checks = []
     for name, ours in (("th", [part.centers for part in parts]), ("st", [part.regions for part in parts])):
         title = f"{level}.loss_pos_{name}_sum"
         checks.append(_check_scalar(recorded, title, sum(float(v[index]) for v in ours), float(recorded[title])))
-    things = [np.asarray(part.guided.score)[_on_level(targets.things, index)] for targets, part in zip(pictures, parts)]
-    stuff = [np.asarray(part.pooled)[_on_level(targets.stuff, index)] for targets, part in zip(pictures, parts)]
+    things = [np.asarray(part.guided.score)[_on_level(targets.things, index)] for targets, part in zip(images, parts)]
+    stuff = [np.asarray(part.pooled)[_on_level(targets.stuff, index)] for targets, part in zip(images, parts)]
     for name, number, values in (("guided_weights", "thing_nums", things), ("stuff_pooled", "stuff_nums", stuff)):
         theirs = recorded[f"{level}.{name}"]
         theirs = theirs.reshape(*theirs.shape[:2], -1)
-        # The original's slots of a level: as many as the picture with the most instances needs, at least one.
+        # The original's slots of a level: as many as the image with the most instances needs, at least one.
         slots = max(1, *(len(v) for v in values))
         padded = [np.pad(v, [(0, slots - len(v)), (0, 0)]) for v in values]
         checks.append(check(recorded.name, f"{level} {number}", np.asarray(slots), recorded[number][index], 0.0))
@@ -151,7 +149,7 @@ def _on_level(slots: Slots, index: int) -> np.ndarray:
 
 
 def _check_logits(
-    recorded: Recorded, dense: DenseOutputs, pictures: list[Targets], parts: list[PictureLosses]
+    recorded: Recorded, dense: DenseOutputs, images: list[Targets], parts: list[ImageLosses]
 ) -> list[Check]:
     """Mask logits of the slots in use; the channels of a file are (level, slot, position) with a fixed step."""
     checks = []
@@ -159,7 +157,7 @@ def _check_logits(
     for name, per_slot, number in (("thing_logits", k, "thing_nums"), ("stuff_logits", 1, "stuff_nums")):
         step = recorded.meta[name]["step"]
         first = np.concatenate([[0], np.cumsum(recorded[number])]) * per_slot
-        for picture, (targets, part) in enumerate(zip(pictures, parts)):
+        for image, (targets, part) in enumerate(zip(images, parts)):
             slots = targets.things if per_slot == k else targets.stuff
             kernel = np.asarray(part.thing_kernel if per_slot == k else part.stuff_kernel[:, None], np.float32)
             found = np.asarray(part.guided.score > 0.0) if per_slot == k else np.asarray(slots.valid)[:, None]
@@ -169,10 +167,10 @@ def _check_logits(
                 flat, exists = kernel[here].reshape(-1, kernel.shape[-1]), found[here].reshape(-1)
                 channel = first[index] + np.arange(len(flat))
                 kept = exists & (channel % step == 0)
-                ours.append(np.einsum("ne,hwe->nhw", flat[kept], np.asarray(dense.feature[picture])))
-                theirs.append(recorded[name][picture][channel[kept] // step])
+                ours.append(np.einsum("ne,hwe->nhw", flat[kept], np.asarray(dense.feature[image])))
+                theirs.append(recorded[name][image][channel[kept] // step])
             tolerance = 3 * TOLERANCE * recorded.meta[name]["absmax"]
-            title = f"[{picture}] {name}"
+            title = f"[{image}] {name}"
             checks.append(check(recorded.name, title, np.concatenate(ours), np.concatenate(theirs), tolerance))
     return checks
 

@@ -1,9 +1,9 @@
-// The page of the demo: uploads a picture, asks for its segments whenever a slider moves, shows what lies under the mouse.
+// The page of the demo: uploads an image, asks for its segments whenever a slider moves, shows what lies under the mouse.
 "use strict";
 
 const at = (id) => document.getElementById(id);
 let limits = null; // of uploads, from the server
-let current = null; // the picture on show: {key, height, width, picture}
+let current = null; // the image on show: {key, height, width, image}
 let answer = null; // its segments, with `map`: ids by pixel
 let asking = false, changed = false; // one request at a time; the newest values go next
 
@@ -12,7 +12,7 @@ async function call(path, options) {
   try {
     response = await fetch(path, options);
   } catch (error) {
-    throw new Error("no answer from the program: it was stopped, or the picture is far too large");
+    throw new Error("no answer from the program: it was stopped, or the image is far too large");
   }
   let value;
   try {
@@ -37,14 +37,14 @@ async function upload(file) {
   }
   at("status").textContent = `${file.name}: the network is looking ...`;
   try {
-    const path = `/api/pictures?name=${encodeURIComponent(file.name)}`;
+    const path = `/api/images?name=${encodeURIComponent(file.name)}`;
     const headers = { "Content-Type": "application/octet-stream" };
     const added = await call(path, { method: "POST", headers, body: file });
     current = added;
     answer = null;
     clearHighlight();
-    at("picture").src = added.picture;
-    at("picture").alt = file.name;
+    at("image").src = added.image;
+    at("image").alt = file.name;
     at("hint").hidden = true;
     at("view").hidden = at("tools").hidden = false;
     at("drop").classList.add("filled");
@@ -91,7 +91,7 @@ async function unpack(text) {
 }
 
 function show() {
-  at("picture").src = at("plain").checked ? current.picture : answer.overlay;
+  at("image").src = at("plain").checked ? current.image : answer.overlay;
   const count = answer.segments.length;
   at("status").textContent = `${current.width} x ${current.height} pixels, ${count} segments; the network took ` +
     `${duration(current.seconds)}, its kernels ${duration(answer.seconds)}`;
@@ -106,7 +106,7 @@ function show() {
   clearHighlight();
 }
 
-// The first picture of a size takes seconds: its programs are compiled.
+// The first image of a size takes seconds: its programs are compiled.
 function duration(seconds) {
   return seconds < 2 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toFixed(1)} s (with compilation)`;
 }
@@ -148,9 +148,9 @@ function clearHighlight() {
   for (const row of at("segments").children) row.classList.remove("on");
 }
 
-// Which segment lies under the mouse: the picture may be drawn larger than it is, with bars beside it.
+// Which segment lies under the mouse: the image may be drawn larger than it is, with bars beside it.
 function segmentAt(event) {
-  const box = at("picture").getBoundingClientRect();
+  const box = at("image").getBoundingClientRect();
   const scale = Math.min(box.width / current.width, box.height / current.height);
   const x = Math.floor((event.clientX - box.left - (box.width - scale * current.width) / 2) / scale);
   const y = Math.floor((event.clientY - box.top - (box.height - scale * current.height) / 2) / scale);

@@ -98,11 +98,11 @@ def test_ade20k_reads_panoptic_files_or_composes_them(tmp_path, panoptic, split)
 
 
 def test_a_missing_part_of_a_layout_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"leftImg8bit/train: no such folder of Cityscapes images"):
+    with pytest.raises(DataError, match="leftImg8bit/train:"):
         open_source("cityscapes", tmp_path, "train")
     layouts.write_cityscapes(tmp_path / "c")
     shutil.rmtree(tmp_path / "c/gtFine")
-    with pytest.raises(DataError, match=r"gtFine/train: no such folder of Cityscapes fine annotations"):
+    with pytest.raises(DataError, match="gtFine/train:"):
         open_source("cityscapes", tmp_path / "c", "train")
     layouts.write_mapillary(tmp_path / "m", panoptic=False)
     with pytest.raises(DataError, match=r"validation/images: no such folder"):
@@ -112,11 +112,11 @@ def test_a_missing_part_of_a_layout_is_named(tmp_path):
         open_source("mapillary", tmp_path / "m", "training")
     layouts.write_mapillary(tmp_path / "n", panoptic=False)
     (tmp_path / "n/config.json").write_text("{}")
-    with pytest.raises(DataError, match=r"config\.json: not a config of Mapillary Vistas"):
+    with pytest.raises(DataError, match=r"config\.json:"):
         open_source("mapillary", tmp_path / "n", "training")
     layouts.write_ade20k(tmp_path / "a", panoptic=False)
     shutil.rmtree(tmp_path / "a/ADEChallengeData2016/annotations_instance")
-    with pytest.raises(DataError, match=r"annotations_instance/training: no such folder of ADE20K instance labels"):
+    with pytest.raises(DataError, match="annotations_instance/training:"):
         open_source("ade20k", tmp_path / "a", "training")
 
 
@@ -140,10 +140,10 @@ def test_damage_of_one_example_is_named(tmp_path):
 
 def test_values_of_palette_and_one_bit_pngs(tmp_path):
     values = np.arange(12, dtype=np.uint8).reshape(3, 4) % 2
-    picture = Image.new("P", (4, 3))
-    picture.putpalette([7, 7, 7, 9, 9, 9])
-    picture.putdata(values.reshape(-1).tolist())
-    for name, image in (("palette.png", picture), ("bit.png", Image.fromarray(values.astype(bool)))):
+    palette = Image.new("P", (4, 3))
+    palette.putpalette([7, 7, 7, 9, 9, 9])
+    palette.putdata(values.reshape(-1).tolist())
+    for name, image in (("palette.png", palette), ("bit.png", Image.fromarray(values.astype(bool)))):
         image.save(tmp_path / name)
         np.testing.assert_array_equal(decode_values((tmp_path / name).read_bytes(), name), values)
     Image.new("L", (2, 2)).save(tmp_path / "grey.png")

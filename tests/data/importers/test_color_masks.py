@@ -196,7 +196,7 @@ COLORS = np.array([[0, 0, 0], *([13 * i, 255 - 20 * i, 7 * i] for i in range(1, 
 @pytest.mark.parametrize("table", ["colors.json", "colors.csv", "labelmap.txt", "label_colors.txt"])
 def test_color_masks_give_what_category_ids_give(tmp_path, capsys, table):
     write_semantic(tmp_path, COLORS)
-    flags = ["--pictures", tmp_path / "pictures", "--split", "train"]
+    flags = ["--images", tmp_path / "pictures", "--split", "train"]
     more = write_table(tmp_path / table, COLORS[1:].tolist())
     words = ["--masks", tmp_path / "masks", "--colors", tmp_path / table, *more, "--output", tmp_path / "colors"]
     assert prepare("palette", *flags, *words) == 0
@@ -221,7 +221,7 @@ def test_unknown_colors_are_counted(tmp_path, capsys):
             pixels = np.array(image)
         pixels[:2, :5] = (1, 2, 3)
         Image.fromarray(pixels).save(path)
-    flags = ["--pictures", tmp_path / "pictures", "--masks", tmp_path / "masks", "--split", "train"]
+    flags = ["--images", tmp_path / "pictures", "--masks", tmp_path / "masks", "--split", "train"]
     flags += ["--colors", tmp_path / "colors.json", "--output", tmp_path / "out"]
     assert prepare("palette", *flags) == 2
     message = capsys.readouterr().err
@@ -257,12 +257,12 @@ def test_unknown_colors_are_counted(tmp_path, capsys):
 )
 def test_damaged_color_tables_are_named(tmp_path, capsys, name, text, message):
     (tmp_path / name).write_text(text)
-    words = ["--pictures", tmp_path, "--masks", tmp_path, "--colors", tmp_path / name]
+    words = ["--images", tmp_path, "--masks", tmp_path, "--colors", tmp_path / name]
     assert prepare("palette", *words, "--output", tmp_path / "out", "--split", "train") == 2
     assert message in capsys.readouterr().err
 
 
-def test_camvid(pictures_dir, tmp_path):
+def test_camvid(image_data_dir, tmp_path):
     names = (
         "Sky",
         "Building",
@@ -280,16 +280,16 @@ def test_camvid(pictures_dir, tmp_path):
         (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
         (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 0),
     ]  # fmt: skip
-    path = sorted((pictures_dir / "camvid/val").iterdir())[0]
+    path = sorted((image_data_dir / "camvid/val").iterdir())[0]
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / path.name).write_bytes(path.read_bytes())
-    with Image.open(pictures_dir / f"camvid/val_labels/{path.stem}.png") as image:
+    with Image.open(image_data_dir / f"camvid/val_labels/{path.stem}.png") as image:
         values = np.asarray(image)
     save_colors(tmp_path / f"masks/{path.stem}_L.png", values, np.array(colors))
     lines = [f"{r} {g} {b}\t{name}" for (r, g, b), name in zip(colors, (*names, "Void"))]
     (tmp_path / "label_colors.txt").write_text("\n".join(lines))
     words = [
-        "--pictures",
+        "--images",
         tmp_path / "pictures",
         "--masks",
         tmp_path / "masks",

@@ -144,7 +144,7 @@ def test_json_with_polygons_and_brushes(tmp_path, capsys):
         task(4, "/data/upload/1/skipped.png", cancelled),
     ]
     write_tasks(tmp_path / "in", tasks)
-    flags = ["--pictures", tmp_path / "images", "--split", "train", "--stuff", "sky"]
+    flags = ["--images", tmp_path / "images", "--split", "train", "--stuff", "sky"]
     assert prepare("label-studio", tmp_path / "in", tmp_path / "out", *flags) == 0
     text = capsys.readouterr().out
     for words in (
@@ -185,7 +185,7 @@ def test_regions_without_pixels_are_counted(tmp_path, capsys):
         brush("cat", ["x"]),  # type: ignore[list-item]
     ]
     write_tasks(tmp_path / "in", [task(1, "a.png", {"result": results})])
-    flags = ["--pictures", tmp_path / "images", "--split", "train"]
+    flags = ["--images", tmp_path / "images", "--split", "train"]
     assert prepare("label-studio", tmp_path / "in", tmp_path / "out", *flags) == 2
     message = capsys.readouterr().err
     for words in (
@@ -243,7 +243,7 @@ def test_png_masks_need_the_names_of_their_images(tmp_path, capsys):
             folder / f"task-7-annotation-3-by-me@x.org-tag-{label}-{number}.png"
         )
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(folder / "task-7-annotation-2-by-1-tag-dog-0.png")
-    flags = ["--pictures", tmp_path / "images", "--split", "train"]
+    flags = ["--images", tmp_path / "images", "--split", "train"]
     assert prepare("label-studio", folder, tmp_path / "out", *flags) == 2
     assert "put the JSON or JSON-MIN export beside them" in capsys.readouterr().err
     rows = [{"id": 7, "image": "/data/upload/1/0a1b2c3d-a.png", "annotation_id": 3}]

@@ -70,7 +70,7 @@ def test_the_same_segments(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "data/images/unlabelled.png")
     for index, (name, path) in enumerate((("a", "..\\images\\a.png"), ("b", "../images/b.png"), ("c", "C:\\x\\c.png"))):
         write_file(tmp_path / f"data/labels/{name}.json", path, shapes_of_scene(index))
-    flags = ["--labels", tmp_path / "data/labels", "--pictures", tmp_path / "data/images", "--background", ""]
+    flags = ["--labels", tmp_path / "data/labels", "--images", tmp_path / "data/images", "--background", ""]
     flags += ["--things", *THINGS, "--stuff", *STUFF, "--output", tmp_path / "out"]
     assert prepare("labelme", *flags, "--split", "train") == 0
     out = capsys.readouterr().out

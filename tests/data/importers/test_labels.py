@@ -54,7 +54,7 @@ def test_id_masks_of_two_classes(pictures, tmp_path, capsys):
         ids = box(2, 2, 10, 10) * 3 + box(20, 20, 30, 30) * 700
         Image.fromarray(ids.astype(np.uint16)).save(cells / f"p{index}.png")
     write_id_png(dust / "p0.png", box(8, 8, 12, 12) * 70000)
-    flags = ["--pictures", pictures, "--masks", f"cell={cells}", f"dust={dust}", "--output", tmp_path / "out"]
+    flags = ["--images", pictures, "--masks", f"cell={cells}", f"dust={dust}", "--output", tmp_path / "out"]
     assert run("masks", *flags, "--split", "train") == 0
     assert "train: 6 images; 19 segments of 3 classes" in capsys.readouterr().out
     source = CocoFolder(tmp_path / "out", "train")
@@ -74,7 +74,7 @@ def test_binary_masks_are_divided_into_components(pictures, tmp_path):
     for index in range(6):
         both = box(2, 2, 10, 10) | box(20, 20, 30, 30) | box(10, 10, 12, 12)  # the last touches the first at a corner
         Image.fromarray((both * 255).astype(np.uint8)).save(masks / f"p{index}.png")
-    flags = ["--pictures", pictures, "--masks", f"cell={masks}", "--output", tmp_path / "out", "--background", ""]
+    flags = ["--images", pictures, "--masks", f"cell={masks}", "--output", tmp_path / "out", "--background", ""]
     assert run("masks", *flags, "--val", "0.3", "--components") == 0
     train, val = CocoFolder(tmp_path / "out", "train"), CocoFolder(tmp_path / "out", "val")
     assert len(train) + len(val) == 6 and len(val) >= 1 and train.classes == val.classes
@@ -97,7 +97,7 @@ def test_semantic_masks(pictures, tmp_path, capsys):
     table = [{"id": 9, "name": "sky", "isthing": 0}, {"id": 7, "name": "sea", "isthing": 0, "color": [0, 0, 200]},
              {"id": 4, "name": "boat", "isthing": 1}]  # fmt: skip
     classes.write_text(json.dumps(table))
-    flags = ["--pictures", pictures, "--masks", masks, "--classes", classes, "--output", tmp_path / "out"]
+    flags = ["--images", pictures, "--masks", masks, "--classes", classes, "--output", tmp_path / "out"]
     assert run("semantic", *flags, "--split", "train") == 0
     source = open_source("coco", tmp_path / "out", "train")
     assert source.classes.names == ("boat", "sea", "sky") and source.classes.colors[1] == (0, 0, 200)
@@ -140,7 +140,7 @@ def test_detection_json_with_polygons_rle_and_a_crowd(pictures, tmp_path, capsys
     }  # fmt: skip
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
-    flags = ["--json", path, "--pictures", pictures, "--output", tmp_path / "out", "--split", "train"]
+    flags = ["--json", path, "--images", pictures, "--output", tmp_path / "out", "--split", "train"]
     assert run("instances", *flags, "--background", "water") == 0
     out = capsys.readouterr().out
     assert "1 objects lie completely below others" in out and "1 objects are too small to cover a pixel" in out
@@ -179,7 +179,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(pictures, tmp_path, capsys):
     (pictures / "phone.heic").write_bytes(b"no")
     for index in range(6):
         Image.fromarray((box(2, 2, 10, 10) * 3).astype(np.uint8)).save(masks / f"p{index}.png")
-    flags = ["--pictures", pictures, "--masks", f"cell={masks}", "--output", tmp_path / "out", "--val", "0.3"]
+    flags = ["--images", pictures, "--masks", f"cell={masks}", "--output", tmp_path / "out", "--val", "0.3"]
     assert run("masks", *flags, "--dry-run") == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith("dry run: nothing is written") and not (tmp_path / "out").exists()
@@ -200,7 +200,7 @@ def test_pictures_of_one_name_in_two_folders_are_refused(pictures, tmp_path, cap
     path.write_text(
         json.dumps({"images": images, "annotations": [annotation], "categories": [{"id": 3, "name": "fish"}]})
     )
-    flags = ["--json", path, "--pictures", pictures, "--output", tmp_path / "out", "--split", "train"]
+    flags = ["--json", path, "--images", pictures, "--output", tmp_path / "out", "--split", "train"]
     assert run("instances", *flags) == 2
     assert "b/1.png: has the same name as" in capsys.readouterr().err
 
@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_named_and_nothing_claims_to_be_complete(pictures, 
     for index in range(6):
         Image.fromarray(box(2, 2, 10, 10).astype(np.uint8)).save(masks / f"p{index}.png")
     damage(pictures, masks)
-    flags = ["--pictures", pictures, "--masks", f"cell={masks}", "--output", tmp_path / "out", "--split", "train"]
+    flags = ["--images", pictures, "--masks", f"cell={masks}", "--output", tmp_path / "out", "--split", "train"]
     assert run("masks", *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out/annotations/panoptic_train.json").exists()

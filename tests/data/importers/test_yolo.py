@@ -185,8 +185,8 @@ def test_flags_of_classes(root, tmp_path, capsys):
     assert "no instance to learn from" in capsys.readouterr().out
 
 
-def test_cats(pictures_dir, tmp_path, capsys):
-    images = sorted((pictures_dir / "cats/valid/images").iterdir())[:6]
+def test_cats(image_data_dir, tmp_path, capsys):
+    images = sorted((image_data_dir / "cats/valid/images").iterdir())[:6]
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in images))
     (tmp_path / "data.yaml").write_text("val: list.txt\nnames: ['cat']\n")
     assert prepare("yolo", "--data", tmp_path, "--output", tmp_path / "out") == 0

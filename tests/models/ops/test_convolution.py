@@ -46,8 +46,8 @@ def test_gradients_of_conv2d_are_the_operators_also_inside_of_a_loop(
     of_x, of_kernel = jax.jit(gradients)(x, cotangent)
     for one, other in zip((of_x, of_kernel), their_vjp(cotangent), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    pictures = (x[:, None], cotangent[:, None])
-    of_each = jax.jit(lambda pictures: jax.lax.map(lambda picture: gradients(*picture), pictures))(pictures)
+    images = (x[:, None], cotangent[:, None])
+    of_each = jax.jit(lambda images: jax.lax.map(lambda image: gradients(*image), images))(images)
     np.testing.assert_allclose(of_each[0][:, 0], of_x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(of_each[1].sum(0), of_kernel, rtol=1e-4, atol=1e-4)
 

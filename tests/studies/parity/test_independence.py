@@ -70,19 +70,19 @@ def test_at_most_the_allowed_photos_may_differ_and_there_must_be_segments():
 
 
 @pytest.mark.slow
-def test_with_the_references_random_weights(reference_dir, pictures_dir):
+def test_with_the_references_random_weights(reference_dir, image_data_dir):
     """A few photos of two sizes, small; all 50 by `parity --areas independence`."""
-    checks = check_independence(reference_dir, pictures_dir, short_side=160, max_photos=6)
+    checks = check_independence(reference_dir, image_data_dir, short_side=160, max_photos=6)
     assert len(checks) == 2 + 2 * 6
     assert not [dataclasses.asdict(one) for one in checks if not one.ok]
     assert checks[0].max_abs_diff == 0
 
 
 @pytest.mark.slow
-def test_with_trained_weights(reference_dir, pictures_dir):
+def test_with_trained_weights(reference_dir, image_data_dir):
     """PFCN_TRAINED_COCO: the working directory of a run of configs/coco_memorize.py."""
     run = os.environ.get("PFCN_TRAINED_COCO", "")
     if not run:
         pytest.skip("set PFCN_TRAINED_COCO to the working directory of a run of configs/coco_memorize.py")
-    checks = check_independence(reference_dir, pictures_dir, checkpoint=pathlib.Path(run))
+    checks = check_independence(reference_dir, image_data_dir, checkpoint=pathlib.Path(run))
     assert not [dataclasses.asdict(one) for one in checks if not one.ok]

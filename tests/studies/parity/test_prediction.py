@@ -23,7 +23,7 @@ def test_each_stage_on_what_the_original_fed_it(reference_dir: pathlib.Path) -> 
 
 
 @pytest.mark.parametrize("network", ["r50", pytest.param("star", marks=pytest.mark.slow)])
-def test_the_whole_chain_from_the_picture_to_the_segments(reference_dir: pathlib.Path, network: str) -> None:
+def test_the_whole_chain_from_the_image_to_the_segments(reference_dir: pathlib.Path, network: str) -> None:
     assert_ok(check_prediction(reference_dir, f"infer_{network}*_result.npz"), at_least=300)
 
 

@@ -1,6 +1,6 @@
-"""Parity of the picture path: resize, flip, labels, masks, boxes, and the padded network input.
+"""Parity of the image path: resize, flip, labels, masks, boxes, and the padded network input.
 
-The recorded pictures are the two photos of the picture data directory; their masks come from the panoptic PNG and
+The recorded images are the two photos of the image data directory; their masks come from the panoptic PNG and
 their boxes from its JSON, so everything is comparable, and equal to the last bit.
 """
 
@@ -22,15 +22,15 @@ from pfcn_jax.types import IGNORE, round_up
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 
 
-def check_pictures(reference: pathlib.Path, pictures: pathlib.Path) -> list[Check]:
-    """Compares the picture path and the padded input with everything recorded.
+def check_images(reference: pathlib.Path, images: pathlib.Path) -> list[Check]:
+    """Compares the image path and the padded input with everything recorded.
 
     Args:
       reference: the reference data directory.
-      pictures: the picture data directory, which holds `two_photos`.
+      images: the image data directory, which holds `two_photos`.
     """
     source = CocoFolder(
-        pictures / "two_photos",
+        images / "two_photos",
         "two",
         images_dir="images",
         json_file="annotations/panoptic_two.json",
@@ -73,7 +73,7 @@ def semantic_map(sample: Sample, classes: ClassTable) -> np.ndarray:
 
 
 def _compare_input(recorded: Recorded, classes: ClassTable) -> Check:
-    """A recorded picture on its canvas: zero after normalisation outside the picture, multiples of 32."""
+    """A recorded image on its canvas: zero after normalisation outside the image, multiples of 32."""
     image = recorded["image"][:, :, ::-1]
     height, width = image.shape[:2]
     canvas = (round_up(height), round_up(width))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from pfcn_jax.checkpoints.backbones import convert_backbone
+from pfcn_jax.checkpoints.conversion import convert_file
 from pfcn_jax.checkpoints.loading import initialize_from
 from pfcn_jax.config.schema import Config
 from pfcn_jax.errors import UserError
@@ -30,7 +30,7 @@ def test_converted_weights_are_where_a_model_starts(name, tmp_path):
     fresh_norms = {path for path in backbone if path.split("/")[1].startswith("norm")}
     published = from_backbone({path: a for path, a in backbone.items() if path not in fresh_norms}, name)
     write_state_dict(tmp_path / "weights.pth", published)
-    _, converted = convert_backbone(tmp_path / "weights.pth", config, tmp_path / "converted")
+    converted = convert_file(tmp_path / "weights.pth", config, tmp_path / "converted").config
     assert converted.model.pixel_order == "rgb"
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     merged, notes = initialize_from(tmp_path / "converted", zeros, converted, fresh_heads=False)
@@ -42,4 +42,4 @@ def test_converted_weights_are_where_a_model_starts(name, tmp_path):
     del published[next(iter(published))]
     write_state_dict(tmp_path / "less.pth", published)
     with pytest.raises(UserError, match=r"less\.pth: 1 tensors do not fit"):
-        convert_backbone(tmp_path / "less.pth", config, tmp_path / "other")
+        convert_file(tmp_path / "less.pth", config, tmp_path / "other")
