@@ -36,7 +36,13 @@ def add_export_flags(parser: argparse.ArgumentParser, what: str, *, own_splits: 
       own_splits: the tool has splits.
     """
     parser.add_argument("--input", required=True, help=what)
-    parser.add_argument("--images", "--pictures", dest="pictures", metavar="DIR", help="folder with the images somewhere below (default: the input)")
+    parser.add_argument(
+        "--images",
+        "--pictures",
+        dest="pictures",
+        metavar="DIR",
+        help="folder with the images somewhere below (default: the input)",
+    )
     add_kind_flags(parser)
     add_background_flag(parser)
     add_skip_bad_flag(parser)
