@@ -79,11 +79,14 @@ def parse_json(data: bytes, path: str) -> Any:
         raise DataError(f"{path}: not JSON ({error})", kind="json-broken") from error
 
 
-def parse_parts(data: bytes, path: str, form: str) -> dict[str, list[Any]]:
-    """The lists `categories`, `images` and `annotations` of a COCO file.
+def parse_parts(
+    data: bytes, path: str, form: str, parts: Sequence[str] = ("categories", "images", "annotations")
+) -> dict[str, list[Any]]:
+    """Lists of a COCO file, by name.
 
     Args:
       form: of the file, for the message: `panoptic` or `detection`.
+      parts: the names of the lists that must be there.
 
     Raises:
       DataError: not JSON, no object, a part is missing or is no list.
@@ -91,11 +94,9 @@ def parse_parts(data: bytes, path: str, form: str) -> dict[str, list[Any]]:
     content = parse_json(data, path)
     if not isinstance(content, dict):
         raise DataError(
-            f"{path}: holds {_TYPE_NAMES[type(content)]}, but a COCO-{form} file is an object with categories, images "
-            "and annotations",
+            f"{path}: holds {_TYPE_NAMES[type(content)]}, but a COCO-{form} file is an object with {', '.join(parts)}",
             kind="json-part-missing",
         )
-    parts = ("categories", "images", "annotations")
     missing = [part for part in parts if part not in content]
     if missing:
         raise DataError(f"{path}: no {', '.join(missing)}; is it a COCO-{form} file?", kind="json-part-missing")

@@ -73,7 +73,7 @@ class FailurePolicy:
                 self.stop(step, request)
         if isinstance(error, DataError) and self._config.data.on_broken == "stop":
             skip = "--config.data.on_broken=skip goes on without it"
-            raise DataError(f"{error}; {skip}\n{self.last_checkpoint()}") from error
+            raise DataError(f"{error}; {skip}\n{self.last_checkpoint()}", kind=error.kind) from error
         raise error
 
     def skip_evaluation(self, step: int, error: DataError) -> None:
