@@ -50,7 +50,7 @@ def load(path):
 
 
 def read(path):
-    """An image file as upright RGB uint8 [h, w, 3]. More than 8 bits a channel are refused; Pillow would cut them off."""
+    """An image file as upright RGB uint8 [h, w, 3]; one of more than 8 bits a channel is refused."""
     with Image.open(path) as picture:
         if picture.mode[0] in "IF" or re.search(";16[BLN]", str(picture.tile)):
             raise ValueError(f"an image of mode {picture.mode} with more than 8 bits a channel; convert it to 8 bits")
