@@ -11,7 +11,7 @@ import sys
 
 from pfcn_jax.commands import EXTRAS, VERBS, module_of
 from pfcn_jax.errors import MISSING_EXTRA, STOPPED, Stopped, TryAgain, UserError, explain, format_error
-from pfcn_jax.utils.stderr import exit_with, print_lines
+from pfcn_jax.utils.stderr import exit_with, print_any_script, print_lines
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -88,4 +88,5 @@ def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
+    print_any_script()
     exit_with(main())

@@ -210,8 +210,8 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
 def has_deep_channels(picture: Image.Image) -> bool:
     """True for an image of more than 8 bits a channel, which Pillow would cut to 8 bits in silence.
 
-    Modes I and F say so. Of PNGs with color or alpha and of TIFFs the raw mode says it, until the file is decoded. (Pillow
-    decodes a PNG when it is asked for EXIF data.)
+    Modes I and F say so. Of PNGs with color or alpha and of TIFFs the raw mode says it, until the file is decoded (by
+    Pillow also when it is asked for the EXIF data of a PNG).
     """
     return picture.mode.startswith(("I", "F")) or bool(_RAW_16_BIT.search(str(getattr(picture, "tile", ""))))
 
