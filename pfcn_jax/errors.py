@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 PAGE = "docs/troubleshooting.md"  # has a line for each code
-MISSING_EXTRA, MEMORY = "not-installed", "out-of-memory"  # codes of errors that others raise, see `explain`
 
 
 class UserError(ValueError):
@@ -41,14 +40,14 @@ class Stopped(Exception):
     """A run that has stopped on request; the message is for the user."""
 
 
-def format_error(error: UserError) -> str:
-    """The message with its code and the page that explains it."""
-    return f"error: {error} [{error.code}: {PAGE}]"
+def with_code(error: UserError) -> str:
+    """The message, its code and the page that explains it."""
+    return f"{error} [{error.code}: {PAGE}]"
 
 
 def explain(error: Exception) -> UserError | None:
     """An error of memory as one of the user; None for any other."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         first = (str(error).splitlines() or ["MemoryError"])[0]
-        return UserError(f"out of memory ({first[:200]}); use smaller batches or images", code=MEMORY)
+        return UserError(f"out of memory ({first[:200]}); use smaller batches or images", code="out-of-memory")
     return None

@@ -10,7 +10,7 @@ import importlib
 import sys
 
 from pfcn_jax.commands import EXTRAS, VERBS, module_of
-from pfcn_jax.errors import MISSING_EXTRA, STOPPED, Stopped, TryAgain, UserError, explain, format_error
+from pfcn_jax.errors import STOPPED, Stopped, TryAgain, UserError, explain, with_code
 from pfcn_jax.utils.stderr import exit_with, print_any_script, print_lines
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         shown = _as_user_error(error)
         if shown is None:
             raise
-        print_lines(format_error(shown))
+        print_lines(f"error: {with_code(shown)}")
         return STOPPED if isinstance(shown, TryAgain) else 2
 
 
@@ -67,7 +67,7 @@ def _as_user_error(error: Exception) -> UserError | None:
     if isinstance(error, ModuleNotFoundError):
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         return (
-            UserError(f"{error.name} is not installed: pip install -e '.[{extra}]'", code=MISSING_EXTRA)
+            UserError(f"{error.name} is not installed: pip install -e '.[{extra}]'", code="not-installed")
             if extra
             else None
         )

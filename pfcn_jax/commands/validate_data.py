@@ -26,6 +26,7 @@ from pfcn_jax.data.kinds import KINDS, WARNING
 from pfcn_jax.data.panoptic_json import Declared
 from pfcn_jax.data.registry import list_splits
 from pfcn_jax.data.validate import ExampleReport, Finding, Limits, check_canvases, check_example, check_instances
+from pfcn_jax.errors import PAGE
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.progress import ProgressDisplay
 
@@ -282,5 +283,6 @@ def format_report(report: dict[str, Any]) -> str:
         if group["count"] > _SHOWN:
             lines.append(f"  and {group['count'] - _SHOWN} more")
     verdict = "training would work" if report["usable"] else "training would not work, or would learn wrong things"
-    lines += ["", f"{report['errors']} errors, {report['warnings']} warnings: {verdict}"]
+    more = f" ({PAGE} has a line for each kind)" if report["findings"] else ""
+    lines += ["", f"{report['errors']} errors, {report['warnings']} warnings: {verdict}{more}"]
     return "\n".join(lines)

@@ -23,14 +23,21 @@ def listed_ids(labels: str, inputs: Sequence[Input]) -> dict[str, int | str]:
     found = {entry.image_id: _longest_end(entry.path, listed) for entry in images}
     strangers = [entry.path for entry in images if not found[entry.image_id]]
     if strangers:
-        raise UserError(f"{strangers[0]}: not in {labels} ({len(strangers)} of {len(images)} images are not)")
+        raise UserError(
+            f"{strangers[0]}: not in {labels} ({len(strangers)} of {len(images)} images are not)", code="images-differ"
+        )
     taken: dict[int | str, pathlib.Path] = {}
     for entry in images:
         ids = found[entry.image_id]
         if len(ids) > 1:
-            raise UserError(f"{entry.path}: {labels} lists this name under {len(ids)} ids ({ids[0]!r}, {ids[1]!r})")
+            raise UserError(
+                f"{entry.path}: {labels} lists this name under {len(ids)} ids ({ids[0]!r}, {ids[1]!r})",
+                code="images-differ",
+            )
         if ids[0] in taken:
-            raise UserError(f"{entry.path} and {taken[ids[0]]}: by name both are image {ids[0]!r} of {labels}")
+            raise UserError(
+                f"{entry.path} and {taken[ids[0]]}: by name both are image {ids[0]!r} of {labels}", code="images-differ"
+            )
         taken[ids[0]] = entry.path
     return {image_id: ids[0] for image_id, ids in found.items()}
 

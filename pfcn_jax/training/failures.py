@@ -91,7 +91,8 @@ class FailurePolicy:
         if jax.process_count() == 1:  # the others are in their evaluation, and would not answer
             self.ensure_saved(step)
         raise UserError(
-            f"the evaluation of step {step} cannot be written ({error}); the same command again evaluates it"
+            f"the evaluation of step {step} cannot be written ({error}); the same command again evaluates it",
+            code="disk",
         ) from error
 
     def ensure_saved(self, step: int) -> None:

@@ -228,7 +228,7 @@ class CocoFolder(PanopticFiles):
         """
         base = pathlib.Path(root)
         if not base.is_dir():
-            raise DataError(f"{base}: no such data directory")
+            raise DataError(f"{base}: no such data directory", kind="data-missing")
         json_names = [json_file] if json_file else [f"annotations/panoptic_{split}.json", f"panoptic_{split}.json"]
         json_path = _first_existing(base, json_names, f"the panoptic JSON of split {split!r}", "json-missing")
         image_names = [images_dir] if images_dir else [split, f"images/{split}", "images"]
@@ -271,7 +271,8 @@ def _list_splits(root: str) -> list[str]:
     if not found and (detection := _detection_file(base)):
         raise DataError(
             f"{root}: no annotations/panoptic_SPLIT.json, but {detection} looks like a COCO detection file; convert "
-            f"it: python -m pfcn_jax.main prepare instances --json {base / detection} ..."
+            f"it: python -m pfcn_jax.main prepare instances --json {base / detection} ...",
+            kind="no-split",
         )
     return [path.stem.removeprefix("panoptic_") for path in found]
 

@@ -34,7 +34,7 @@ class MaskFolder:
           DataError: no such folder, or two masks of one image.
         """
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder of masks")
+            raise DataError(f"{folder}: no such folder of masks", kind="data-missing")
         self.folder = folder
         self._files: dict[str, pathlib.Path] = {}
         self.other: list[pathlib.Path] = []  # files of other kinds
