@@ -76,7 +76,7 @@ class PanopticFiles:
         if absent := [image_id for image_id in self._truth if image_id not in self._predicted]:
             hint = other_type_hint(absent[0], self._predicted, os.fspath(pred_json))
             raise UserError(
-                f"{pred_json}: no prediction for {_listed(absent)} of {gt_json}{hint}", code="images-differ"
+                f"{gt_json}: {_listed(absent)} without a prediction in {pred_json}{hint}", code="images-differ"
             )
         if extra := [image_id for image_id in self._predicted if image_id not in self._truth]:
             raise UserError(f"{pred_json}: predicts {_listed(extra)}, unknown to {gt_json}", code="images-differ")

@@ -272,13 +272,13 @@ def test_no_confusion_is_printed_where_a_category_is_found(files):
 
 def test_missing_and_extra_predictions(files):
     dropped = files.json["pred"]["annotations"].pop(0)
-    refused(files, "pred.json: no prediction for image 3 of", "gt.json")
+    refused(files, "gt.json: image 3 without a prediction in", "pred.json")
     files.json["pred"]["annotations"] += [dropped, {**dropped, "image_id": 99}]
     (files.folder / "pred.json").write_text(json.dumps(files.json["pred"]))
     refused(files, "pred.json: predicts image 99, unknown to", "gt.json", write=False)
     files.json["pred"]["annotations"] = []
     (files.folder / "pred.json").write_text(json.dumps(files.json["pred"]))
-    refused(files, "no prediction for images 3, 4 of", write=False)
+    refused(files, "gt.json: images 3, 4 without a prediction", write=False)
 
 
 def test_labels_without_a_image(files):
