@@ -59,7 +59,7 @@ def shown_line(fault: Fault, status: int, lines: list[str], usual: list[str]) ->
     if status:
         return next(line for line in lines if line.startswith("error: "))
     new = [line for line in lines if line not in usual]
-    return next((line for line in new if line.startswith("warning") or "left out" in line), "")
+    return next((line for line in new if re.match(r"warning|\d+ (images|objects|masks) (are|have)", line)), "")
 
 
 def cell(text: str) -> str:

@@ -169,7 +169,7 @@ MASKS = (
     ),
     Fault("an EXIF half turn", turn("images/a.jpg", 3)),
     Fault(
-        "a HEIC file among the images", lambda root: (root / "images/c.heic").write_bytes(b"x"), finds=".heic left out"
+        "a HEIC file among the images", lambda root: (root / "images/c.heic").write_bytes(b"x"), finds="c.heic"
     ),
     Fault("a hidden `._a.jpg`", lambda root: (root / "images/._a.jpg").write_bytes(b"x")),
     Fault("a `.jfif` file", rename("images/a.jpg", "images/a.jfif")),
