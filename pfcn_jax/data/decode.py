@@ -23,6 +23,7 @@ from pfcn_jax.codec import MAX_ID, describe_png, rgb_to_id
 from pfcn_jax.data.example import DataError
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of the limit; beyond it is our error
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGB_8BIT = (8, 2)  # bit depth and color type in a PNG's header
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers; three of the row mean others
@@ -62,12 +63,18 @@ def decode_picture(data: bytes, name: str, *, upright: bool = False) -> UInt8[np
         raise
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{name}: too large, the limit is {max_pixels() / 1e6:.0f} megapixels ({error}); resize it, or raise the "
-            "limit (predict --max-megapixels)",
+            f"{name}: too large, the limit is {max_pixels() / 1e6:.3g} megapixels{_stated_size(error)}; resize it, or "
+            "raise the limit (predict --max-megapixels)",
             kind="image-too-large",
         ) from error
     except _BROKEN as error:
         raise DataError(f"{name}: broken image ({error})", kind="picture-unreadable") from error
+
+
+def _stated_size(error: Image.DecompressionBombError) -> str:
+    """The size of the image, of which Pillow tells nothing but its message."""
+    pixels = re.search(r"\d+", str(error))
+    return f", it has {int(pixels[0]) / 1e6:.3g}" if pixels else ""
 
 
 def _decode_color(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "h w 3"] | None:

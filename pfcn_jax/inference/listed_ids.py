@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from pfcn_jax.data.image_files import compose
 from pfcn_jax.data.panoptic_json import PanopticIndex, read_index
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.input_files import Input
@@ -46,12 +47,12 @@ def _by_parts(index: PanopticIndex) -> _Listed:
     """Image ids by the parts of their file names, the last first: `a/b.jpg` -> (b.jpg, a)."""
     table: _Listed = {}
     for name, image_id in zip(index.file_names, index.image_ids):
-        parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts[::-1]
+        parts = pathlib.PurePosixPath(compose(name).replace("\\", "/")).parts[::-1]
         table.setdefault(parts, []).append(image_id)
     return table
 
 
 def _longest_end(path: pathlib.Path, listed: Mapping[tuple[str, ...], list[int | str]]) -> list[int | str]:
-    parts = path.resolve().parts[::-1]
+    parts = tuple(compose(part) for part in path.resolve().parts[::-1])
     ends = (parts[:count] for count in range(len(parts), 0, -1))
     return next((listed[end] for end in ends if end in listed), [])

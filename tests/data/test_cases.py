@@ -83,6 +83,7 @@ def test_accents_may_be_composed_or_decomposed(cases_dir, tmp_path):
     path.write_text(json.dumps(content))
     (root / "train/train_001.jpg").rename(root / "train" / unicodedata.normalize("NFD", "kuh-\u00e4.jpg"))
     assert len(CocoFolder(root, "train")[0].class_id)
+    assert "file-unlisted" not in validate(root, tmp_path / "report.json")[1]
 
 
 @pytest.mark.parametrize("case", ["17-colours/hex", "32-colours-per-export"])

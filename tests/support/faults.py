@@ -168,9 +168,7 @@ MASKS = (
         redraw("masks/*.png", lambda v: np.stack([v * 255, v, v * 90], axis=-1)),
     ),
     Fault("an EXIF half turn", turn("images/a.jpg", 3)),
-    Fault(
-        "a HEIC file among the images", lambda root: (root / "images/c.heic").write_bytes(b"x"), finds="c.heic"
-    ),
+    Fault("a HEIC file among the images", lambda root: (root / "images/c.heic").write_bytes(b"x"), finds="c.heic"),
     Fault("a hidden `._a.jpg`", lambda root: (root / "images/._a.jpg").write_bytes(b"x")),
     Fault("a `.jfif` file", rename("images/a.jpg", "images/a.jfif")),
     Fault("an image of 196 megapixels", large_png),
