@@ -110,6 +110,14 @@ def test_unusable_polygons_are_counted_and_can_be_left_out(cases_dir, tmp_path, 
     assert ("no-instances" in out) == (case == "29-nesting/pairs")
 
 
+def test_predictions_written_as_bgr_are_named(cases_dir, capsys):
+    case = cases_dir / "08-scoring"
+    labels = ["--gt-json", case / "gt/annotations/panoptic_val.json", "--gt-dir", case / "gt/annotations/panoptic_val"]
+    words = [*labels, "--pred-json", case / "bgr/pred.json", "--pred-dir", case / "bgr/png"]
+    assert front_door.main(["evaluate", *map(str, words)]) == 2
+    assert "the PNG was written as BGR [id-unlisted: " in capsys.readouterr().err
+
+
 def test_repeated_file_names_are_refused(cases_dir, tmp_path, capsys):
     assert prepare_instances(cases_dir / "45-detection-collision/same_file", tmp_path / "out") == 2
     assert "appears twice in images" in capsys.readouterr().err
