@@ -10,8 +10,8 @@ import importlib
 import sys
 
 from pfcn_jax.commands import EXTRAS, RENAMED_FLAGS, VERBS, module_of
-from pfcn_jax.errors import STOPPED, Stopped, TryAgain, UserError
-from pfcn_jax.utils.stderr import exit_with, print_lines
+from pfcn_jax.errors import STOPPED, Stopped, TryAgain, UserError, explain, with_code
+from pfcn_jax.utils.stderr import exit_with, print_any_script, print_lines
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -53,18 +53,28 @@ def run(args: argparse.Namespace) -> int:
     """Runs a parsed command and returns its exit status; an error of the user becomes one line."""
     try:
         return int(args.run(args))
-    except UserError as error:
-        print_lines(f"error: {error}")
-        return STOPPED if isinstance(error, TryAgain) else 2
     except Stopped as stopped:
         print_lines(str(stopped))
         return STOPPED
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+    except Exception as error:
+        shown = _as_user_error(error)
+        if shown is None:
             raise
-        print_lines(f"error: {error.name} is not installed: pip install -e '.[{extra}]'")
-        return 2
+        print_lines(f"error: {with_code(shown)}")
+        return STOPPED if isinstance(shown, TryAgain) else 2
+
+
+def _as_user_error(error: Exception) -> UserError | None:
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        return (
+            UserError(f"{error.name} is not installed: pip install -e '.[{extra}]'", code="not-installed")
+            if extra
+            else None
+        )
+    return explain(error)
 
 
 def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -81,4 +91,5 @@ def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
+    print_any_script()
     exit_with(main())

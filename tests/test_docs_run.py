@@ -48,6 +48,7 @@ ELSEWHERE = {
     "weights ": "tests/checkpoints/test_named.py",
     "prepare instances --json out/": "tests/inference/test_round_trips.py",  # a tiny network may find nothing
     "convert --input swin_t.pth": "tests/checkpoints/test_backbones.py",
+    "damaged": "tests/test_faults_page.py",
     "data/own": "tests/test_walkthrough.py",  # the walk-through of docs/datasets.md, run as it stands there
     "runs/own": "tests/test_walkthrough.py",
 }

@@ -31,6 +31,8 @@ BACKBONE, WHOLE_MODEL = "backbone", "model"  # meta["kind"]; checkpoints of trai
 class CheckpointError(UserError):
     """A checkpoint is missing, unreadable, or does not fit; the message names the path and the way out."""
 
+    code = "checkpoint"
+
 
 def check_intact(checkpoint: pathlib.Path, items: Sequence[str] = ("model", "meta")) -> None:
     """Raises CheckpointError if files of these items have changed since they were written; it lists them."""

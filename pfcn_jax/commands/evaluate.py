@@ -13,8 +13,8 @@ from pfcn_jax.data.inputs import evaluation_split, open_evaluation
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.evaluate import evaluate_model
 from pfcn_jax.evaluation.html_report import ReportCollector
+from pfcn_jax.evaluation.panoptic_files import PanopticFiles, confusion_hint
 from pfcn_jax.evaluation.provenance import provenance
-from pfcn_jax.metrics.panoptic_files import PanopticFiles, confusion_hint
 from pfcn_jax.metrics.pq import format_table
 from pfcn_jax.parallel import distributed
 from pfcn_jax.parallel.sharding import data_mesh
@@ -52,11 +52,11 @@ def _score_files(args: argparse.Namespace) -> int:
         raise UserError("--report draws images, which scoring of files does not read; it needs --checkpoint")
     files = PanopticFiles(*given)
     result = files.score()
-    print(format_table(result, files.categories.names))
+    print(format_table(result, files.classes.names))
     if hint := confusion_hint(files, result):
         print(hint, file=sys.stderr)
     if args.output:
-        write_json(args.output, result.to_dict(files.categories.ids))
+        write_json(args.output, result.to_dict(files.classes.category_ids))
     return 0
 
 

@@ -17,7 +17,7 @@ from pfcn_jax.checkpoints.loading import load_with_config
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import max_pixels, set_max_pixels
 from pfcn_jax.data.example import DataError
-from pfcn_jax.errors import UserError
+from pfcn_jax.errors import UserError, with_code
 from pfcn_jax.inference.class_counts import ClassCounts
 from pfcn_jax.inference.formats import FORMATS, Writer, make_writer
 from pfcn_jax.inference.formats.coco import CocoPanoptic
@@ -204,5 +204,5 @@ def _segment_video(
         finally:
             display.close()
     except DataError as error:
-        broken.append(str(error))
+        broken.append(with_code(error))
     return done

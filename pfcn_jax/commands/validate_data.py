@@ -22,11 +22,13 @@ from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.data.example import DataError, Source
+from pfcn_jax.data.image_files import compose
 from pfcn_jax.data.inputs import evaluation_recipe, find_split, open_split, training_recipe
 from pfcn_jax.data.kinds import KINDS, WARNING
 from pfcn_jax.data.panoptic_json import Declared
 from pfcn_jax.data.registry import list_splits
 from pfcn_jax.data.validate import ExampleReport, Finding, Limits, check_canvases, check_example, check_instances
+from pfcn_jax.errors import PAGE
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.progress import ProgressDisplay
 
@@ -224,11 +226,13 @@ def _unlisted_files(readers: dict[str, tuple[Source, Declared | None]]) -> list[
     listed: dict[pathlib.Path, tuple[set[str], str]] = {}
     for split, (source, _) in readers.items():
         if isinstance(source, CocoFolder):
-            listed.setdefault(source.images_dir, (set(), split))[0].update(source.index.file_names)
-            listed.setdefault(source.labels_dir, (set(), split))[0].update(source.index.label_names)
+            listed.setdefault(source.images_dir, (set(), split))[0].update(map(compose, source.index.file_names))
+            listed.setdefault(source.labels_dir, (set(), split))[0].update(map(compose, source.index.label_names))
     findings = []
     for folder, (known, split) in listed.items():
-        extra = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and entry.name not in known)
+        extra = sorted(
+            entry.name for entry in os.scandir(folder) if entry.is_file() and compose(entry.name) not in known
+        )
         if extra:
             findings.append(Finding("file-unlisted", f"{folder}: {len(extra)} files, as {extra[0]}", split))
     return findings
@@ -283,5 +287,6 @@ def format_report(report: dict[str, Any]) -> str:
         if group["count"] > _SHOWN:
             lines.append(f"  and {group['count'] - _SHOWN} more")
     verdict = "training would work" if report["usable"] else "training would not work, or would learn wrong things"
-    lines += ["", f"{report['errors']} errors, {report['warnings']} warnings: {verdict}"]
+    more = f" ({PAGE} has a line for each kind)" if report["findings"] else ""
+    lines += ["", f"{report['errors']} errors, {report['warnings']} warnings: {verdict}{more}"]
     return "\n".join(lines)

@@ -47,7 +47,8 @@ def shared_array(shape: Sequence[int], dtype: npt.DTypeLike) -> SharedMemoryArra
         array.unlink_on_del()
         raise UserError(
             f"no {array.nbytes / 1e6:.0f} MB of shared memory for a batch: make /dev/shm larger (a container: "
-            "--shm-size=8g), or load without other processes (--config.data.workers=0)"
+            "--shm-size=8g), or load without other processes (--config.data.workers=0)",
+            code="shared-memory",
         )
     return array
 

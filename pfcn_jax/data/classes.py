@@ -8,7 +8,7 @@ import importlib.resources
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Int32
@@ -117,7 +117,7 @@ class ClassTable:
         _require_unique("category id", [entry["id"] for entry in entries])
         entries.sort(key=lambda entry: (not entry["isthing"], entry["id"]))
         colors = (_read_color(entry.get("color")) or default_color(i) for i, entry in enumerate(entries))
-        supercategories = [str(entry.get("supercategory", "")) for entry in entries]
+        supercategories = [str(name) if is_text(name := entry.get("supercategory")) else "" for entry in entries]
         return cls(
             names=tuple(str(entry["name"]) for entry in entries),
             category_ids=tuple(int(entry["id"]) for entry in entries),
@@ -166,6 +166,11 @@ class ClassTable:
         )
 
 
+def is_text(value: Any) -> TypeGuard[str]:
+    """True for text that can be written to a file: JSON may hold half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _check_category(position: int, entry: Any) -> None:
     """Raises ValueError unless an entry of `categories` has a usable id, name and isthing."""
     if not isinstance(entry, Mapping):
@@ -173,7 +178,7 @@ def _check_category(position: int, entry: Any) -> None:
     missing = [key for key in ("id", "name", "isthing") if key not in entry]
     if missing:
         raise ValueError(f"category {entry.get('name', position)!r}: no {', '.join(missing)} (has {sorted(entry)})")
-    if not isinstance(entry["name"], str) or not entry["name"]:
+    if not is_text(entry["name"]) or not entry["name"]:
         raise ValueError(f"categories[{position}]: name is {entry['name']!r:.60}, must be text")
     if type(entry["id"]) is not int or not 0 <= entry["id"] <= _MAX_CATEGORY:
         wanted = f"must be a whole number from 0 to {_MAX_CATEGORY}"

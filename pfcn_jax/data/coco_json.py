@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.classes import ClassTable, is_text
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.kinds import Report
 
@@ -38,13 +38,7 @@ def _is_whole(value: Any) -> bool:
 
 def is_file_name(value: Any) -> bool:
     """True for text that a file can be called by."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    return True
+    return is_text(value) and value != "" and "\0" not in value
 
 
 def whole(name: str, low: int, high: int) -> Field:
@@ -52,7 +46,7 @@ def whole(name: str, low: int, high: int) -> Field:
     return Field(name, lambda value: _is_whole(value) and low <= value <= high, f"a whole number from {low} to {high}")
 
 
-IMAGE_ID = Field("id", lambda value: _is_whole(value) or isinstance(value, str), "a whole number or text")
+IMAGE_ID = Field("id", lambda value: _is_whole(value) or is_text(value), "a whole number or text")
 OF_IMAGE = Field("image_id", IMAGE_ID.accepts, IMAGE_ID.wanted)
 FILE_NAME = Field("file_name", is_file_name, "the text of a file name")
 CATEGORY_ID = Field("category_id", _is_whole, "a whole number")
@@ -79,11 +73,14 @@ def parse_json(data: bytes, path: str) -> Any:
         raise DataError(f"{path}: not JSON ({error})", kind="json-broken") from error
 
 
-def parse_parts(data: bytes, path: str, form: str) -> dict[str, list[Any]]:
-    """The lists `categories`, `images` and `annotations` of a COCO file.
+def parse_parts(
+    data: bytes, path: str, form: str, parts: Sequence[str] = ("categories", "images", "annotations")
+) -> dict[str, list[Any]]:
+    """Lists of a COCO file, by name.
 
     Args:
       form: of the file, for the message: `panoptic` or `detection`.
+      parts: the names of the lists that must be there.
 
     Raises:
       DataError: not JSON, no object, a part is missing or is no list.
@@ -91,11 +88,9 @@ def parse_parts(data: bytes, path: str, form: str) -> dict[str, list[Any]]:
     content = parse_json(data, path)
     if not isinstance(content, dict):
         raise DataError(
-            f"{path}: holds {_TYPE_NAMES[type(content)]}, but a COCO-{form} file is an object with categories, images "
-            "and annotations",
+            f"{path}: holds {_TYPE_NAMES[type(content)]}, but a COCO-{form} file is an object with {', '.join(parts)}",
             kind="json-part-missing",
         )
-    parts = ("categories", "images", "annotations")
     missing = [part for part in parts if part not in content]
     if missing:
         raise DataError(f"{path}: no {', '.join(missing)}; is it a COCO-{form} file?", kind="json-part-missing")

@@ -9,6 +9,7 @@ are stored. People's own photos are turned upright (`upright=True`).
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from typing import NamedTuple
@@ -22,11 +23,13 @@ from pfcn_jax.codec import MAX_ID, describe_png, rgb_to_id
 from pfcn_jax.data.example import DataError
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of the limit; beyond it is our error
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGB_8BIT = (8, 2)  # bit depth and color type in a PNG's header
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers; three of the row mean others
 _GREY, _PALETTE = 0, 3  # color types
-_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # EXIF and TIFF tags
+_ORIENTATION = 0x0112  # EXIF tag
+_RAW_16_BIT = re.compile(";16[BLN]")  # Pillow's raw modes of 16 bits a channel (BMP's "BGR;16" has 16 a pixel)
 
 
 def decode_image(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
@@ -45,12 +48,12 @@ def decode_image(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.n
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             mode, kind = image.mode, image.format
-            orientation = read_orientation(image) if upright else 1
-            if mode.startswith(("I", "F")) or _has_deep_channels(image, data):
+            if has_deep_channels(image):
                 raise DataError(
                     f"{name}: an image of mode {mode} with more than 8 bits a channel; convert it to 8 bits",
                     kind="picture-format",
                 )
+            orientation = read_orientation(image) if upright else 1
             if mode in ("RGB", "L") and _is_complete(data, kind):
                 decoded = _decode_color(data, image.height, image.width)
                 if decoded is not None:
@@ -60,12 +63,18 @@ def decode_image(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.n
         raise
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{name}: too large, the limit is {max_pixels() / 1e6:.0f} megapixels ({error}); resize it, or raise the "
-            "limit (predict --max-megapixels)",
+            f"{name}: too large, the limit is {max_pixels() / 1e6:.3g} megapixels{_stated_size(error)}; resize it, or "
+            "raise the limit (predict --max-megapixels)",
             kind="image-too-large",
         ) from error
     except _BROKEN as error:
         raise DataError(f"{name}: broken image ({error})", kind="picture-unreadable") from error
+
+
+def _stated_size(error: Image.DecompressionBombError) -> str:
+    """The size of the image, of which Pillow tells nothing but its message."""
+    pixels = re.search(r"\d+", str(error))
+    return f", it has {int(pixels[0]) / 1e6:.3g}" if pixels else ""
 
 
 def _decode_color(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -205,13 +214,13 @@ def decode_values(data: bytes, name: str) -> Int[np.ndarray, "h w"]:
         raise DataError(f"{name}: broken PNG ({error})", kind="label-unreadable") from error
 
 
-def _has_deep_channels(image: Image.Image, data: bytes) -> bool:
-    """True if the file has 16 bits a channel where Pillow's mode hides it: PNGs with color or alpha, TIFFs."""
-    if image.format == "PNG":
-        return len(data) > 24 and data[24] > 8
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8  # type: ignore[attr-defined]
-    return False
+def has_deep_channels(image: Image.Image) -> bool:
+    """True for an image of more than 8 bits a channel, which Pillow would cut to 8 bits in silence.
+
+    Modes I and F say so. Of PNGs with color or alpha and of TIFFs the raw mode says it, until the file is decoded (by
+    Pillow also when it is asked for the EXIF data of a PNG).
+    """
+    return image.mode.startswith(("I", "F")) or bool(_RAW_16_BIT.search(str(getattr(image, "tile", ""))))
 
 
 def _is_complete(data: bytes, kind: str | None) -> bool:

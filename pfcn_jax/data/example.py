@@ -18,12 +18,12 @@ from pfcn_jax.errors import UserError
 class DataError(UserError):
     """The data on disk are not what they should be. The message names the file, and the id where there is one.
 
-    `kind` names the damage in one word (`picture-missing`, `id-unlisted`; all of them in `kinds.KINDS`), so that a
-    check of a whole data set can count each kind.
+    `kind`, its code, names the damage in one word (`picture-missing`, `id-unlisted`; all of them in `kinds.KINDS`), so
+    that a check of a whole data set can count each kind.
     """
 
     def __init__(self, message: str, *, kind: str = "unusable"):
-        super().__init__(message)
+        super().__init__(message, code=kind)
         self.kind = kind
 
 

@@ -24,6 +24,11 @@ def find_normalized(path: pathlib.Path) -> pathlib.Path | None:
     return next((path.with_name(name) for name in names if os.path.isfile(path.with_name(name))), None)
 
 
+def compose(name: str) -> str:
+    """A file name with composed accents, to compare names: macOS decomposes them, most JSONs compose them."""
+    return unicodedata.normalize("NFC", name)
+
+
 def is_hidden(path: pathlib.Path) -> bool:
     """True for dot files, among them the `._NAME` files of macOS."""
     return path.name.startswith(".")

@@ -61,7 +61,8 @@ def open_evaluation(
     if difference:
         raise DataError(
             f"{config.root or config.source}, split {split!r}: its classes are not those of the model ({difference}); "
-            "give every split the same categories"
+            "give every split the same categories",
+            kind="splits-differ",
         )
     _warn_of_rotation(source, f"{config.root}, split {split!r}")
     return source
@@ -86,7 +87,9 @@ def find_split(config: DataOptions, kind: str) -> str:
         )
         return splits[0]
     what = f"{len(found)} splits start with {kind!r}" if found else f"no split starts with {kind!r}"
-    raise DataError(f"{config.root}: {what} (there are {', '.join(splits)}); set --config.data.{key}=NAME")
+    raise DataError(
+        f"{config.root}: {what} (there are {', '.join(splits)}); set --config.data.{key}=NAME", kind="no-split"
+    )
 
 
 def _panoptic_files(source: Source) -> PanopticFiles | None:

@@ -10,6 +10,8 @@ Report = Callable[[str, str], None]  # (kind, message)
 
 ERROR, WARNING = "error", "warning"  # an error stops training or teaches wrong things
 KINDS: dict[str, tuple[str, str]] = {
+    "data-missing": (ERROR, "a folder of data is not there, or holds nothing of what is looked for"),
+    "no-split": (ERROR, "no split to train on or to score was found"),
     "json-missing": (ERROR, "the panoptic JSON is not there"),
     "json-broken": (ERROR, "a JSON cannot be parsed"),
     "json-part-missing": (ERROR, "the JSON lacks categories, images or annotations"),
@@ -19,6 +21,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "image-repeated": (ERROR, "an image id appears twice"),
     "labels-contradict": (ERROR, "one file has two label maps that contradict each other"),
     "annotation-without-image": (ERROR, "an annotation belongs to no image"),
+    "segmentation-invalid": (ERROR, "objects of a label file that cannot be used, as polygons of two points"),
     "category-unknown": (ERROR, "a segment has a category that is not declared"),
     "segment-id-invalid": (ERROR, "a segment id is 0 or too large for three bytes"),
     "segment-id-repeated": (ERROR, "a segment id appears twice in one image"),

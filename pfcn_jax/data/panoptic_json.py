@@ -34,6 +34,7 @@ _SEGMENTS = Field("segments_info", lambda value: isinstance(value, list), "a lis
 _ANNOTATION = (OF_IMAGE, FILE_NAME, _SEGMENTS)
 _SEGMENT = (Field("id", CATEGORY_ID.accepts, CATEGORY_ID.wanted), CATEGORY_ID, IS_CROWD)
 _UNDECLARED = (-1, -1, -1, -1)
+_MAX_AREA = 2**53  # beyond any image: larger ones are as wrong as this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ def parse_panoptic(data: bytes, path: str, report: Report = raise_errors) -> tup
     content = parse_parts(data, path, "panoptic")
     classes = parse_classes(content["categories"], path)
     images, left_out = _by_image_id(content["images"], IMAGE, "images", path, report)
-    annotations, also = _by_image_id(content["annotations"], _ANNOTATION, "annotations", path, report)
+    annotations, also = read_annotations(content["annotations"], path, report)
     left_out |= also
     for image_id in annotations.keys() - images.keys() - left_out:
         hint = other_type_hint(image_id, images, "images")
@@ -118,6 +119,13 @@ def parse_panoptic(data: bytes, path: str, report: Report = raise_errors) -> tup
         raise DataError(f"{path}: no annotated image", kind="unusable")
     _report_repeated_files(labelled, path, report)
     return _flatten(path, classes, labelled, report)
+
+
+def read_annotations(
+    entries: Sequence[Any], path: str, report: Report = raise_errors
+) -> tuple[dict[Any, dict[str, Any]], set[Any]]:
+    """The sound annotations (image_id, file_name, segments_info) by image id, and the ids of the others."""
+    return _by_image_id(entries, _ANNOTATION, "annotations", path, report)
 
 
 def _by_image_id(
@@ -158,7 +166,7 @@ def _flatten(
 ) -> tuple[PanopticIndex, Declared]:
     offset, segments, damaged = [0], [], set()
     for image, annotation in labelled:
-        own = _segments(annotation, classes, f"{path}: image {image['id']}", report)
+        own = read_segments(annotation, classes, f"{path}: image {image['id']}", report)
         if len(own) < len(annotation["segments_info"]):
             damaged.add(image["id"])
         segments += own
@@ -179,10 +187,10 @@ def _flatten(
     return index, Declared(area, box, frozenset(damaged))
 
 
-def _segments(
-    annotation: Mapping[str, Any], classes: ClassTable, where: str, report: Report
+def read_segments(
+    annotation: Mapping[str, Any], classes: ClassTable, where: str, report: Report = raise_errors
 ) -> list[tuple[int, int, bool, int, Sequence[int]]]:
-    """The sound segments: id, class id, crowd, declared area and box."""
+    """The sound segments of an annotation: id, class id, crowd, declared area and box (-1 where it declares none)."""
     class_of = classes.class_of_category
     own: dict[int, tuple[int, int, bool, int, Sequence[int]]] = {}
     stuff: collections.Counter[int] = collections.Counter()
@@ -218,7 +226,7 @@ def _is_measure(value: Any) -> TypeGuard[float]:
 def _declared_area(segment: Mapping[str, Any]) -> int:
     """The area that a segment declares; -1 if it declares none that could be true."""
     area = segment.get("area")
-    return int(area) if _is_measure(area) else -1
+    return int(min(area, _MAX_AREA)) if isinstance(area, (int, float)) and 0 <= area < float("inf") else -1
 
 
 def _declared_box(segment: Mapping[str, Any]) -> Sequence[int]:

@@ -47,7 +47,8 @@ def choose_canvases(
         if found is None:
             raise DataError(
                 f"an image of size {height} x {width} (height x width) becomes {needed[0]} x {needed[1]} and fits on "
-                f"no canvas of {', '.join(f'{h} x {w}' for h, w in canvases)}; add one that holds it, or resize smaller"
+                f"no canvas of {', '.join(f'{h} x {w}' for h, w in canvases)}; add one that holds it, or resize it",
+                kind="no-canvas",
             )
         choice[row] = found
     return choice[inverse.reshape(-1)]

@@ -112,10 +112,12 @@ def list_splits(name: str, root: str | pathlib.Path) -> list[str]:
     """
     dataset = find_dataset(name)
     if dataset.reads_root and "://" not in str(root) and not pathlib.Path(root).is_dir():
-        raise DataError(f"{root}: no such data directory")
+        raise DataError(f"{root}: no such data directory", kind="data-missing")
     splits = sorted(set(dataset.list_splits(str(root))))
     if not splits:
-        raise DataError(f"{root}: no split of a {name!r} data set found; docs/datasets.md shows the layout")
+        raise DataError(
+            f"{root}: no split of a {name!r} data set found; docs/datasets.md shows the layout", kind="no-split"
+        )
     return splits
 
 

@@ -5,6 +5,7 @@ python run_exported.py model.pfcn photo.jpg segments.png
 
 import functools
 import json
+import re
 import sys
 
 import jax.export
@@ -48,11 +49,22 @@ def load(path):
     return json.loads(file["meta.json"]), lambda program, *arrays: compiled(program["file"])(weights, *arrays)
 
 
+def read(path):
+    """An image file as upright RGB uint8 [h, w, 3]; one of more than 8 bits a channel is refused."""
+    with Image.open(path) as picture:
+        if picture.mode[0] in "IF" or re.search(";16[BLN]", str(picture.tile)):
+            raise ValueError(f"an image of mode {picture.mode} with more than 8 bits a channel; convert it to 8 bits")
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+
+
 if __name__ == "__main__":
     model, photo, output = sys.argv[1:]
+    try:
+        picture = read(photo)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        sys.exit(f"error: {photo}: {error}")
     meta, run = load(model)
-    pixels = np.array(ImageOps.exif_transpose(Image.open(photo)).convert("RGB"))
-    segment_map, segments = segment(meta, run, pixels)
+    segment_map, segments = segment(meta, run, picture)
     colors = np.zeros((segment_map.max() + 1, 3), np.uint8)
     for entry in segments:
         colors[entry["id"]] = meta["classes"][entry["class_id"]]["color"]

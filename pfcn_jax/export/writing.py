@@ -154,7 +154,7 @@ def write_parameters(path: pathlib.Path, loaded: LoadedModel, kind: str) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_safetensors(path, arrays, metadata={"format": "pfcn_jax", "meta": json.dumps(content)})
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})", code="disk") from error
         size = path.stat().st_size
     return f"{len(arrays)} arrays, {sum(array.size for array in arrays.values()):,} numbers, {size / 1e6:.1f} MB"
 
@@ -212,6 +212,6 @@ def write_onnx(path: pathlib.Path, loaded: LoadedModel, shape: Shape) -> str:
     try:
         write_bytes(path, model)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})", code="disk") from error
     (height, width), side = shape.canvas, shape.output[0]
     return f"the program on {height} x {width}, images up to {side} pixels, {len(model) / 1e6:.1f} MB"

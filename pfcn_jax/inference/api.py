@@ -14,7 +14,8 @@ from PIL import Image
 
 from pfcn_jax.checkpoints.loading import LoadedModel, load_checkpoint
 from pfcn_jax.config.schema import Config, from_dict
-from pfcn_jax.data.decode import decode_image, read_orientation, turn
+from pfcn_jax.data.decode import decode_image, has_deep_channels, read_orientation, turn
+from pfcn_jax.data.example import sides
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result
@@ -81,10 +82,13 @@ def _read_file(path: pathlib.Path, upright: bool) -> np.ndarray:
 
 
 def _from_pillow(image: Image.Image, upright: bool) -> np.ndarray:
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"a PIL image of mode {image.mode} (more than 8 bits a channel); convert it to 8 bits")
+    if has_deep_channels(image):
+        raise UserError(
+            f"a PIL image of mode {image.mode} with more than 8 bits a channel; convert it to 8 bits",
+            code="picture-format",
+        )
     if 0 in image.size:
-        raise UserError(f"a PIL image of {image.width}x{image.height} pixels has nothing to segment")
+        raise UserError(f"a PIL image of {sides((image.height, image.width))} pixels has nothing to segment")
     try:
         array = np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # opened lazily: a broken file shows here

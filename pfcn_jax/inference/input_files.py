@@ -15,7 +15,7 @@ import numpy as np
 from pfcn_jax.data.decode import decode_image
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import SUFFIXES, describe_left_out, is_hidden
-from pfcn_jax.errors import UserError
+from pfcn_jax.errors import UserError, with_code
 from pfcn_jax.utils.stderr import print_lines
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -120,7 +120,7 @@ def read_ahead(inputs: Sequence[Input], broken: list[str], *, upright: bool) -> 
         try:
             return decode_image(entry.path.read_bytes(), str(entry.path), upright=upright)
         except DataError as error:
-            return str(error)
+            return with_code(error)
         except OSError as error:
             return f"{entry.path}: {error.strerror or error}"
 

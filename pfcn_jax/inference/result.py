@@ -75,7 +75,7 @@ class Result:
             shown.append(f"{len(counts) - _SHOWN_CLASSES} more classes")
         plural = "" if len(self.segments) == 1 else "s"
         listing = f": {', '.join(shown)}" if shown else ""
-        return f"<Result {width}x{height} pixels, {len(self.segments)} segment{plural}{listing}>"
+        return f"<Result {height} x {width} (height x width), {len(self.segments)} segment{plural}{listing}>"
 
     def mask(self, segment: Segment | int) -> np.ndarray:
         """The pixels of a segment, bool `[h, w]`."""

@@ -32,6 +32,8 @@ _CHUNK = 1 << 16  # what a cut connection loses at most
 class DownloadError(UserError):
     """A file that cannot be had; the message says where it lies and where to put it by hand."""
 
+    code = "download"
+
 
 @dataclasses.dataclass(frozen=True)
 class Cache:

@@ -32,6 +32,8 @@ _MAX_AXES = 64  # NumPy's
 class WeightsError(UserError):
     """A weights file cannot be used; the message names it and the reason."""
 
+    code = "weights"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Name:

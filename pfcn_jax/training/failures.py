@@ -73,7 +73,7 @@ class FailurePolicy:
                 self.stop(step, request)
         if isinstance(error, DataError) and self._config.data.on_broken == "stop":
             skip = "--config.data.on_broken=skip goes on without it"
-            raise DataError(f"{error}; {skip}\n{self.last_checkpoint()}") from error
+            raise DataError(f"{error}; {skip}\n{self.last_checkpoint()}", kind=error.kind) from error
         raise error
 
     def skip_evaluation(self, step: int, error: DataError) -> None:
@@ -91,7 +91,8 @@ class FailurePolicy:
         if jax.process_count() == 1:  # the others are in their evaluation, and would not answer
             self.ensure_saved(step)
         raise UserError(
-            f"the evaluation of step {step} cannot be written ({error}); the same command again evaluates it"
+            f"the evaluation of step {step} cannot be written ({error}); the same command again evaluates it",
+            code="disk",
         ) from error
 
     def ensure_saved(self, step: int) -> None:

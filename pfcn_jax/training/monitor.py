@@ -27,6 +27,8 @@ _COUNTED = ("skipped", "dropped_positives", "dropped_segments")  # scalars of a 
 class NonFiniteError(UserError):
     """A loss or gradient is not finite; the step was not applied."""
 
+    code = "not-finite"
+
 
 def make_report(
     scalars: Mapping[str, Array], image_id: Int[Array, " batch"], stop: Int[Array, " devices"]

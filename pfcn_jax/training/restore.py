@@ -58,7 +58,7 @@ def write_config(workdir: pathlib.Path, config: Config) -> None:
     try:
         write_text(workdir / "config.json", to_json(config) + "\n")
     except OSError as error:
-        raise UserError(f"{workdir / 'config.json'}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{workdir / 'config.json'}: cannot be written ({error.strerror})", code="disk") from error
 
 
 def restore_or_initialize(

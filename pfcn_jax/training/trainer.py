@@ -231,7 +231,9 @@ class Trainer:
         try:
             return MetricsWriter(self.workdir, start=start, scored=scored)
         except OSError as error:
-            raise UserError(f"{self.workdir / 'metrics.jsonl'}: cannot be written ({error.strerror})") from error
+            raise UserError(
+                f"{self.workdir / 'metrics.jsonl'}: cannot be written ({error.strerror})", code="disk"
+            ) from error
 
     def _log(self, step: int, values: dict[str, float], display: ProgressDisplay) -> None:
         """Adds counts and the learning rate to the metrics of a step, and writes and shows them."""

@@ -41,7 +41,9 @@ class RunLock:
             _probe(workdir)
             self._file = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another --workdir") from error
+            raise UserError(
+                f"{workdir}: cannot be written ({error.strerror}); choose another --workdir", code="disk"
+            ) from error
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -49,13 +51,14 @@ class RunLock:
                 self.release()
                 raise UserError(
                     f"{workdir}: its file system has no locks ({error.strerror}), so nothing would keep a second "
-                    "process away; choose another --workdir"
+                    "process away; choose another --workdir",
+                    code="disk",
                 ) from error
             owner = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
             self.release()
             text = f"{workdir}: in use by {owner}; a run has one process (or one job) at a time"
             if _boot() in owner:
-                raise UserError(text) from error
+                raise UserError(text, code="in-use") from error
             gone = f"if that machine is gone and this stays so, delete {workdir / LOCK}"  # NFSv3 never notices
             raise TryAgain(f"{text}; {gone}") from error
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -101,7 +104,8 @@ def check_free_space(directory: pathlib.Path, state: PyTree, *, kept: int, exist
     if free < needed:
         raise UserError(
             f"{directory}: {_size(free)} free, the checkpoints need {_size(needed)} ({_size(one)} each; "
-            "config.train.keep_latest and keep_best say how many stay)"
+            "config.train.keep_latest and keep_best say how many stay)",
+            code="disk",
         )
 
 

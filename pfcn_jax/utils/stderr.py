@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import NoReturn, TextIO
@@ -17,6 +18,12 @@ def print_lines(*lines: str, to: TextIO | None = None) -> None:
     text = "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)  # file names in any script
     with contextlib.suppress(OSError):
         print(text, file=stream, flush=True)
+
+
+def print_any_script() -> None:
+    """Makes `print` write what the terminal's encoding lacks as an escape, instead of ending the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def exit_with(status: int) -> NoReturn:

@@ -8,12 +8,13 @@ Pixels under labels placed before are taken out first, so labels cannot collide.
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from pfcn_jax.viz.fonts import font
 
 PADDING = 0.30  # of the font size, on each side of the text
 HEIGHT = 1.45  # of a label, in font sizes
@@ -31,15 +32,9 @@ class Label:
     y1: int
 
 
-@functools.lru_cache(maxsize=64)
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own scalable font: nothing to install and the same on every machine."""
-    return ImageFont.load_default(size)
-
-
 def label_size(text: str, font_size: int) -> tuple[int, int]:
     """(height, width) of a label."""
-    width = font(font_size).getlength(text) + 2 * PADDING * font_size
+    width = font(font_size, text).getlength(text) + 2 * PADDING * font_size
     return int(np.ceil(HEIGHT * font_size)), int(np.ceil(width))
 
 
@@ -131,7 +126,7 @@ def _plate(label: Label, tint: tuple[int, ...]) -> Image.Image:
     plate.putalpha(corner.resize((width, height), Image.Resampling.BOX))
     text = Image.new("RGBA", (width, height), (*tint, 0))
     ImageDraw.Draw(text).text(
-        (width / 2, height / 2), label.text, fill=(*tint, 255), font=font(label.font_size), anchor="mm",
+        (width / 2, height / 2), label.text, fill=(*tint, 255), font=font(label.font_size, label.text), anchor="mm",
         stroke_width=0.02 * label.font_size,
     )  # fmt: skip
     return Image.alpha_composite(plate, text)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from pfcn_jax.viz.labels import font
+from pfcn_jax.viz.fonts import font
 
 BACKGROUND = (255, 255, 255)
 INK = (32, 34, 38)
@@ -104,7 +104,7 @@ def _bar(height: int) -> int:
 
 def _write(sheet: Image.Image, title: str, x: int, y: int, width: int, height: int) -> None:
     """The title in the middle of its place; one too long ends in three dots."""
-    face = font(round(0.68 * height))
+    face = font(round(0.68 * height), title)
     while title and face.getlength(title) > width:
         title = title.removesuffix("...")[:-1] + "..." if len(title.removesuffix("...")) > 1 else ""
     ImageDraw.Draw(sheet).text((x + width / 2, y + 0.42 * height), title, fill=INK, font=face, anchor="mm")

@@ -163,7 +163,7 @@ def test_planted_damage_is_found_by_name(root, capsys, kind):
 def test_a_training_split_that_is_not_there(root):
     (root / "annotations/panoptic_train.json").unlink()
     status, report = run(root)
-    assert status == 1 and "no split starts with 'train' (there are val)" in json.dumps(report["findings"]["unusable"])
+    assert status == 1 and "no split starts with 'train' (there are val)" in json.dumps(report["findings"]["no-split"])
     assert report["splits"]["val"]["readable"] == 3  # what is there is read nevertheless
 
 

@@ -83,6 +83,7 @@ def test_accents_may_be_composed_or_decomposed(cases_dir, tmp_path):
     path.write_text(json.dumps(content))
     (root / "train/train_001.jpg").rename(root / "train" / unicodedata.normalize("NFD", "kuh-\u00e4.jpg"))
     assert len(CocoFolder(root, "train")[0].class_id)
+    assert "file-unlisted" not in validate(root, tmp_path / "report.json")[1]
 
 
 @pytest.mark.parametrize("case", ["17-colours/hex", "32-colours-per-export"])
@@ -107,6 +108,14 @@ def test_unusable_polygons_are_counted_and_can_be_left_out(cases_dir, tmp_path, 
     out = capsys.readouterr().out
     assert reason in out and "lie completely below" not in out
     assert ("no-instances" in out) == (case == "29-nesting/pairs")
+
+
+def test_predictions_written_as_bgr_are_named(cases_dir, capsys):
+    case = cases_dir / "08-scoring"
+    labels = ["--gt-json", case / "gt/annotations/panoptic_val.json", "--gt-dir", case / "gt/annotations/panoptic_val"]
+    words = [*labels, "--pred-json", case / "bgr/pred.json", "--pred-dir", case / "bgr/png"]
+    assert front_door.main(["evaluate", *map(str, words)]) == 2
+    assert "the PNG was written as BGR [id-unlisted: " in capsys.readouterr().err
 
 
 def test_repeated_file_names_are_refused(cases_dir, tmp_path, capsys):

@@ -71,7 +71,7 @@ def test_the_result_of_an_image_in_every_form(model, scene, tmp_path):
 
 def test_what_a_result_says_draws_and_saves(model, scene, tmp_path):
     result = model(scene)
-    assert repr(result).startswith(f"<Result 64x48 pixels, {len(result.segments)} segments: ")
+    assert repr(result).startswith(f"<Result 48 x 64 (height x width), {len(result.segments)} segments: ")
     assert str(model.classes.num_things) in repr(model) and "quickstart" in repr(model)
     assert result.overlay().size == (320, 240)  # magnified, so that names can be read
     plain = np.asarray(result.overlay(scale=1, alpha=0.0, labels=False))
@@ -93,7 +93,7 @@ def test_a_result_without_segments_is_a_result(model, scene):
     nothing = np.zeros(4, np.int32)
     empty = PanopticPrediction(np.zeros((48, 64), np.int32), nothing, nothing > 0, nothing * 0.0, nothing, nothing > 0)
     result = make_result(scene, empty, model.classes)
-    assert repr(result) == "<Result 64x48 pixels, 0 segments>"
+    assert repr(result) == "<Result 48 x 64 (height x width), 0 segments>"
     np.testing.assert_array_equal(result.overlay(scale=1), scene)
 
 
@@ -145,7 +145,7 @@ def test_grey_is_grey_in_three_channels(scene):
         (lambda path: 7, "got int"),
         (lambda path: None, "got NoneType"),
         (lambda path: Image.new("F", (4, 4)), "mode F"),
-        (lambda path: Image.new("RGB", (0, 4)), "0x4 pixels"),
+        (lambda path: Image.new("RGB", (0, 4)), "4 x 0 .height x width."),
         (lambda path: path / "missing.jpg", "missing.jpg: No such file"),
         (lambda path: path, "a folder; call the model with one image"),
         (lambda path: path / "text.jpg", "text.jpg: broken image"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -37,6 +38,11 @@ def test_the_longest_end_decides(labels, tmp_path):
     inputs = find_inputs(make(tmp_path, "val/a/x.png", "val/b/x.png", "val/y.png"))
     path = labels("a/x.png", "b\\x.png", "y.png")
     assert list(listed_ids(path, inputs).values()) == [1, 2, 3]
+
+
+def test_accents_may_be_composed_or_decomposed(labels, tmp_path):
+    inputs = find_inputs(make(tmp_path, unicodedata.normalize("NFD", "kühe/ä.png")))
+    assert list(listed_ids(labels(unicodedata.normalize("NFC", "kühe/ä.png")), inputs).values()) == [1]
 
 
 def test_the_image_of_another_folder_is_no_listed_one(labels, tmp_path):

@@ -137,6 +137,19 @@ def test_images_videos_and_broken_files_in_one_go(checkpoint, tmp_path, capsys):
     assert [(image["height"], image["width"]) for image in written["images"]] == [(48, 64), (48, 64)]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_limit_of_an_image_can_be_set(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # set back afterwards
+    Image.fromarray(scene(0)).save(tmp_path / "large.png")
+    picture = ["--no-overlay", tmp_path / "large.png"]
+    assert predict(checkpoint, tmp_path / "out", *picture, "--max-megapixels", "0.002") == 1
+    said = capsys.readouterr().err
+    assert (
+        "large.png: too large, the limit is 0.002 megapixels, it has 0.00307" in said and "[image-too-large: " in said
+    )
+    assert predict(checkpoint, tmp_path / "out", *picture, "--max-megapixels", "0.004") == 0
+
+
 def test_a_video_that_ends_early_is_reported_and_its_frames_are_kept(checkpoint, tmp_path, capsys):
     data = bytearray(write_video(tmp_path / "film.mp4", 12).read_bytes())
     start = data.find(b"mdat") + 4

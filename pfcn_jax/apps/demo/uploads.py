@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from pfcn_jax.data.decode import decode_image
-from pfcn_jax.data.example import DataError
+from pfcn_jax.data.example import DataError, sides
 
 # Formats that browsers show. Pillow knows dozens more, some with programs of their own behind them.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -61,17 +61,18 @@ def _check_header(data: bytes, name: str, limits: Limits) -> None:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
+            shape = sides((height, width))
             kind = image.format
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image, or none of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: more than {limits.max_pixels / 1e6:g} megapixels") from error
     if width * height > limits.max_pixels:
-        raise DataError(f"{name}: {width} x {height} pixels are more than {limits.max_pixels / 1e6:g} megapixels")
+        raise DataError(f"{name}: {shape} pixels are more than {limits.max_pixels / 1e6:g} megapixels")
     if min(width, height) < _SHORTEST_SIDE:
-        raise DataError(f"{name}: {width} x {height} pixels; the shorter side must have {_SHORTEST_SIDE} at least")
+        raise DataError(f"{name}: {shape} pixels; the shorter side must have {_SHORTEST_SIDE} at least")
     if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise DataError(f"{name}: {width} x {height} pixels; one side is more than {_MAX_ASPECT} times the other")
+        raise DataError(f"{name}: {shape} pixels; one side is more than {_MAX_ASPECT} times the other")
     if kind == "JPEG" and data.count(_START_OF_SCAN) > _MAX_SCANS:
         raise DataError(f"{name}: a JPEG of more than {_MAX_SCANS} scans")
 

@@ -28,7 +28,7 @@ from pfcn_jax.data.kinds import Report, raise_errors
 from pfcn_jax.data.options import DataOptions
 from pfcn_jax.data.panoptic_json import VOID_ID, Declared, PanopticIndex, read_panoptic
 from pfcn_jax.data.registry import register
-from pfcn_jax.data.segments import count_pixels, find_runs
+from pfcn_jax.data.segments import Runs, count_pixels, find_runs
 from pfcn_jax.utils.retry import retry_read
 
 
@@ -62,6 +62,26 @@ def make_example(
             f"{image_name}: is {sides(image.shape)} but its labels {label_name} are {sides(ids.shape)}",
             kind="label-size",
         )
+    return Example(
+        image=image,
+        runs=rows_of_ids(ids, segment_id, label_name),
+        class_id=class_id,
+        is_crowd=is_crowd,
+        image_id=info.image_id,
+        file_name=info.file_name,
+    )
+
+
+def rows_of_ids(ids: Int[np.ndarray, "h w"], segment_id: Int[np.ndarray, " n"], label_name: str) -> Runs:
+    """The runs of a panoptic PNG, with each id replaced by 1 + its place in `segment_id`; 0 is void.
+
+    Args:
+      segment_id: the ids that the JSON lists, each once.
+      label_name: of the PNG, for messages.
+
+    Raises:
+      DataError: painted ids that are not listed, or listed ids that are not painted.
+    """
     runs = find_runs(ids)
     order = np.argsort(segment_id)
     known = np.concatenate([[VOID_ID], segment_id[order]])
@@ -80,14 +100,7 @@ def make_example(
         raise DataError(
             f"{label_name}: segment ids {_shorten(unpainted)} are in the JSON but have no pixels", kind="id-unpainted"
         )
-    return Example(
-        image=image,
-        runs=rows,
-        class_id=class_id,
-        is_crowd=is_crowd,
-        image_id=info.image_id,
-        file_name=info.file_name,
-    )
+    return rows
 
 
 def _size_hint(image: UInt8[np.ndarray, "h w 3"], listed: tuple[int, int]) -> str:
@@ -215,7 +228,7 @@ class CocoFolder(PanopticFiles):
         """
         base = pathlib.Path(root)
         if not base.is_dir():
-            raise DataError(f"{base}: no such data directory")
+            raise DataError(f"{base}: no such data directory", kind="data-missing")
         json_names = [json_file] if json_file else [f"annotations/panoptic_{split}.json", f"panoptic_{split}.json"]
         json_path = _first_existing(base, json_names, f"the panoptic JSON of split {split!r}", "json-missing")
         image_names = [images_dir] if images_dir else [split, f"images/{split}", "images"]
@@ -258,7 +271,8 @@ def _list_splits(root: str) -> list[str]:
     if not found and (detection := _detection_file(base)):
         raise DataError(
             f"{root}: no annotations/panoptic_SPLIT.json, but {detection} looks like a COCO detection file; convert "
-            f"it: python -m pfcn_jax.main prepare instances --json {base / detection} ..."
+            f"it: python -m pfcn_jax.main prepare instances --json {base / detection} ...",
+            kind="no-split",
         )
     return [path.stem.removeprefix("panoptic_") for path in found]
 

@@ -265,13 +265,13 @@ def list_images(
     """
     base = pathlib.Path(folder)
     if not base.is_dir():
-        raise DataError(f"{base}: no such folder of images")
+        raise DataError(f"{base}: no such folder of images", kind="data-missing")
     files = sorted(base.rglob("*") if deep else base.iterdir())
     found = [path for path in files if is_image(path)]
     unreadable = [str(path) for path in list_unreadable(files)]
     if not found:
         more = f"; {len(unreadable)} {FORMAT}, as {unreadable[0]}" if unreadable else ""
-        raise DataError(f"{base}: no images (looked for {', '.join(SUFFIXES)}){more}")
+        raise DataError(f"{base}: no images (looked for {', '.join(SUFFIXES)}){more}", kind="data-missing")
     return found, {FORMAT: unreadable} if unreadable else {}
 
 

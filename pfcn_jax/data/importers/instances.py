@@ -298,7 +298,7 @@ def _draw(mask: list[Polygon] | Mapping[str, Any], size: tuple[int, int], name: 
         rle = coco_mask.frPyObjects(mask, *size) if isinstance(mask["counts"], list) else mask
         return coco_mask.decode(rle).astype(bool)
     except Exception as error:  # pycocotools raises that itself
-        raise DataError(f"{name}: unusable segmentation ({error})") from error
+        raise DataError(f"{name}: unusable segmentation ({error})", kind="segmentation-invalid") from error
 
 
 def _find_files(images: Mapping[Any, Mapping[str, Any]], base: pathlib.Path) -> list[pathlib.Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pathlib
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from pfcn_jax.data.decode import decode_ids, decode_values
 from pfcn_jax.data.example import DataError, sides
-from pfcn_jax.data.image_files import is_hidden
+from pfcn_jax.data.image_files import compose, is_hidden
 
 _SUFFIXES = (".png", ".tif", ".tiff")
 _ENDINGS = ("_masks", "_mask", "_labels", "_label", "_L")  # that labelling tools add to the image's name
@@ -34,7 +33,7 @@ class MaskFolder:
           DataError: no such folder, or two masks of one image.
         """
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder of masks")
+            raise DataError(f"{folder}: no such folder of masks", kind="data-missing")
         self.folder = folder
         self._files: dict[str, pathlib.Path] = {}
         self.other: list[pathlib.Path] = []  # files of other kinds
@@ -44,7 +43,7 @@ class MaskFolder:
             if path.suffix.lower() not in _SUFFIXES:
                 self.other.append(path)
                 continue
-            stem = unicodedata.normalize("NFC", path.stem)
+            stem = compose(path.stem)
             if stem in self._files:
                 raise DataError(f"{path} and {self._files[stem]}: two masks of one image", kind="labels-contradict")
             self._files[stem] = path
@@ -55,7 +54,7 @@ class MaskFolder:
         Raises:
           DataError: there are several.
         """
-        stem = unicodedata.normalize("NFC", image.stem)
+        stem = compose(image.stem)
         found = [self._files[name] for name in (stem, *(stem + end for end in _ENDINGS)) if name in self._files]
         if len(found) > 1:
             raise DataError(f"{found[0]} and {found[1]}: two masks of {image}", kind="labels-contradict")

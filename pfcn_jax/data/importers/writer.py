@@ -142,7 +142,7 @@ def write_splits(
 def _describe_faults(faults: Mapping[str, Sequence[str]]) -> DataError:
     total = sum(len(names) for names in faults.values())
     shown = "; ".join(f"{len(names)} {reason}, as {names[0]}" for reason, names in faults.items())
-    return DataError(f"{total} objects cannot be used: {shown}. Mend them, or --skip-bad", kind="label-value")
+    return DataError(f"{total} objects cannot be used: {shown}. Mend them, or --skip-bad", kind="segmentation-invalid")
 
 
 @dataclasses.dataclass(frozen=True)
