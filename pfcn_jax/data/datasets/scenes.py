@@ -118,11 +118,11 @@ class Scenes:
         info = self.info(index)
         key = [self.seed, zlib.crc32(self.split.encode()), index]
         rng = np.random.Generator(np.random.PCG64(key))
-        textures = _textures(self.size)
-        ground = _draw_ground(rng, textures)
-        things = _visible_things(_place_things(rng, self.size, self.things, ground), self.size)
-        image = _draw_image(rng, ground, things, textures)
-        segment_map, class_id = _draw_labels(ground.labels, things)
+        textures = make_textures(self.size)
+        ground = draw_ground(rng, textures)
+        things = _visible_things(place_things(rng, self.size, self.things, ground), self.size)
+        image = draw_image(rng, ground, things, textures)
+        segment_map, class_id = _compact(draw_ids(ground.labels, things), classes_of(things))
         return Example(image, find_runs(segment_map), class_id, np.zeros(len(class_id), bool), index, info.file_name)
 
 
@@ -132,7 +132,7 @@ def open_scenes(options: DataOptions, split: str) -> Scenes:
     return Scenes(split, size=options.scene_size)
 
 
-class _Textures:
+class Textures:
     """Noise fields, twice as large as an image, from which each scene takes random windows."""
 
     def __init__(self, size: tuple[int, int]):
@@ -158,9 +158,9 @@ class _Textures:
 
 
 @functools.lru_cache(maxsize=8)
-def _textures(size: tuple[int, int]) -> _Textures:
-    """Made once in each process."""
-    return _Textures(size)
+def make_textures(size: tuple[int, int]) -> Textures:
+    """Noise fields for images of `size`, made once in each process."""
+    return Textures(size)
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], sigma: tuple[float, float]) -> Float32[np.ndarray, "h w"]:
@@ -171,7 +171,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], sigma: tuple[float,
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ground:
+class Ground:
     """The world without things. `labels` has the image's size and holds indices into STUFF."""
 
     image: Float32[np.ndarray, "H W 3"]  # at ZOOM times the size
@@ -188,7 +188,7 @@ def _wave(rng: np.random.Generator, length: int, amplitude: float, cycles: float
     return (amplitude * curve).astype(np.float32)
 
 
-def _region_map(rng: np.random.Generator, textures: _Textures) -> tuple[UInt8[np.ndarray, "H W"], float]:
+def _region_map(rng: np.random.Generator, textures: Textures) -> tuple[UInt8[np.ndarray, "H W"], float]:
     """Which stuff is where, at ZOOM times the size, and the height of the horizon."""
     height, width = textures.height, textures.width
     rows = np.arange(height, dtype=np.float32)[:, None]
@@ -234,7 +234,8 @@ def _draw_blob(
     cv2.fillPoly(labels, [np.round(points).astype(np.int32)], value)
 
 
-def _draw_ground(rng: np.random.Generator, textures: _Textures) -> _Ground:
+def draw_ground(rng: np.random.Generator, textures: Textures) -> Ground:
+    """A world without things: sky, and one to three grounds."""
     regions, horizon = _region_map(rng, textures)
     image = np.empty((*regions.shape, 3), np.float32)
     depth = np.clip((np.arange(len(regions), dtype=np.float32) / len(regions) - horizon) / (1.0 - horizon), 0.0, 1.0)
@@ -255,7 +256,7 @@ def _draw_ground(rng: np.random.Generator, textures: _Textures) -> _Ground:
             layer = color[:, None, :] + (texture[part] * (strength * near[part] ** 2)[:, None])[:, :, None]
         cv2.copyTo(np.ascontiguousarray(layer, np.float32), mask[part], image[part])
     labels = np.ascontiguousarray(regions[ZOOM // 2 :: ZOOM, ZOOM // 2 :: ZOOM])
-    return _Ground(image, labels, horizon)
+    return Ground(image, labels, horizon)
 
 
 def _stuff_color(rng: np.random.Generator, name: str) -> tuple[Float32[np.ndarray, " 3"], float]:
@@ -276,8 +277,8 @@ def _paint_sky(
     return gradient + cover * (np.float32(250.0) - gradient)
 
 
-def _place_things(
-    rng: np.random.Generator, size: tuple[int, int], number: tuple[int, int], ground: _Ground
+def place_things(
+    rng: np.random.Generator, size: tuple[int, int], number: tuple[int, int], ground: Ground
 ) -> list[Thing]:
     """Things from far to near: the lower a thing stands, the larger it is and the later it is drawn."""
     height, width = size
@@ -310,23 +311,34 @@ def _visible_things(things: list[Thing], size: tuple[int, int]) -> list[Thing]:
     return [thing for thing, pixels in zip(things, visible) if pixels >= MIN_VISIBLE]
 
 
-def _draw_labels(
-    stuff: UInt8[np.ndarray, "h w"], things: list[Thing]
-) -> tuple[Int32[np.ndarray, "h w"], Int32[np.ndarray, " n"]]:
-    """Segment map and class of each row: things in drawing order, then stuff; slivers of stuff are void."""
+def draw_ids(stuff: UInt8[np.ndarray, "h w"], things: list[Thing]) -> Int32[np.ndarray, "h w"]:
+    """Segment map of a scene: i + 1 is thing i in drawing order, stuff class s is n + s + 1; slivers are void."""
     painted = stuff.astype(np.int32) + len(things) + 1
     for number, thing in enumerate(things):
         shapes.fill(painted, thing, number + 1)
     present = np.bincount(painted.reshape(-1), minlength=len(things) + len(STUFF) + 1) >= MIN_VISIBLE
-    classes = np.array([thing.kind for thing in things] + [len(THINGS) + i for i in range(len(STUFF))], np.int32)
-    row = np.where(present, np.cumsum(present), 0).astype(np.int32)
-    return row[painted], classes[present[1:]]
+    return np.where(present, np.arange(len(present)), 0).astype(np.int32)[painted]
 
 
-def _draw_image(
-    rng: np.random.Generator, ground: _Ground, things: list[Thing], textures: _Textures
+def classes_of(things: list[Thing]) -> Int32[np.ndarray, " n"]:
+    """Class of each row of `draw_ids`: the things, then every stuff class."""
+    return np.array([thing.kind for thing in things] + [len(THINGS) + i for i in range(len(STUFF))], np.int32)
+
+
+def _compact(
+    ids: Int32[np.ndarray, "h w"], class_id: Int32[np.ndarray, " rows"]
+) -> tuple[Int32[np.ndarray, "h w"], Int32[np.ndarray, " n"]]:
+    """Segment map and classes without the rows that have no pixel."""
+    present = np.bincount(ids.reshape(-1), minlength=len(class_id) + 1)[1:] > 0
+    row = np.concatenate([[0], np.where(present, np.cumsum(present), 0)]).astype(np.int32)
+    return row[ids], class_id[present]
+
+
+def draw_image(
+    rng: np.random.Generator, ground: Ground, things: list[Thing], textures: Textures
 ) -> UInt8[np.ndarray, "h w 3"]:
-    image = ground.image
+    """The ground with its things, lit from one side. Draws on a copy: `ground` can serve many images."""
+    image = ground.image.copy()
     light = float(rng.uniform(-0.9, 0.9))  # where the light comes from: left -1, right 1
     top = max(int(len(image) * (ground.horizon - 0.02)), 0)  # shadows lie on the ground only
     shade = np.ones(image.shape[:2], np.float32)
@@ -342,7 +354,7 @@ def _draw_image(
 
 
 def _expose(
-    rng: np.random.Generator, image: Float32[np.ndarray, "h w 3"], textures: _Textures
+    rng: np.random.Generator, image: Float32[np.ndarray, "h w 3"], textures: Textures
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Brightness, warmth, a gradient of light over the image, and noise of the camera."""
     width = image.shape[1]
