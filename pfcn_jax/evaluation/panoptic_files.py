@@ -26,7 +26,15 @@ from pfcn_jax.data.panoptic_json import read_annotations, read_segments
 from pfcn_jax.data.segments import count_pixels
 from pfcn_jax.errors import UserError
 from pfcn_jax.metrics.breakdown import top_confusions
-from pfcn_jax.metrics.pq import PQCounts, PQResult, SegmentMatches, count_matches, match_segments, pq_result
+from pfcn_jax.metrics.pq import (
+    PQCounts,
+    PQResult,
+    SegmentMatches,
+    count_matches,
+    count_overlap,
+    match_overlap,
+    pq_result,
+)
 
 T = TypeVar("T")
 ImageId = int | str
@@ -100,8 +108,14 @@ class PanopticFiles:
             np.add.at(confusion, (found.gt_classes[found.gt_row], found.pred_classes[found.pred_row]), 1)
         return top_confusions(confusion, limit)
 
-    def _matches(self, *, any_class: bool) -> Iterator[SegmentMatches]:
-        def match(image_id: ImageId) -> SegmentMatches:
+    def overlaps(self) -> Iterator[tuple[PanopticImage, PanopticImage, Int[np.ndarray, "1+G 1+P"]]]:
+        """Labels, prediction and the pixels that their segments share (`pq.count_overlap`), in the labels' order.
+
+        Raises:
+          DataError: as `score`.
+        """
+
+        def read(image_id: ImageId) -> tuple[PanopticImage, PanopticImage, np.ndarray]:
             truth, predicted = self._truth[image_id], self._predicted[image_id]
             gt_map, pred_map = _read_rows(truth), _read_rows(predicted)
             if gt_map.shape != pred_map.shape:
@@ -109,10 +123,15 @@ class PanopticFiles:
                     f"{predicted.png}: is {sides(pred_map.shape)}, but {truth.png} is {sides(gt_map.shape)}",
                     kind="label-size",
                 )
-            labels = (gt_map, truth.class_id, truth.crowd)
-            return match_segments(*labels, pred_map, predicted.class_id, len(self.classes), any_class=any_class)
+            rows = len(truth.segment_ids), len(predicted.segment_ids)
+            return truth, predicted, count_overlap(gt_map, rows[0], pred_map, rows[1])
 
-        return _in_threads(match, list(self._truth), self._workers)
+        return _in_threads(read, list(self._truth), self._workers)
+
+    def _matches(self, *, any_class: bool) -> Iterator[SegmentMatches]:
+        for truth, predicted, overlap in self.overlaps():
+            labels = (truth.class_id, truth.crowd)
+            yield match_overlap(overlap, *labels, predicted.class_id, len(self.classes), any_class=any_class)
 
 
 def confusion_hint(files: PanopticFiles, result: PQResult) -> str:

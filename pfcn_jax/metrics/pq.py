@@ -105,21 +105,41 @@ def match_segments(
 ) -> SegmentMatches:
     """Matches the segments of one image.
 
-    In both maps 0 is void and i > 0 is row i - 1 of the arrays beside it. A row without a pixel is no segment: it is
-    ignored whatever its class. If a class has several crowd segments, the last one counts, as in the COCO evaluator.
-
-    Args:
-      any_class: segments match by their overlap alone, whatever their classes (for confusions).
+    In both maps 0 is void and i > 0 is row i - 1 of the arrays beside it; the rest as `match_overlap`.
 
     Raises:
       ValueError: maps that differ in shape, ids beyond the rows, classes outside 0..num_classes - 1.
+    """
+    overlap = count_overlap(gt_map, np.size(gt_classes), pred_map, np.size(pred_classes))
+    return match_overlap(overlap, gt_classes, gt_crowd, pred_classes, num_classes, any_class=any_class)
+
+
+def match_overlap(
+    overlap: Int[np.ndarray, "1+G 1+P"],
+    gt_classes: Integer[np.ndarray, " G"] | Sequence[int],
+    gt_crowd: Bool[np.ndarray, " G"] | Sequence[bool],
+    pred_classes: Integer[np.ndarray, " P"] | Sequence[int],
+    num_classes: int,
+    *,
+    any_class: bool = False,
+) -> SegmentMatches:
+    """Matches segments by the pixels that they share, as `count_overlap` counts them.
+
+    A row without a pixel is no segment: it is ignored whatever its class. If a class has several crowd segments, the
+    last one counts, as in the COCO evaluator.
+
+    Args:
+      overlap: pixels by (labeled row, predicted row); row and column 0 are void.
+      any_class: segments match by their overlap alone, whatever their classes (for confusions).
+
+    Raises:
+      ValueError: arrays of different lengths, classes outside 0..num_classes - 1.
     """
     gt_classes = np.asarray(gt_classes, np.int64).reshape(-1)
     pred_classes = np.asarray(pred_classes, np.int64).reshape(-1)
     gt_crowd = np.asarray(gt_crowd, bool).reshape(-1)
     if gt_classes.shape != gt_crowd.shape:
         raise ValueError(f"{len(gt_classes)} labeled classes, but {len(gt_crowd)} crowd flags")
-    overlap = _overlap(gt_map, len(gt_classes), pred_map, len(pred_classes))
     gt_area, pred_area = overlap.sum(axis=1)[1:], overlap.sum(axis=0)[1:]
     gt_exists, pred_exists = gt_area > 0, pred_area > 0
     _check_classes("labeled", gt_classes[gt_exists], num_classes)
@@ -196,8 +216,14 @@ def count_matches(
     )
 
 
-def _overlap(gt_map: np.ndarray, num_gt: int, pred_map: np.ndarray, num_pred: int) -> np.ndarray:
-    """Pixels by (labeled id, predicted id): int64 `[1 + num_gt, 1 + num_pred]`."""
+def count_overlap(
+    gt_map: Integer[np.ndarray, "H W"], num_gt: int, pred_map: Integer[np.ndarray, "H W"], num_pred: int
+) -> Int[np.ndarray, "1+G 1+P"]:
+    """Counts the pixels with each pair of a labeled and a predicted id (0 = void): int64.
+
+    Raises:
+      ValueError: maps that differ in shape, hold no integers, or ids beyond `num_gt` or `num_pred`.
+    """
     gt_map, pred_map = np.asarray(gt_map), np.asarray(pred_map)
     if gt_map.ndim != 2 or gt_map.shape != pred_map.shape:
         raise ValueError(f"id maps of shapes {list(gt_map.shape)} and {list(pred_map.shape)} cannot be compared")
