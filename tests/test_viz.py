@@ -62,6 +62,13 @@ def test_first_of_a_class_has_its_color_and_the_others_shades_of_their_own():
         assert np.abs(a - b).max() > 25  # to be told apart
 
 
+def test_a_numbered_segment_has_its_color_whatever_is_beside_it():
+    shades = viz.segment_colors([1, 0, 0, 2], COLORS, [4, 9, 11, 0])
+    np.testing.assert_array_equal(shades[2], viz.segment_colors([0], COLORS, [11])[0])
+    np.testing.assert_array_equal(shades[3], COLORS[2])
+    assert len(np.unique(viz.segment_colors([0] * 30, COLORS, range(1, 31)), axis=0)) == 30
+
+
 def test_outlines_touch_borders_only():
     image, segment_map, class_ids = scene()
     lined = viz.overlay(image, segment_map, CLASSES, class_ids, labels=False)

@@ -1,4 +1,7 @@
-"""`evaluate`: PQ, AP and mIoU of a checkpoint over a data set, or PQ of anybody's panoptic predictions."""
+"""`evaluate`: PQ, AP and mIoU of a checkpoint over a data set, or PQ of anybody's panoptic predictions.
+
+With --video, VPQ and STQ of predictions for the frames of videos.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pfcn_jax.evaluation.evaluate import evaluate_model
 from pfcn_jax.evaluation.html_report import ReportCollector
 from pfcn_jax.evaluation.panoptic_files import PanopticFiles, confusion_hint
 from pfcn_jax.evaluation.provenance import provenance
+from pfcn_jax.evaluation.video_scores import WINDOWS, read_videos, score_videos
 from pfcn_jax.metrics.pq import format_table
 from pfcn_jax.parallel import distributed
 from pfcn_jax.parallel.sharding import data_mesh
@@ -30,10 +34,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("scoring of files: COCO-panoptic JSON and folder of PNGs")
     for flag in ("--gt-json", "--gt-dir", "--pred-json", "--pred-dir"):
         files.add_argument(flag)
+    files.add_argument(
+        "--video",
+        action="store_true",
+        help="score videos by VPQ and STQ: the PNGs of a folder of --gt-dir are the frames of one video",
+    )
+    files.add_argument(
+        "--windows", nargs="+", type=int, metavar="FRAMES", help=f"of VPQ (default: {' '.join(map(str, WINDOWS))})"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    if any((args.gt_json, args.gt_dir, args.pred_json, args.pred_dir)):
+    if args.windows and not args.video:
+        raise UserError("--windows: of the scores of videos; give --video, too")
+    if args.video or any((args.gt_json, args.gt_dir, args.pred_json, args.pred_dir)):
         return _score_files(args)
     if not args.checkpoint:
         raise UserError("nothing to evaluate: give --checkpoint, or the four flags of files (see --help)")
@@ -51,6 +65,12 @@ def _score_files(args: argparse.Namespace) -> int:
     if args.report:
         raise UserError("--report draws images, which scoring of files does not read; it needs --checkpoint")
     files = PanopticFiles(*given)
+    if args.video:
+        scores = score_videos(read_videos(files), args.windows or WINDOWS)
+        print(scores.table())
+        if args.output:
+            write_json(args.output, scores.to_dict(files.classes.category_ids))
+        return 0
     result = files.score()
     print(format_table(result, files.classes.names))
     if hint := confusion_hint(files, result):

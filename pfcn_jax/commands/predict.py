@@ -1,7 +1,8 @@
 """`predict`: segments images and videos with a checkpoint.
 
 Writes into --output: panoptic/NAME.png (ids as colors) and panoptic.json (COCO-panoptic), overlay/NAME.png,
-classes.csv; for a video NAME: overlay/NAME.mp4 and frames/NAME.jsonl, one line a frame.
+classes.csv; for a video NAME: overlay/NAME.mp4 and frames/NAME.jsonl, one line a frame. --track keeps the ids of
+segments over the frames of a video.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pfcn_jax.inference.input_files import Input, find_inputs, read_ahead
 from pfcn_jax.inference.listed_ids import listed_ids
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result
+from pfcn_jax.inference.tracking import Tracker
 from pfcn_jax.inference.video import FrameOutputs, Frames, segment_video
 from pfcn_jax.parallel.sharding import data_mesh
 from pfcn_jax.utils.progress import ProgressDisplay
@@ -46,7 +48,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--format", action="append", metavar="NAME", help=f"what to write, may be repeated: {', '.join(FORMATS)}"
     )
     parser.add_argument("--no-maps", action="store_true", help="write no PNGs of ids")
-    parser.add_argument("--frame-maps", action="store_true", help="write a PNG of ids for every frame of a video")
+    parser.add_argument(
+        "--frame-maps",
+        action="store_true",
+        help="write a PNG of ids for every frame of a video, and panoptic_frames.json",
+    )
+    parser.add_argument(
+        "--track", action="store_true", help="give a segment the same id and color in every frame of a video"
+    )
     parser.add_argument(
         "--as-stored", action="store_true", help="ignore EXIF orientation, as the labels of COCO and others do"
     )
@@ -75,6 +84,7 @@ class Outputs:
         """`ids`: what an image is called in the files, by its `image_id`; others keep that."""
         self._folder, self._writers, self._ids, self._overlay = folder, writers, ids, overlay
         self._counts, self._done = ClassCounts(classes), set[str]()
+        self._frame_maps = CocoPanoptic(folder, classes, json_name="panoptic_frames.json")
         folder.mkdir(parents=True, exist_ok=True)
 
     def add_image(self, entry: Input, result: Result) -> None:
@@ -95,9 +105,10 @@ class Outputs:
 
     def of_video(self, name: str, *, maps: bool) -> FrameOutputs:
         return FrameOutputs(
+            name=name,
             lines=self._folder / "frames" / f"{name}.jsonl",
             overlay=self._folder / "overlay" / f"{name}.mp4" if self._overlay else None,
-            maps=self._folder / "panoptic" / name if maps else None,
+            maps=self._frame_maps if maps else None,
         )
 
     def finish(self, order: Sequence[Input]) -> int:
@@ -105,6 +116,8 @@ class Outputs:
         keys = [entry.image_id for entry in order if entry.image_id in self._done]
         for writer in self._writers:
             writer.finish(keys)
+        if frames := self._frame_maps.keys:
+            self._frame_maps.finish(frames)
         with (self._folder / "classes.csv").open("w", newline="", encoding="utf-8") as file:
             file.write(self._counts.to_csv())
         return len(keys)
@@ -132,7 +145,8 @@ def main(args: argparse.Namespace) -> int:
     frames = 0
     for video in videos:
         paths = outputs.of_video(video.name, maps=args.frame_maps and not args.no_maps)
-        frames += _segment_video(video.path, args.frames, paths, predictor, outputs, broken)
+        tracker = Tracker(len(loaded.classes)) if args.track else None
+        frames += _segment_video(video.path, args.frames, paths, predictor, tracker, outputs, broken)
     done = outputs.finish(images)
     of_videos = f" and {frames} frames of {len(videos)} video{'s' * (len(videos) > 1)}" if videos else ""
     print(f"{done} images{of_videos} segmented into {args.output}")
@@ -162,7 +176,10 @@ def _checked_inputs(args: argparse.Namespace) -> list[Input]:
         raise UserError("--frames and --batch-size must not be negative")
     if not args.pictures:
         raise UserError("nothing to segment: name files, folders or globs")
-    return find_inputs(args.pictures, exclude=pathlib.Path(args.output))
+    inputs = find_inputs(args.pictures, exclude=pathlib.Path(args.output))
+    if args.track and not any(entry.is_video for entry in inputs):
+        raise UserError("--track: no video to track in; images have no order in time")
+    return inputs
 
 
 def _segment_images(
@@ -184,6 +201,7 @@ def _segment_video(
     limit: int,
     paths: FrameOutputs,
     predictor: Predictor,
+    tracker: Tracker | None,
     outputs: Outputs,
     broken: list[str],
 ) -> int:
@@ -200,7 +218,7 @@ def _segment_video(
             display.update(count, f"{frames.name}: {len(result.segments)} segments")
 
         try:
-            segment_video(frames, predictor, paths, on_frame)
+            segment_video(frames, predictor, paths, on_frame, tracker=tracker)
         finally:
             display.close()
     except DataError as error:

@@ -57,9 +57,10 @@ class Result:
 
     image: UInt8[np.ndarray, "h w 3"]  # RGB, as it was segmented: upright
     segment_map: Int[np.ndarray, "h w"]  # 0 = void, else `Segment.id`
-    segments: tuple[Segment, ...]  # in the order of their ids 1..n
+    segments: tuple[Segment, ...]  # ids 1..n in their order, or those of tracks
     classes: ClassTable
     name: str = "image"  # of the files that `save` writes
+    tracked: bool = False  # ids are kept from frame to frame, and with them the colors of the drawing
 
     @property
     def size(self) -> tuple[int, int]:
@@ -81,6 +82,13 @@ class Result:
         """The pixels of a segment, bool `[h, w]`."""
         return self.segment_map == (segment.id if isinstance(segment, Segment) else segment)
 
+    def with_track_ids(self, ids: Int[np.ndarray, " n"]) -> Result:
+        """The same segments under the ids of their tracks, in the order of `segments`; no two may be equal."""
+        segments = tuple(dataclasses.replace(segment, id=int(i)) for segment, i in zip(self.segments, ids, strict=True))
+        new_id = np.zeros(1 + max((segment.id for segment in self.segments), default=0), np.int32)
+        new_id[[segment.id for segment in self.segments]] = ids
+        return dataclasses.replace(self, segment_map=new_id[self.segment_map], segments=segments, tracked=True)
+
     def overlay(self, *, scale: float | None = None, alpha: float = 0.5, labels: bool = True) -> Image.Image:
         """The image with its segments drawn over it.
 
@@ -91,12 +99,16 @@ class Result:
         """
         if scale is None:
             scale = max(1, round(_READABLE / max(self.size)))
+        ids = [segment.id for segment in self.segments]
+        row = np.zeros(1 + max(ids, default=0), np.int32)
+        row[ids] = np.arange(1, 1 + len(ids))
         drawn = overlay(
             self.image,
-            self.segment_map,
+            row[self.segment_map],
             self.classes,
             [segment.class_id for segment in self.segments],
             [segment.score for segment in self.segments],
+            numbers=ids if self.tracked else None,
             alpha=alpha,
             labels=labels,
             scale=scale,

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 
-from pfcn_jax.codec import write_id_png
 from pfcn_jax.data.example import DataError
 from pfcn_jax.errors import UserError
+from pfcn_jax.inference.formats.coco import CocoPanoptic
+from pfcn_jax.inference.formats.registry import ImageEntry
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result
+from pfcn_jax.inference.tracking import Tracker
 from pfcn_jax.utils.atomic import atomic_path
 
 _FPS_UNKNOWN = 25.0
@@ -103,15 +105,24 @@ class VideoWriter:
 class FrameOutputs:
     """Where the outputs of one video go; None: not wanted."""
 
+    name: str  # of the video; its frames are NAME/000000, NAME/000001, ...
     lines: pathlib.Path
     overlay: pathlib.Path | None
-    maps: pathlib.Path | None
+    maps: CocoPanoptic | None  # of the frames of all videos; to be finished by the caller
 
 
 def segment_video(
-    frames: Frames, predictor: Predictor, outputs: FrameOutputs, on_frame: Callable[[int, Result], None]
+    frames: Frames,
+    predictor: Predictor,
+    outputs: FrameOutputs,
+    on_frame: Callable[[int, Result], None],
+    *,
+    tracker: Tracker | None = None,
 ) -> None:
     """Segments every frame. What was written before an error or Ctrl-C stays and is complete.
+
+    Args:
+      tracker: gives a segment the same id in every frame; None: ids are counted anew in each.
 
     Raises:
       DataError: no frame, or fewer than the file promises (after those that can be read were written).
@@ -124,14 +135,16 @@ def segment_video(
         with outputs.lines.open("w", encoding="utf-8") as lines:
             for index, image, prediction in predictor.stream(frames):
                 result = make_result(image, prediction.panoptic, classes)
+                if tracker:
+                    result = tracker.track(result, prediction)
                 segments = [segment.to_coco() for segment in result.segments]
                 line = {"frame": index, "seconds": round(index / frames.fps, 4), "segments_info": segments}
                 lines.write(json.dumps(line) + "\n")
                 if video:
                     video.write(np.asarray(result.overlay()))
                 if outputs.maps:
-                    outputs.maps.mkdir(parents=True, exist_ok=True)
-                    write_id_png(outputs.maps / f"{index:06d}.png", result.segment_map)
+                    frame = f"{outputs.name}/{index:06d}"
+                    outputs.maps.add(ImageEntry(frame, frame, frame, f"{frame}.png"), result)
                 done += 1
                 on_frame(done, result)
         frames.check_complete()

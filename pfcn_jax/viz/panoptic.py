@@ -14,14 +14,23 @@ from pfcn_jax.viz import labels as labelling
 
 CROWD = 60  # with more segments than this, only those that can hold their name get one
 _VALUES = (1.0, 0.80, 0.92)  # brightness of the first, second, third instance of a class, and so on round
+_NUMBERED_SPREAD = 0.25  # of hues around the color of a class, where the number of its instances is not known
 
 
 def segment_colors(
-    class_ids: Integer[np.ndarray, " S"] | Sequence[int], colors: Integer[np.ndarray, "C 3"]
+    class_ids: Integer[np.ndarray, " S"] | Sequence[int],
+    colors: Integer[np.ndarray, "C 3"],
+    numbers: Integer[np.ndarray, " S"] | Sequence[int] | None = None,
 ) -> UInt8[np.ndarray, "S 3"]:
     """A color per segment: its class's own for the first of the class, hues around it for those that follow.
 
     The hues spread further the more segments a class has, up to the whole circle for dozens of them.
+
+    Args:
+      class_ids: class of every segment.
+      colors: RGB of every class.
+      numbers: of every segment among those of its class (default: their order). A color depends on class and number
+        alone, so that an object of a film keeps its own.
     """
     class_ids = np.asarray(class_ids, np.int64).reshape(-1)
     colors = np.asarray(colors)
@@ -29,10 +38,10 @@ def segment_colors(
     shades = np.zeros((len(class_ids), 3), np.uint8)
     total = np.bincount(class_ids, minlength=len(colors))
     for row, class_id in enumerate(class_ids.tolist()):
-        k = seen.get(class_id, 0)
+        k = seen.get(class_id, 0) if numbers is None else int(numbers[row])
         seen[class_id] = k + 1
         hue, saturation, value = colorsys.rgb_to_hsv(*(int(part) / 255 for part in colors[class_id]))
-        spread = min(0.5, 0.07 + 0.012 * int(total[class_id]))
+        spread = min(0.5, 0.07 + 0.012 * int(total[class_id])) if numbers is None else _NUMBERED_SPREAD
         if k:
             hue = (hue + spread * (2 * ((0.5 + k * 0.6180339887498949) % 1.0) - 1)) % 1.0
             saturation, value = max(saturation, 0.35), max(value, 0.45) * _VALUES[k % 3]
@@ -47,6 +56,7 @@ def overlay(
     class_ids: Integer[np.ndarray, " S"] | Sequence[int],
     scores: Float[np.ndarray, " S"] | Sequence[float] | None = None,
     *,
+    numbers: Integer[np.ndarray, " S"] | Sequence[int] | None = None,
     alpha: float = 0.5,
     labels: bool = True,
     scale: float = 1.0,
@@ -60,6 +70,7 @@ def overlay(
         first.
       class_ids: class of every segment. A segment without pixels is not drawn.
       scores: written behind the names ("cat 0.87") if given; NaN leaves a name without one.
+      numbers: decide the colors of segments of one class (`segment_colors`).
       alpha: opacity of the color over the image, 0..1.
       labels: write names and scores.
       scale: magnifies image and drawing (names on a 256-pixel image are hard to read).
@@ -75,7 +86,7 @@ def overlay(
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
         segment_map = cv2.resize(segment_map, size, interpolation=cv2.INTER_NEAREST_EXACT)
     thing = np.asarray(classes.is_thing, bool)[class_ids]
-    shades = segment_colors(class_ids, classes.palette)
+    shades = segment_colors(class_ids, classes.palette, numbers)
     boxes = _boxes(segment_map, len(class_ids))
     drawn = _fill(image, segment_map, shades, np.where(thing, alpha, 0.85 * alpha))
     _draw_outlines(drawn, segment_map, shades, thing, boxes)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
 
+from pfcn_jax.codec import write_id_png
 from pfcn_jax.errors import UserError
 from pfcn_jax.evaluation.video_scores import score_videos
+from pfcn_jax.main import main
 from pfcn_jax.metrics.pq import count_overlap, pq_counts
 from pfcn_jax.metrics.stq import stq_result
 from pfcn_jax.metrics.video import FrameSegments, VideoOverlaps
@@ -225,3 +228,44 @@ def test_windows_that_no_video_has_are_refused(windows, message):
         score_videos([video], windows)
     with pytest.raises(UserError, match="no video to score"):
         score_videos([])
+
+
+def write_files(folder: pathlib.Path, videos: dict[str, list[Frame]]) -> list[str]:
+    """A JSON and a folder of PNGs, in which the segment ids are those of tracks; their paths."""
+    annotations = []
+    for name, frames in videos.items():
+        (folder / name).mkdir(parents=True)
+        for number, (id_map, segments) in enumerate(frames):
+            file_name = f"{name}/{number}.png"
+            ids = np.array([0, *(track for _, track, _ in segments)], np.int32)
+            write_id_png(folder / file_name, ids[id_map])
+            entries = [
+                {"id": t, "category_id": 10 + c} for r, (c, t, _) in enumerate(segments) if (id_map == r + 1).any()
+            ]
+            annotations.append({"image_id": file_name, "file_name": file_name, "segments_info": entries})
+    categories = [{"id": 10 + c, "name": f"class {c}", "isthing": int(thing)} for c, thing in enumerate(IS_THING)]
+    path = folder.with_suffix(".json")
+    path.write_text(json.dumps({"annotations": annotations, "categories": categories}))
+    return [str(path), str(folder)]
+
+
+def test_files_of_videos_are_scored_as_frames_in_memory(tmp_path, capsys):
+    rows = [[1, 1, 1, 2, 2, 3, 3, 3]]
+    truth = {"a": [frame(rows, (0, 1), (1, 2), (2, 9))] * 3, "b": [frame(rows, (0, 1), (0, 2), (2, 9))] * 2}
+    exchanged = frame(rows, (0, 6), (0, 5), (2, 4))
+    predicted = {"a": [frame([[1, 1, 0, 2, 2, 3, 3, 1]], (0, 8), (1, 3), (2, 4))] * 3, "b": [truth["b"][0], exchanged]}
+    flags = [*write_files(tmp_path / "gt", truth), *write_files(tmp_path / "pred", predicted)]
+    files = [word for pair in zip(("--gt-json", "--gt-dir", "--pred-json", "--pred-dir"), flags) for word in pair]
+    output = tmp_path / "scores.json"
+    assert main(["evaluate", *files, "--video", "--windows", "1", "2", "--output", str(output)]) == 0
+    videos = [overlaps(truth[name], predicted[name]) for name in truth]
+    expected = score_videos(videos, (1, 2))
+    assert expected.table() in capsys.readouterr().out and expected.stq.tracks == 4
+    assert json.loads(output.read_text()) == json.loads(json.dumps(expected.to_dict((10, 11, 12))))
+    for flag, message in (
+        (["--video"], "a window of 5 frames: must be from 1 to 3"),
+        (["--windows", "2"], "give --video"),
+    ):
+        assert main(["evaluate", *files, *flag]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["evaluate", "--video"]) == 2 and "together" in capsys.readouterr().err

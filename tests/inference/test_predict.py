@@ -150,6 +150,29 @@ def test_the_limit_of_an_image_can_be_set(checkpoint, tmp_path, capsys, monkeypa
     assert predict(checkpoint, tmp_path / "out", *picture, "--max-megapixels", "0.004") == 0
 
 
+def test_tracked_videos_keep_ids_and_are_scored_as_videos(checkpoint, tmp_path, capsys):
+    film, out = write_video(tmp_path / "film.mp4", 3), tmp_path / "out"
+    assert predict(checkpoint, out, film, "--track", "--frame-maps", "--no-overlay") == 0
+    lines = [json.loads(line)["segments_info"] for line in (out / "frames" / "film.jsonl").read_text().splitlines()]
+    written = json.loads((out / "panoptic_frames.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == [f"film/00000{i}.png" for i in range(3)]
+    assert [entry["segments_info"] for entry in written["annotations"]] == lines
+    for entry, segments in zip(written["annotations"], lines):
+        ids = read_id_png(out / "panoptic" / entry["file_name"])
+        assert {segment["id"] for segment in segments} == set(np.unique(ids)) - {0}
+        stuff = [segment for segment in segments if segment["category_id"] > 5]
+        assert stuff and all(segment["id"] == segment["category_id"] for segment in stuff)
+        assert all(segment["id"] > 10 for segment in segments if segment["category_id"] <= 5)
+    pair = [str(path) for path in (out / "panoptic_frames.json", out / "panoptic")]
+    flags = ["--gt-json", pair[0], "--gt-dir", pair[1], "--pred-json", pair[0], "--pred-dir", pair[1]]
+    assert front_door.main(["evaluate", "--video", *flags, "--windows", "1", "3"]) == 0
+    assert "1 videos, 3 frames" in (printed := capsys.readouterr().out) and "100.00" in printed
+
+    Image.fromarray(scene(0)).save(tmp_path / "scene.png")
+    assert predict(checkpoint, tmp_path / "other", tmp_path / "scene.png", "--track") == 2
+    assert "--track: no video" in capsys.readouterr().err
+
+
 def test_a_video_that_ends_early_is_reported_and_its_frames_are_kept(checkpoint, tmp_path, capsys):
     data = bytearray(write_video(tmp_path / "film.mp4", 12).read_bytes())
     start = data.find(b"mdat") + 4

@@ -28,15 +28,18 @@ class Film:
     class_id: Int32[np.ndarray, " n"]  # things, then every stuff class, whether it has pixels or not
 
 
-def draw_film(index: int, *, frames: int = 40, size: tuple[int, int] = (128, 128), seed: int = 0) -> Film:
+def draw_film(
+    index: int, *, frames: int = 40, step: int = 1, size: tuple[int, int] = (128, 128), seed: int = 0
+) -> Film:
     """Draws film `index`.
 
-    The nearest thing, which nothing hides, begins at the right border and leaves the image at once. With 40 frames it
-    comes back.
+    The nearest thing, which nothing hides, begins at the right border, leaves the image at once, and comes back within
+    40 frames (of `step` 1).
 
     Args:
       index: of the film, at least 0.
-      size: (height, width) of its frames.
+      step: of the film's frames only every `step`-th is drawn: a lower frame rate.
+      size: (height, width) of the frames.
       seed: of all films.
     """
     key = [seed, zlib.crc32(b"film"), index]
@@ -49,7 +52,7 @@ def draw_film(index: int, *, frames: int = 40, size: tuple[int, int] = (128, 128
     things[-1] = _at(nearest, size[1] - 0.8 * nearest.radius)
     speeds[-1] = 0.12 * nearest.radius
     images, maps = [], []
-    for frame in range(frames):
+    for frame in range(0, frames * step, step):
         moved = [_at(thing, _position(thing, frame * speed, size[1])) for thing, speed in zip(things, speeds)]
         camera = np.random.Generator(np.random.PCG64([*key, 1]))  # the same light in each frame
         images.append(scenes.draw_image(camera, ground, moved, textures))

@@ -20,10 +20,10 @@ def _image(entry: ImageEntry, result: Result) -> dict[str, Any]:
 
 @register("coco-panoptic")
 class CocoPanoptic:
-    """`panoptic/NAME.png` with ids as colors, and `panoptic.json`."""
+    """`panoptic/NAME.png` with ids as colors, and `panoptic.json` (or a JSON of another name)."""
 
-    def __init__(self, folder: pathlib.Path, classes: ClassTable):
-        self._folder, self._classes = folder, classes
+    def __init__(self, folder: pathlib.Path, classes: ClassTable, *, json_name: str = "panoptic.json"):
+        self._folder, self._classes, self._json_name = folder, classes, json_name
         self._entries: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.write_maps = True  # False: the JSON alone
 
@@ -35,6 +35,11 @@ class CocoPanoptic:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_id_png(path, result.segment_map)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the images so far."""
+        return tuple(self._entries)
+
     def finish(self, order: Sequence[str]) -> None:
         entries = [self._entries[key] for key in order if key in self._entries]
         content = {
@@ -42,7 +47,7 @@ class CocoPanoptic:
             "annotations": [annotation for _, annotation in entries],
             "categories": self._classes.to_coco(),
         }
-        write_json(self._folder / "panoptic.json", content)
+        write_json(self._folder / self._json_name, content)
 
 
 @register("coco-instances")

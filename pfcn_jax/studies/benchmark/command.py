@@ -5,6 +5,7 @@
   scenes     everything after the heads on synthetic heads with a known number of instances
   scaling    no measurement: time of a training over numbers of chips, from counted operations and the
              assumptions that the flags state (docs/scaling.md)
+  tracking   no times: VPQ and STQ of tracked drawn films, by masks and by kernels (docs/predict.md)
   table      JSON files of earlier runs as tables (--markdown)
 
 Times are medians with the 95th percentile; "share of matmul" is the rate of the program's matrix products and
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.config.schema import Config, config_hash
 from pfcn_jax.errors import UserError
-from pfcn_jax.studies.benchmark import forms, loading, prediction, scaling, training
+from pfcn_jax.studies.benchmark import forms, loading, prediction, scaling, tracking, training
 from pfcn_jax.studies.benchmark.measure import Row, Yardstick
 from pfcn_jax.studies.benchmark.scenes_post import scene_rows
 from pfcn_jax.studies.benchmark.tables import markdown, terminal
@@ -34,7 +35,7 @@ from pfcn_jax.studies.sections import write_section
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.environment import environment
 
-PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "scaling", "table")
+PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "scaling", "tracking", "table")
 _SECONDS = 10.0
 _DICE_MAP, _LAYERS_CANVAS = (200, 336), (512, 768)  # an image of 800 x 1344 at 1/4; an image
 
@@ -106,6 +107,8 @@ def _rows(args: argparse.Namespace) -> tuple[Config, str, list[Row]]:
     if args.part == "scaling":
         config, rows = scaling.rows(args)
         return config, "none", rows
+    if args.part == "tracking":
+        return tracking.rows(args)
     config = from_command_line(args.config_argv, Config())
     yardstick, channels = Yardstick(), config.model.encoder_channels
     if args.part == "scenes":
