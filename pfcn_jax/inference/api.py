@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from pfcn_jax.data.example import sides
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.inference.result import Result, make_result
+from pfcn_jax.inference.tracking import Tracker
 
 
 class Model:
@@ -41,6 +42,21 @@ class Model:
         """
         array, name = read_image(image, upright=upright)
         return make_result(array, self._predictor(array).panoptic, self.classes, name=name)
+
+    def track(self, frames: Iterable[Any]) -> Iterator[Result]:
+        """Segments the frames of one video, one by one; a segment has the same id and color in all of them.
+
+        Args:
+          frames: in the order of time, each whatever the model can be called with.
+
+        Raises:
+          UserError: as the call with one image.
+        """
+        tracker = Tracker(len(self.classes))
+        for frame in frames:
+            array, name = read_image(frame)
+            prediction = self._predictor(array)
+            yield tracker.track(make_result(array, prediction.panoptic, self.classes, name=name), prediction)
 
     def __repr__(self) -> str:
         things, stuff = self.classes.num_things, self.classes.num_stuff

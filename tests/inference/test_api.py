@@ -48,6 +48,14 @@ def test_importing_is_light():
         pfcn_jax.laod  # noqa: B018
 
 
+def test_frames_of_a_video_keep_their_ids(model, scene):
+    first, second = model.track([scene, Image.fromarray(scene)])
+    assert first.tracked and [segment.id for segment in first.segments] == [segment.id for segment in second.segments]
+    np.testing.assert_array_equal(first.segment_map, second.segment_map)
+    assert {segment.id for segment in first.segments} == set(np.unique(first.segment_map)) - {0}
+    assert min(segment.id for segment in first.segments if segment.is_thing) > len(model.classes)
+
+
 def test_the_result_of_an_image_in_every_form(model, scene, tmp_path):
     result = model(scene)
     assert isinstance(result, pfcn_jax.Result) and result.size == (48, 64)
