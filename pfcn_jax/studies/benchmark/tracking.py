@@ -1,7 +1,7 @@
 """The part `tracking`: VPQ and STQ of drawn films with known ids, tracked by masks, by kernels and by both.
 
-Of the same films every frame is taken, then every fourth, then every eighth: the further a thing moves between two
-frames, the less its mask says. The thresholds were chosen on films of seed 1, for each row of the table its own.
+The films run at their own frame rate, at a fourth and at an eighth of it: the further a thing moves between two frames,
+the less its mask says. The thresholds were chosen on films of seed 1, those of the rows of masks apart.
 """
 
 from __future__ import annotations
