@@ -27,7 +27,7 @@ class TrackOptions:
     """
 
     min_iou: float | None = 0.1  # of its mask and the last mask of the earlier one
-    min_similarity: float | None = 0.8  # cosine of their kernels
+    min_similarity: float | None = 0.6  # cosine of their kernels
     memory: int = 15  # frames that a thing is remembered for after it was last seen
 
 
