@@ -39,7 +39,7 @@ def scene(height=120, width=160):
 
 def test_fill_is_a_blend_and_void_stays():
     image, segment_map, class_ids = scene()
-    drawn = viz.overlay(image, segment_map, CLASSES, class_ids, alpha=0.4, labels=False)
+    drawn = viz.overlay(image, segment_map, CLASSES, class_ids, style=viz.OverlayStyle(alpha=0.4, labels=False))
     shades = viz.segment_colors(class_ids, COLORS)
     assert drawn.dtype == np.uint8 and drawn.shape == image.shape
     for y, x in ((30, 30), (80, 100), (8, 105), (2, 2), (119, 0)):
@@ -71,7 +71,7 @@ def test_a_numbered_segment_has_its_color_whatever_is_beside_it():
 
 def test_outlines_touch_borders_only():
     image, segment_map, class_ids = scene()
-    lined = viz.overlay(image, segment_map, CLASSES, class_ids, labels=False)
+    lined = viz.overlay(image, segment_map, CLASSES, class_ids, style=viz.OverlayStyle(labels=False))
     opacity = np.where(np.array(CLASSES.is_thing)[class_ids], 0.5, 0.425)
     plain = panoptic._fill(image, segment_map, viz.segment_colors(class_ids, COLORS), opacity)
     changed = (plain != lined).any(axis=-1)
@@ -166,7 +166,7 @@ def test_small_segments_are_named_beside_but_not_over_other_things():
 def test_names_change_the_image_only_under_their_plates():
     image, segment_map, class_ids = scene()
     arguments = (image, segment_map, CLASSES, class_ids, [0.9, 0.5, float("nan"), float("nan")])
-    plain = viz.overlay(*arguments, labels=False)
+    plain = viz.overlay(*arguments, style=viz.OverlayStyle(labels=False))
     named = viz.overlay(*arguments)
     found = placed_labels(segment_map, ["cat 0.90", "cat 0.50", "dog", "sky"], [True, True, True, False])
     assert [found[row].text for row in sorted(found)] == ["cat 0.90", "cat 0.50", "dog", "sky"]

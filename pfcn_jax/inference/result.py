@@ -18,7 +18,7 @@ from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
 from pfcn_jax.errors import UserError
 from pfcn_jax.types import PanopticPrediction
 from pfcn_jax.utils.atomic import write_json
-from pfcn_jax.viz import overlay
+from pfcn_jax.viz import OverlayStyle, overlay
 from pfcn_jax.viz.preview import compact
 
 _SHOWN_CLASSES = 4  # in a Result's repr
@@ -109,9 +109,8 @@ class Result:
             [segment.class_id for segment in self.segments],
             [segment.score for segment in self.segments],
             numbers=ids if self.tracked else None,
-            alpha=alpha,
-            labels=labels,
             scale=scale,
+            style=OverlayStyle(alpha, labels),
         )
         return Image.fromarray(drawn)
 

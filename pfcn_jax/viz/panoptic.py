@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 from collections.abc import Sequence
 
 import cv2
@@ -15,6 +16,17 @@ from pfcn_jax.viz import labels as labelling
 CROWD = 60  # with more segments than this, only those that can hold their name get one
 _VALUES = (1.0, 0.80, 0.92)  # brightness of the first, second, third instance of a class, and so on round
 _NUMBERED_SPREAD = 0.25  # of hues around the color of a class, where the number of its instances is not known
+
+
+@dataclasses.dataclass(frozen=True)
+class OverlayStyle:
+    """How segments are drawn over their image."""
+
+    alpha: float = 0.5  # opacity of the color over the image, 0..1
+    labels: bool = True  # write names and scores
+
+
+_USUAL = OverlayStyle()
 
 
 def segment_colors(
@@ -57,9 +69,8 @@ def overlay(
     scores: Float[np.ndarray, " S"] | Sequence[float] | None = None,
     *,
     numbers: Integer[np.ndarray, " S"] | Sequence[int] | None = None,
-    alpha: float = 0.5,
-    labels: bool = True,
     scale: float = 1.0,
+    style: OverlayStyle = _USUAL,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Draws a panoptic segmentation over its image.
 
@@ -71,9 +82,8 @@ def overlay(
       class_ids: class of every segment. A segment without pixels is not drawn.
       scores: written behind the names ("cat 0.87") if given; NaN leaves a name without one.
       numbers: decide the colors of segments of one class (`segment_colors`).
-      alpha: opacity of the color over the image, 0..1.
-      labels: write names and scores.
       scale: magnifies image and drawing (names on a 256-pixel image are hard to read).
+      style: opacity of the colors, with or without names.
 
     Raises:
       ValueError: shapes that do not belong together, ids beyond the rows, classes beyond the names.
@@ -88,9 +98,9 @@ def overlay(
     thing = np.asarray(classes.is_thing, bool)[class_ids]
     shades = segment_colors(class_ids, classes.palette, numbers)
     boxes = _boxes(segment_map, len(class_ids))
-    drawn = _fill(image, segment_map, shades, np.where(thing, alpha, 0.85 * alpha))
+    drawn = _fill(image, segment_map, shades, np.where(thing, style.alpha, 0.85 * style.alpha))
     _draw_outlines(drawn, segment_map, shades, thing, boxes)
-    if labels:
+    if style.labels:
         values = [None] * len(class_ids) if scores is None else [float(score) for score in scores]
         texts = [_text(classes.names[c], value) for c, value in zip(class_ids.tolist(), values)]
         placed = _place_labels(segment_map, texts, thing, boxes)
