@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -202,20 +201,3 @@ def test_a_container_is_whole_or_not_there(tmp_path):
 def test_bad_flags_are_one_clear_line(output, argv, message, checkpoint, tmp_path, capsys):
     assert export(checkpoint, tmp_path / output, *argv) == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is not None, reason="jax2onnx is installed here")
-def test_onnx_without_its_converter_says_what_to_install(checkpoint, tmp_path, capsys):
-    assert export(checkpoint, tmp_path / "model.onnx") == 2
-    assert "requirements-onnx.txt" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_onnx_finds_the_segments_of_the_live_model(checkpoint, image_data_dir, tmp_path):
-    for name in ("jax2onnx", "onnxruntime"):
-        pytest.importorskip(name, reason="needs the environment of requirements-onnx.txt")
-    photos, report = image_data_dir / "two_photos" / "images", tmp_path / "report.json"
-    argv = ["--output-sides", "640", "--compare", photos, "--report", report]
-    assert export(checkpoint, tmp_path / "model.onnx", *argv) == 0
-    found = json.loads(report.read_text())
-    assert (found["pictures"], found["same"]) == (2, 2) and found["segments"] > 4
