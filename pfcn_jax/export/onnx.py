@@ -52,7 +52,7 @@ def evaluate(graph: Graph, closed: core.ClosedJaxpr, arguments: list[Operand]) -
 
     def read(variable: Any) -> Operand:
         if isinstance(variable, core.Literal):
-            return np.asarray(variable.val, variable.aval.dtype)
+            return np.asarray(variable.val, getattr(variable.aval, "dtype", None))
         return known[variable]
 
     for equation in jaxpr.eqns:

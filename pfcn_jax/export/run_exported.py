@@ -144,13 +144,14 @@ def rescore(kernels, feature, options):
 
 def suppress(order, class_id, maps, options):
     """The slots of `order` whose mask overlaps no better kept one of their class by too large an IoU."""
-    masks, kept = {index: maps[index] > options["mask_threshold"] for index in order}, []
+    masks = {index: maps[index] > options["mask_threshold"] for index in order}
+    kept: list[int] = []
     for index in order:
         for other in kept:
             if class_id[index] == class_id[other]:
                 both = np.count_nonzero(masks[index] & masks[other])
                 union = np.count_nonzero(masks[index]) + np.count_nonzero(masks[other]) - both
-                if both / max(1, union) > options["mask_nms_threshold"]:
+                if both / np.maximum(1, union) > options["mask_nms_threshold"]:
                     break
         else:
             kept.append(index)

@@ -201,3 +201,9 @@ def test_a_container_is_whole_or_not_there(tmp_path):
 def test_bad_flags_are_one_clear_line(output, argv, message, checkpoint, tmp_path, capsys):
     assert export(checkpoint, tmp_path / output, *argv) == 2
     assert message in capsys.readouterr().err
+
+
+def test_onnx_without_its_package_says_what_to_install(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert export(checkpoint, tmp_path / "model.onnx") == 2
+    assert "pip install onnx" in capsys.readouterr().err and not list(tmp_path.iterdir())
