@@ -95,9 +95,12 @@ def _cpu_branch(platforms: tuple[Any, ...]) -> int:
 
 def _unroll(graph: Graph, parameters: Mapping[str, Any], operands: list[Operand]) -> list[Operand]:
     """A `scan` as its steps one after the other: runtimes differ in what they make of loops."""
-    body, length = parameters["jaxpr"], parameters["length"]
-    first, last = parameters["num_consts"], parameters["num_consts"] + parameters["num_carry"]
-    constants, carry, rows = operands[:first], operands[first:last], operands[last:]
+    body, length = _closed(parameters["jaxpr"]), parameters["length"]
+    if "ft_in" in parameters:  # JAX 0.12
+        constants, carry, rows = (list(part) for part in parameters["ft_in"].update(operands).unpack())
+    else:
+        first, last = parameters["num_consts"], parameters["num_consts"] + parameters["num_carry"]
+        constants, carry, rows = operands[:first], operands[first:last], operands[last:]
     if len(body.out_avals) != len(carry):
         raise refuse("a loop that collects results")
     steps = range(length)[::-1] if parameters["reverse"] else range(length)
