@@ -24,9 +24,9 @@ from pfcn_jax.export.container import SCRIPT, WEIGHTS, read_script, write_contai
 from pfcn_jax.export.onnx import convert
 from pfcn_jax.export.program import PLATFORMS, Function, Shape, Size, lower
 from pfcn_jax.interop.writer import write_safetensors
-from pfcn_jax.panoptic.options import OutputSpec
+from pfcn_jax.panoptic.options import OutputSpec, TTAOptions
 from pfcn_jax.panoptic.predict import propose
-from pfcn_jax.steps import embeddings, generate, generate_views, predict_step
+from pfcn_jax.steps import embeddings, generate, predict_step
 from pfcn_jax.types import SIZE_DIVISOR, image_geometry, round_up
 from pfcn_jax.utils.atomic import write_bytes
 
@@ -204,9 +204,8 @@ def proposals(loaded: LoadedModel) -> Callable[..., dict[str, Any]]:
         variables, model, config = unflatten(weights), loaded.model, loaded.config
         geometry = image_geometry(size)
         dense = generate(variables, image, geometry, model)
-        batch = (dense, geometry, generate_views(variables, image, size, model, config.tta, None))
-        dense, geometry, views = jax.tree.map(lambda leaf: leaf[0], batch)
-        found = propose(dense, embeddings(variables, model), geometry, config.inference, views)
+        dense, geometry = jax.tree.map(lambda leaf: leaf[0], (dense, geometry))
+        found = propose(dense, embeddings(variables, model), geometry, config.inference)
         fields = {"weight": "weight", "class": "class_id", "score": "score", "valid": "valid"}
         kernels = {"thing": found.things.fused, "stuff": found.stuff}
         arrays = {f"{kind}_{name}": getattr(kernels[kind], fields[name]) for kind in kernels for name in fields}
@@ -219,8 +218,15 @@ def write_onnx(path: pathlib.Path, loaded: LoadedModel, shape: Shape) -> str:
     """Writes the network of one canvas as an ONNX model, and beside it the script that runs it; returns a summary.
 
     Raises:
-      UserError: the package `onnx` is not installed, an operation has no rule, or the files cannot be written.
+      UserError: the package `onnx` is not installed, an operation has no rule, the config augments at test time, or
+        the files cannot be written.
     """
+    if loaded.config.tta != TTAOptions():
+        raise UserError(
+            f"{path}: ONNX holds one view of an image; export it with --config.tta.scales=() --config.tta.flip=False, "
+            "or as .pfcn, which holds all views",
+            code="config",
+        )
     image = jax.ShapeDtypeStruct((shape.batch, *shape.canvas, 3), jnp.uint8)
     inputs = {"image": image, "size": jax.ShapeDtypeStruct((shape.batch, 2), jnp.int32)}
     about = {"inputs": {name: INPUTS[name] for name in inputs}, "outputs": ONNX_OUTPUTS}

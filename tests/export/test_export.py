@@ -195,6 +195,7 @@ def test_a_container_is_whole_or_not_there(tmp_path):
         ("model.pfcn", ["--report", "x.json"], "name images to --compare"),
         ("model.pfcn", ["--batch-sizes", "0"], "--batch-sizes: must be at least 1"),
         ("model.onnx", ["--canvas", "33", "64"], "multiples of 32"),
+        ("model.onnx", ["--config.tta.flip=True"], "--config.tta.flip=False, or as .pfcn"),
         ("model.pfcn", ["--config.model.encoder_channels=16"], "config.model.encoder_channels"),
     ],
 )
