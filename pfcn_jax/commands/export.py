@@ -2,7 +2,7 @@
 
 model.pfcn         the whole program, image to panoptic ids, for CPU, GPU and TPU; runs with JAX alone
 model.safetensors  the parameters alone, with config and classes; `load` and --checkpoint read it
-model.onnx         the whole program for one canvas; needs requirements-onnx.txt
+model.onnx         the network for one canvas, and beside it the script that makes segments; needs the package onnx
 name (no ending)   an Orbax checkpoint of the parameters, without the state of training
 """
 

@@ -16,7 +16,6 @@ from jaxtyping import Int, UInt8
 
 from pfcn_jax.checkpoints.loading import LoadedModel, load_checkpoint
 from pfcn_jax.export import run_exported
-from pfcn_jax.export.onnx import load_onnx
 from pfcn_jax.inference.input_files import find_inputs, read_ahead
 from pfcn_jax.inference.predictor import Predictor
 from pfcn_jax.utils.atomic import write_json
@@ -138,7 +137,7 @@ def open_exported(path: pathlib.Path, kind: str) -> Segment:
     """The exported file, run as its receiver runs it."""
     if kind in ("safetensors", "orbax"):
         return live_segments(load_checkpoint(path))
-    meta, run = load_onnx(path) if kind == "onnx" else run_exported.load(path)
+    meta, run = run_exported.load(path)
 
     def segment(image: Any) -> tuple[np.ndarray, list[int]]:
         segment_map, segments = run_exported.segment(meta, run, image)

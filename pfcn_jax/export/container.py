@@ -36,18 +36,22 @@ def write_container(
     Raises:
       UserError: it cannot be written.
     """
-    script = pathlib.Path(__file__).with_name(SCRIPT).read_bytes()
     content = {"format": FORMAT, "format_version": VERSION, **meta}
     try:
         with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(_member(META), json.dumps(content, indent=1))
-            archive.writestr(_member(SCRIPT), script)
+            archive.writestr(_member(SCRIPT), read_script())
             for name, program in programs.items():
                 archive.writestr(_member(name), program)
             for name, array in weights.items():
                 archive.writestr(_member(f"{name}.npy"), _npy(array))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def read_script() -> bytes:
+    """The script that runs exported files, which travels with each of them."""
+    return pathlib.Path(__file__).with_name(SCRIPT).read_bytes()
 
 
 def _npy(array: np.ndarray) -> bytes:

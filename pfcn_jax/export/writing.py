@@ -1,15 +1,16 @@
-"""Writers of exported models: the whole program, its parameters, ONNX."""
+"""Writers of exported models: the whole program, its parameters, the network as ONNX."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -19,18 +20,42 @@ from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.schema import Config, to_json
 from pfcn_jax.data.canvas import smallest_canvas
 from pfcn_jax.errors import UserError
-from pfcn_jax.export.container import WEIGHTS, write_container
+from pfcn_jax.export.container import SCRIPT, WEIGHTS, read_script, write_container
 from pfcn_jax.export.onnx import convert
 from pfcn_jax.export.program import PLATFORMS, Function, Shape, Size, lower
 from pfcn_jax.interop.writer import write_safetensors
-from pfcn_jax.panoptic.options import OutputSpec
-from pfcn_jax.steps import generate, generate_views, predict_step, segment
+from pfcn_jax.panoptic.options import OutputSpec, TTAOptions
+from pfcn_jax.panoptic.predict import propose
+from pfcn_jax.steps import embeddings, generate, predict_step
 from pfcn_jax.types import SIZE_DIVISOR, image_geometry, round_up
 from pfcn_jax.utils.atomic import write_bytes
 
 ENDINGS = {".pfcn": "program", ".safetensors": "safetensors", ".onnx": "onnx", "": "orbax"}
 FIELDS = ("segment_map", "class_id", "is_thing", "score", "area", "valid")  # of the result, see types.py
 OUTPUT_SIDES = (768, 1536, 4096)
+INPUTS = {
+    "image": "uint8 [batch, *canvas, 3]: RGB, resized, at the upper left, zeros elsewhere",
+    "size": "int32 [batch, 2]: height and width of the image on the canvas",
+    "original_size": "int32 [batch, 2]: height and width of the result, at most `output`",
+}
+OUTPUTS = {
+    "segment_map": "int32 [batch, *output]: 0 = no segment, i = row i - 1 of the arrays below",
+    "class_id": "int32 [batch, rows]: index into `classes`",
+    "is_thing": "bool [batch, rows]",
+    "score": "float32 [batch, rows]",
+    "area": "int32 [batch, rows]: pixels",
+    "valid": "bool [batch, rows]: False for rows that are not in use",
+}
+ONNX_OUTPUTS = {
+    "feature": "float32 [canvas height / 4, canvas width / 4, channels]: what the kernels are applied to",
+    "thing_weight": "float32 [slots, channels]: fused kernels of things, valid ones first, best first",
+    "thing_class": "int32 [slots]: index into `classes`",
+    "thing_score": "float32 [slots]: of the center",
+    "thing_valid": "bool [slots]: False for slots that are not in use",
+    "stuff_weight": "float32 [region channels, channels]: fused kernels of stuff",
+    "stuff_score": "float32 [region channels]: mean probability of the region",
+    "stuff_valid": "bool [region channels]",
+}
 
 
 # ------------------------------------------------------------------------------------------------- the whole program
@@ -89,30 +114,18 @@ def write_program(path: pathlib.Path, loaded: LoadedModel, shapes: Sequence[Shap
         programs[shape.name] = bytes(exported.serialize())
         convention = exported.calling_convention_version
         entries.append({"file": shape.name, **dataclasses.asdict(shape), "calling_convention": convention})
-    write_container(path, meta={**describe(loaded), "programs": entries}, programs=programs, weights=weights)
+    meta = {**describe(loaded), "inputs": INPUTS, "outputs": OUTPUTS, "platforms": PLATFORMS, "programs": entries}
+    write_container(path, meta=meta, programs=programs, weights=weights)
     count = f"{len(programs)} program{'s' * (len(programs) > 1)} for {', '.join(PLATFORMS)}"
     of_programs, size = sum(map(len, programs.values())), path.stat().st_size
     return f"{count} ({of_programs / 1e6:.1f} MB) and {len(weights)} arrays, {size / 1e6:.1f} MB"
 
 
 def describe(loaded: LoadedModel) -> dict[str, Any]:
-    """Description of a program for users without this package: inputs, outputs, classes, config."""
+    """Description of a model for users without this package: classes, size rule, pixels, config, versions."""
     config = loaded.config
     return {
         "name": config.name,
-        "inputs": {
-            "image": "uint8 [batch, *canvas, 3]: RGB, resized, at the upper left, zeros elsewhere",
-            "size": "int32 [batch, 2]: height and width of the image on the canvas",
-            "original_size": "int32 [batch, 2]: height and width of the result, at most `output`",
-        },
-        "outputs": {
-            "segment_map": "int32 [batch, *output]: 0 = no segment, i = row i - 1 of the arrays below",
-            "class_id": "int32 [batch, rows]: index into `classes`",
-            "is_thing": "bool [batch, rows]",
-            "score": "float32 [batch, rows]",
-            "area": "int32 [batch, rows]: pixels",
-            "valid": "bool [batch, rows]: False for rows that are not in use",
-        },
         "resize_to": [config.data.eval_short_side, config.data.eval_max_long_side],  # short side, at most long side
         "resize_with": "bilinear, antialiased, 8 bits, columns before rows (Pillow)",
         "pixels": {
@@ -122,7 +135,6 @@ def describe(loaded: LoadedModel) -> dict[str, Any]:
             "where": "inside the program: it takes RGB of 0..255",
         },
         "classes": loaded.classes.to_coco(),
-        "platforms": PLATFORMS,
         "config": json.loads(to_json(config)),
         "versions": {
             "pfcn_jax": pfcn_jax.__version__,
@@ -177,41 +189,55 @@ def unflatten(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------------------- ONNX
 def onnx_shape(config: Config, canvas: Sequence[int] | None, output_sides: Sequence[int]) -> Shape:
-    """One image; the given canvas, or the first of the evaluation's; the first of the outputs."""
+    """One image; the given canvas, or the first of the evaluation's; the largest of the outputs."""
     height, width = canvas or config.data.eval_canvases[0]
     if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
         raise UserError(f"--canvas: both sides must be multiples of {SIZE_DIVISOR}, got {height} {width}")
-    side = round_up(output_sides[0])
+    side = round_up(max(output_sides))
     return Shape(1, (height, width), (side, side))
 
 
-def prediction_of_one(loaded: LoadedModel, output: Size) -> Function:
-    """`prediction` for batches of one image, without the loop over images: the converter gets that one wrong."""
+def proposals(loaded: LoadedModel) -> Callable[..., dict[str, Any]]:
+    """(flat weights, image, size) of a batch of one -> the arrays of ONNX_OUTPUTS: the network up to fused kernels."""
 
-    def predict(weights: Mapping[str, Any], image: Any, size: Any, original_size: Any) -> dict[str, Any]:
+    def propose_kernels(weights: Mapping[str, Any], image: Any, size: Any) -> dict[str, Any]:
         variables, model, config = unflatten(weights), loaded.model, loaded.config
-        geometry = image_geometry(size, original_size)
+        geometry = image_geometry(size)
         dense = generate(variables, image, geometry, model)
-        batch = (dense, geometry, generate_views(variables, image, size, model, config.tta, None))
-        dense, geometry, views = jax.tree.map(lambda leaf: leaf[0], batch)
-        options, spec = config.inference, OutputSpec(output)
-        found = segment(variables, dense, geometry, views, model=model, options=options, output=spec)
-        return {name: getattr(found.panoptic, name)[None] for name in FIELDS}
+        dense, geometry = jax.tree.map(lambda leaf: leaf[0], (dense, geometry))
+        found = propose(dense, embeddings(variables, model), geometry, config.inference)
+        fields = {"weight": "weight", "class": "class_id", "score": "score", "valid": "valid"}
+        kernels = {"thing": found.things.fused, "stuff": found.stuff}
+        arrays = {f"{kind}_{name}": getattr(kernels[kind], fields[name]) for kind in kernels for name in fields}
+        return {name: value for name, value in {**arrays, "feature": found.feature}.items() if name in ONNX_OUTPUTS}
 
-    return predict
+    return propose_kernels
 
 
 def write_onnx(path: pathlib.Path, loaded: LoadedModel, shape: Shape) -> str:
-    """Writes the whole prediction of one shape as an ONNX model; returns a summary.
+    """Writes the network of one canvas as an ONNX model, and beside it the script that runs it; returns a summary.
 
     Raises:
-      UserError: the converter is not installed, or the file cannot be written.
+      UserError: the package `onnx` is not installed, an operation has no rule, the config augments at test time, or
+        the files cannot be written.
     """
-    weights = flatten(loaded.variables)
-    model = convert(prediction_of_one(loaded, shape.output), weights, shape, FIELDS, describe(loaded))
+    if loaded.config.tta != TTAOptions():
+        raise UserError(
+            f"{path}: ONNX holds one view of an image; export it with --config.tta.scales=() --config.tta.flip=False, "
+            "or as .pfcn, which holds all views",
+            code="config",
+        )
+    image = jax.ShapeDtypeStruct((shape.batch, *shape.canvas, 3), jnp.uint8)
+    inputs = {"image": image, "size": jax.ShapeDtypeStruct((shape.batch, 2), jnp.int32)}
+    about = {"inputs": {name: INPUTS[name] for name in inputs}, "outputs": ONNX_OUTPUTS}
+    meta = {**describe(loaded), **about, "programs": [dataclasses.asdict(shape)]}
+    model = convert(proposals(loaded), flatten(loaded.variables), inputs, {"pfcn_jax": json.dumps(meta)})
     try:
-        write_bytes(path, model)
+        write_bytes(path, model.SerializeToString())
+        write_bytes(path.with_name(SCRIPT), read_script())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})", code="disk") from error
-    (height, width), side = shape.canvas, shape.output[0]
-    return f"the program on {height} x {width}, images up to {side} pixels, {len(model) / 1e6:.1f} MB"
+    (height, width), size = shape.canvas, path.stat().st_size
+    return (
+        f"the network on {height} x {width}, {len(model.graph.node)} nodes, {size / 1e6:.1f} MB; run it with {SCRIPT}"
+    )

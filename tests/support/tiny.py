@@ -62,7 +62,7 @@ def tiny_variables(model: PanopticFCN, *, seed: int = 3, sharpness: float = 20.0
     def draw(path: Any, leaf: Any) -> np.ndarray:
         name = jax.tree_util.keystr(path)
         if leaf.ndim < 2:
-            return np.full(leaf.shape, 1.0 if "scale" in name else 0.0, np.float32)
+            return np.full(leaf.shape, 1.0 if "scale" in name or "var" in name else 0.0, np.float32)
         value = rng.normal(size=leaf.shape) * np.sqrt(2.0 / np.prod(leaf.shape[:-1]))
         return (value * (sharpness if "embedding" in name else 1.0)).astype(np.float32)
 
