@@ -60,7 +60,11 @@ class Graph:
         key = (operator, *inputs, *sorted((name, str(value)) for name, value in attributes.items()))
         if key not in self._made:
             names = [f"{operator.lower()}_{len(self._nodes)}_{place}" for place in range(len(outputs))]
-            self._nodes.append(self._helper.make_node(operator, inputs, names, **attributes))
+            node = self._helper.make_node(operator, inputs, names)
+            node.attribute.extend(
+                self._helper.make_attribute(name, value) for name, value in sorted(attributes.items())
+            )
+            self._nodes.append(node)
             self._made[key] = [Value(n, shape, np.dtype(dtype), shape) for n, (shape, dtype) in zip(names, outputs)]
         return self._made[key]
 
