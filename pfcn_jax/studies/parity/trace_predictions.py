@@ -1,4 +1,7 @@
-"""The predictions at the end of a replayed training against those of the original's runs."""
+"""The predictions at the end of a replayed training against those of the original's runs.
+
+They are shown and not judged: one perturbed run of the original says too little about how far its predictions part.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,8 @@ from jaxtyping import Int
 from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.options import OutputSpec
 from pfcn_jax.steps import predict_step
-from pfcn_jax.studies.parity.reference import Check, Recorded
+from pfcn_jax.studies.parity.reference import Recorded
 from pfcn_jax.studies.parity.trace import Trace
-from pfcn_jax.studies.parity.trace_judge import TIMES
 from pfcn_jax.types import round_up
 
 PyTree = Any
@@ -77,13 +79,3 @@ def predict_maps(trace: Trace, model: PanopticFCN, variables: PyTree, names: lis
         size = np.array([[rows, columns]], np.int32)
         maps[name] = np.asarray(predict(canvas, size, size))[0, :rows, :columns]
     return maps
-
-
-def check_predictions(trace: Trace, rows: list[PredictionRow]) -> list[Check]:
-    """The median image: within TIMES the original's own difference."""
-    medians = {row.run: row.median for row in rows}
-    if "float32_ulp" not in medians:
-        return []
-    ours, limit = medians["ours"], TIMES * medians["float32_ulp"]
-    title = "pixels whose semantic class differs at the end, median image"
-    return [Check(trace.recorded.name, title, ours, limit, ours <= limit)]

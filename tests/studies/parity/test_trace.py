@@ -8,10 +8,15 @@ import pathlib
 import numpy as np
 import pytest
 
+from pfcn_jax.config.command_line import from_command_line
+from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.errors import UserError
+from pfcn_jax.models.build import build_model
 from pfcn_jax.studies.parity.trace import FIXED, LOSSES, read_trace, trace_files
 from pfcn_jax.studies.parity.trace_page import draw_traces, trace_lines
+from pfcn_jax.studies.parity.trace_predictions import compare_predictions, predict_maps
 from pfcn_jax.studies.parity.trace_study import positives_of_boxes, study_trace, study_traces, weights_folder
+from tests.support.tiny import TINY, tiny_variables
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -115,6 +120,33 @@ def test_files_and_weights_are_found(tmp_path):
     (tmp_path / "weights.py").touch()
     (tmp_path / "tensors").mkdir()
     assert weights_folder(tmp_path / "trace") == weights_folder(tmp_path) == tmp_path
+
+
+def test_predictions_at_the_end(tmp_path):
+    """Our own maps as the recorded ones: no difference; then one pixel and a perturbed run."""
+    model = build_model(from_command_line(TINY).model, *class_table().counts)
+    variables = tiny_variables(model)
+    assert compare_predictions(read_trace(_write(tmp_path / "trace_x.npz", _arrays())), model, variables) == []
+
+    images = {f"b0.{key}": value for key, value in _arrays().items() if key.startswith("in")}
+    batch = {"batches": 1, "b0.batch": 2, "b0.padded": np.array([64, 64])}
+    names = ["b0.in0", "b0.in1"]
+    maps = predict_maps(
+        read_trace(_write(tmp_path / "trace_y.npz", _arrays(**images, **batch))), model, variables, names
+    )
+    assert {name: found.shape for name, found in maps.items()} == {"b0.in0": (40, 60), "b0.in1": (33, 64)}
+    assert len(np.unique(maps["b0.in0"])) > 1
+    recorded = {f"final/default/{name}.sem_argmax": found for name, found in maps.items()}
+    other = maps["b0.in0"].copy()
+    other[3, 5] += 1
+    recorded |= {f"final_ulp/default/{name}.sem_argmax": maps[name] for name in names}
+    recorded["final/default/b0.in0.sem_argmax"] = other
+    trace = read_trace(_write(tmp_path / "trace_z.npz", _arrays(**images, **batch, **recorded)))
+    rows = compare_predictions(trace, model, variables)
+    assert [row.run for row in rows] == ["ours", "float32_ulp"]
+    for row in rows:
+        np.testing.assert_allclose(row.shares, [1 / (40 * 60), 0.0])
+    assert rows[0].median == 0.5 / (40 * 60)
 
 
 def test_the_first_steps_of_a_training(reference_dir, tmp_path):
