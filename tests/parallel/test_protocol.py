@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
@@ -26,10 +28,8 @@ def raised_on_all(monkeypatch, *problems: UserError | None) -> list[UserError]:
     monkeypatch.setattr(multihost_utils, "process_allgather", send)
     rows: list[np.ndarray] = []
     for problem in problems:  # what each sends
-        try:
+        with contextlib.suppress(UserError):
             raise_together(problem)
-        except UserError:
-            pass
     rows = list(sent)
     errors = []
     for problem in problems:

@@ -44,6 +44,11 @@ ReadObjects = Callable[[Task, tuple[int, int]], list[LabelObject]]
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_export_flags(parser, "folder of the unpacked export, or its JSON file", own_splits=False)
+    parser.add_argument(
+        "--predictions",
+        action="store_true",
+        help="take the predictions (pre-annotations) of tasks that nobody annotated as their labels",
+    )
 
 
 @register("label-studio", help="an export of Label Studio (JSON, COCO, PNG) -> COCO-panoptic", add_flags=add_flags)
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> list[str]:
         options = DetectionOptions(args.background, args.skip_bad, things=args.things, stuff=args.stuff)
         found = from_coco_exports({"train": (file, images)}, options)
     elif kind == _JSON:
-        tasks = read_tasks(content, file)
+        tasks = read_tasks(content, file, use_predictions=args.predictions)
         found = _from_tasks(tasks, label_names(tasks), read_objects, file, images, args)
     elif masks:
         kind = _PNG
