@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.brush_rle import HALF
-from pfcn_jax.data.importers.common import Found, read_json, write_dataset
+from pfcn_jax.data.importers.common import Found, nothing_labelled, read_json, write_dataset
 from pfcn_jax.data.importers.exports import add_export_flags, from_coco_exports, list_pictures, sort_classes
 from pfcn_jax.data.importers.instances import DetectionOptions
 from pfcn_jax.data.importers.label_studio_json import (
@@ -114,13 +114,19 @@ def _from_tasks(
     images: UploadIndex,
     args: argparse.Namespace,
 ) -> Found:
-    """The images and labels of tasks, each drawn from the objects that `read` finds."""
-    classes, background = sort_classes(args, names, is_complete=False)
+    """The images and labels of tasks, each drawn from the objects that `read` finds.
+
+    Raises:
+      DataError: no task has labels, or an image is missing.
+    """
     used = [task for task in tasks if task.results is not None]
     left_out: dict[str, list[str]] = {}
     for task in tasks:
         if task.left_out:
             left_out.setdefault(task.left_out, []).append(task.image)
+    if not used:
+        raise nothing_labelled(left_out)
+    classes, background = sort_classes(args, names, is_complete=False)
     by_path = dict(zip(images.require_all([task.image for task in used], file), used))
 
     def label(path: pathlib.Path, size: tuple[int, int]) -> Labelled:
