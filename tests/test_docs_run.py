@@ -47,6 +47,9 @@ ELSEWHERE = {
     "--init-from msra-r50": "tests/checkpoints/test_named.py",
     "weights ": "tests/checkpoints/test_named.py",
     "prepare instances --json out/": "tests/inference/test_round_trips.py",  # a tiny network may find nothing
+    "prepare yolo --data out": "tests/inference/test_round_trips.py",
+    "prepare labelme --labels out": "tests/inference/test_round_trips.py",
+    "prepare label-studio --input out": "tests/inference/test_round_trips.py",
     "convert --input swin_t.pth": "tests/checkpoints/test_backbones.py",
     "damaged": "tests/test_faults_page.py",
     "data/own": "tests/test_walkthrough.py",  # the walk-through of docs/datasets.md, run as it stands there

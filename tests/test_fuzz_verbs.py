@@ -1,4 +1,4 @@
-"""Random damage of a JSON or an image ends each verb that reads it with a status and a message, never a traceback."""
+"""Random damage of labels or an image ends each verb that reads it with a status and a message, never a traceback."""
 
 from __future__ import annotations
 
@@ -17,10 +17,29 @@ from pfcn_jax.data.inputs import open_evaluation, open_training
 from pfcn_jax.data.options import DataOptions
 from tests.data.fixtures import SIZES, write_tiny_coco
 from tests.data.test_fuzz import damage_bytes, damage_tree, encode
+from tests.support import tool_exports
+from tests.support.fault_inputs import Change
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's and pycocotools' about damaged files
 OWN = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'own_data.py'}"
 COUNT = 2  # images
+TEXTS = (".json", ".xml", ".yaml", ".txt")
+LETTERS = b'0123456789-.,;:e" az\n[]{}<>/&'
+# Importer of a tool -> makes a sound export, the words of its command, and the files that are damaged.
+TOOLS: dict[str, tuple[Change, str, tuple[str, ...]]] = {
+    "yolo": (tool_exports.make_yolo, "--data {root}", ("data.yaml", "labels/*.txt")),
+    "labelme": (tool_exports.make_labelme, "--labels {root}/labels", ("labels/*.json",)),
+    "voc": (tool_exports.make_voc, "--root {root}", ("Segmentation*/*.png",)),
+    "palette": (
+        tool_exports.make_palette,
+        "--masks {root}/masks --colors {root}/colors.json --images {root}/images",
+        ("colors.json", "masks/*.png"),
+    ),
+    "cvat": (tool_exports.make_cvat, "--input {root}", ("annotations.xml",)),
+    "label-studio": (tool_exports.make_label_studio, "--input {root}", ("tasks.json",)),
+    "roboflow": (tool_exports.make_roboflow, "--input {root}", ("train/*.json",)),
+    "supervisely": (tool_exports.make_supervisely, "--input {root}", ("meta.json", "set/ann/*.json")),
+}
 
 
 class World:
@@ -54,9 +73,14 @@ class World:
         self.predicted_json, self.predicted = root / "pred.json", root / "pred"
         shutil.copy(self.panoptic, self.predicted_json)
         shutil.copytree(self.labels, self.predicted)
+        self.tools = root / "tools"
+        for tool, (make, _, _) in TOOLS.items():
+            make(self.tools / tool)
 
     def files(self, verb: str) -> list[pathlib.Path]:
         """What a verb reads."""
+        if verb in TOOLS:
+            return sorted(path for pattern in TOOLS[verb][2] for path in (self.tools / verb).glob(pattern))
         own = {
             "validate-data": [self.panoptic, *self.labels.iterdir(), *self.images.iterdir()],
             "instances": [self.detection, *self.images.iterdir()],
@@ -76,6 +100,9 @@ class World:
             "evaluate": ["evaluate", "--gt-json", self.panoptic, "--gt-dir", self.labels, "--pred-json",
                          self.predicted_json, "--pred-dir", self.predicted],
         }  # fmt: skip
+        if verb in TOOLS:
+            given = TOOLS[verb][1].format(root=self.tools / verb).split()
+            return front_door.main(["prepare", verb, *given, "--output", str(self.out), "--split", "train"])
         if verb == "train":
             return front_door.run(argparse.Namespace(run=self._open_training))
         return front_door.main([str(word) for word in words[verb]])
@@ -95,13 +122,18 @@ def world(tmp_path_factory) -> World:
     return World(tmp_path_factory.mktemp("fuzz"))
 
 
-def damage(data: bytes, is_json: bool, rng: random.Random) -> bytes:
-    if is_json and rng.random() < 0.8:
+def damage(data: bytes, suffix: str, rng: random.Random) -> bytes:
+    if suffix not in TEXTS or rng.random() < 0.2:
+        return damage_bytes(data, rng)
+    if suffix == ".json":
         return encode(damage_tree(json.loads(data), rng), rng)
-    return damage_bytes(data, rng)
+    damaged = bytearray(data)
+    for _ in range(rng.randint(1, 3)):  # letter by letter, so that much of it stays XML or YAML
+        damaged[rng.randrange(len(damaged))] = rng.choice(LETTERS)
+    return bytes(damaged)
 
 
-VERBS = ("validate-data", "instances", "masks", "semantic", "evaluate", "train")
+VERBS = ("validate-data", "instances", "masks", "semantic", "evaluate", "train", *TOOLS)
 
 
 @pytest.mark.parametrize("rounds", [30, pytest.param(2000, marks=pytest.mark.slow)])
@@ -109,13 +141,13 @@ VERBS = ("validate-data", "instances", "masks", "semantic", "evaluate", "train")
 def test_no_verb_ends_in_a_traceback(world, verb, rounds, capsys):
     assert world.run(verb) == 0
     files, rng = world.files(verb), random.Random(rounds)
-    jsons = [path for path in files if path.suffix == ".json"]
+    texts = [path for path in files if path.suffix in TEXTS]
     statuses = set()
     for number in range(rounds):
-        path = rng.choice(jsons if jsons and number % 2 else files)
+        path = rng.choice(texts if texts and number % 2 else files)
         sound = path.read_bytes()
         try:
-            path.write_bytes(damage(sound, path.suffix == ".json", rng))
+            path.write_bytes(damage(sound, path.suffix, rng))
             status = world.run(verb)
         finally:
             path.write_bytes(sound)

@@ -39,6 +39,14 @@ def is_image(path: pathlib.Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not is_hidden(path)
 
 
+def yolo_label_path(image: pathlib.Path) -> pathlib.Path:
+    """Where YOLO has the labels of an image: the last folder `images` of its path becomes `labels`, if there is one."""
+    *folders, name = image.parts
+    if "images" in folders:
+        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    return pathlib.Path(*folders, name).with_suffix(".txt")
+
+
 def list_unreadable(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     """The visible image files of formats that are not decoded."""
     unreadable = [path for path in paths if path.suffix.lower() in UNREADABLE and not is_image(path)]

@@ -15,28 +15,38 @@ from pfcn_jax.errors import TryAgain, UserError
 from pfcn_jax.parallel.sharding import shard_batch
 
 _MESSAGE_BYTES = 2000
-_TRY_AGAIN = "\x01"  # first character of a message that is a `TryAgain`
 
 
-def raise_together(problem: str, *, try_again: bool = False) -> None:
+def raise_together(problem: UserError | None) -> None:
     """Raises on every process if any process has a problem, so that none waits for one that has ended.
 
     Args:
-      problem: message of the error; "" if this process has none.
-      try_again: the error is a `TryAgain`.
+      problem: None if this process has none.
 
     Raises:
-      UserError, TryAgain: with the message of the first process that has one.
+      UserError, TryAgain: with message and code of the first process that has one.
     """
-    problem = _TRY_AGAIN + problem if problem and try_again else problem
-    if jax.process_count() > 1:
-        message = np.zeros(_MESSAGE_BYTES, np.uint8)
-        data = problem.encode()[:_MESSAGE_BYTES]
-        message[: len(data)] = np.frombuffer(data, np.uint8)
-        rows = multihost_utils.process_allgather(message).reshape(-1, _MESSAGE_BYTES)
-        problem = next((text for row in rows if (text := row.tobytes().rstrip(b"\0").decode(errors="ignore"))), "")
-    if problem:
-        raise (TryAgain if problem.startswith(_TRY_AGAIN) else UserError)(problem.removeprefix(_TRY_AGAIN))
+    if jax.process_count() == 1:
+        if problem:
+            raise problem
+        return
+    message = np.zeros(_MESSAGE_BYTES, np.uint8)
+    data = _encode(problem).encode()[:_MESSAGE_BYTES] if problem else b""
+    message[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = multihost_utils.process_allgather(message).reshape(-1, _MESSAGE_BYTES)
+    text = next((text for row in rows if (text := row.tobytes().rstrip(b"\0").decode(errors="ignore"))), "")
+    if text:
+        raise _decode(text) from problem
+
+
+def _encode(error: UserError) -> str:
+    """Class, code and message, one a line."""
+    return f"{'again' if isinstance(error, TryAgain) else ''}\n{error.code}\n{error}"
+
+
+def _decode(text: str) -> UserError:
+    again, code, message = text.split("\n", maxsplit=2)
+    return (TryAgain if again else UserError)(message, code=code)
 
 
 def number_of_process_0(value: int) -> int:

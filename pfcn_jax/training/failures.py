@@ -98,14 +98,15 @@ class FailurePolicy:
     def ensure_saved(self, step: int) -> None:
         """Raises UserError on every process unless the checkpoint of `step` is on disk; retries the write once."""
         self._checkpoints.wait()
-        problem = ""
+        problem = None
         if jax.process_index() == 0 and not self._checkpoints.has(step):
             self._save(step)
             self._checkpoints.wait()
             if not self._checkpoints.has(step):
-                problem = (
+                problem = UserError(
                     f"the checkpoint of step {step} cannot be written ({self._checkpoints.problem}). "
-                    f"{self.last_checkpoint()} Make room and start the same command again: it continues from there"
+                    f"{self.last_checkpoint()} Make room and start the same command again: it continues from there",
+                    code="disk",
                 )
         raise_together(problem)
 

@@ -16,7 +16,7 @@ from pfcn_jax.checkpoints.manager import Checkpoints
 from pfcn_jax.config.schema import Config, TrainOptions, from_dict, to_json
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.pipeline import BatchIterator
-from pfcn_jax.errors import ConfigError, TryAgain, UserError
+from pfcn_jax.errors import ConfigError, UserError
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.parallel.protocol import number_of_process_0, raise_together
 from pfcn_jax.parallel.sharding import replicated
@@ -39,13 +39,13 @@ def check_batch_size(train: TrainOptions) -> None:
 
 def lock_workdir(workdir: pathlib.Path) -> RunLock | None:
     """Locks the working directory by process 0 (elsewhere: None); an error there is raised on every process."""
-    lock, problem, try_again = None, "", False
+    lock, problem = None, None
     if jax.process_index() == 0:
         try:
             lock = RunLock(workdir)
         except UserError as error:
-            problem, try_again = str(error), isinstance(error, TryAgain)
-    raise_together(problem, try_again=try_again)
+            problem = error
+    raise_together(problem)
     return lock
 
 
@@ -100,21 +100,20 @@ def restore_or_initialize(
 
 def _newest_checkpoint(config: Config, checkpoints: Checkpoints, abstract: TrainState) -> pathlib.Path | None:
     """The checkpoint to resume from, chosen by process 0 for all; None: start from the beginning."""
-    step, problem = None, ""
+    step, problem = None, None
     if jax.process_index() == 0:
         try:
             step, kept = checkpoints.newest_intact(), config.train.keep_latest + config.train.keep_best
             check_free_space(checkpoints.directory.parent, abstract, kept=kept, existing=len(checkpoints.steps()))
         except (UserError, OSError) as error:
-            if jax.process_count() == 1 and isinstance(error, UserError):
-                raise  # with its own class
-            problem = str(error)
+            problem = error if isinstance(error, UserError) else UserError(str(error), code="disk")
     raise_together(problem)
     step = number_of_process_0(-1 if step is None else step)
     if step < 0:
         return None
     path = checkpoints.directory / str(step)
-    raise_together("" if path.is_dir() else f"{path}: process {jax.process_index()} does not see it")
+    unseen = f"{path}: process {jax.process_index()} does not see it"
+    raise_together(None if path.is_dir() else CheckpointError(unseen))
     return path
 
 

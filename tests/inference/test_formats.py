@@ -30,13 +30,18 @@ def result() -> Result:
 
 
 @pytest.fixture
-def written(result, tmp_path):
+def written(result, tmp_path, monkeypatch):
     """A function: format -> the folder after two images, the later one first in order."""
 
     def write(name: str) -> pathlib.Path:
+        for number in (1, 2):
+            path = tmp_path / f"photos/sub/p{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"image %d" % number)
+        monkeypatch.chdir(tmp_path)
         writer = make_writer(name, tmp_path, CLASSES)
         for number in (2, 1):
-            writer.add(ImageEntry(f"k{number}", number, f"sub/p{number}", f"images/sub/p{number}.jpg"), result)
+            writer.add(ImageEntry(f"k{number}", number, f"sub/p{number}", f"photos/sub/p{number}.jpg"), result)
         writer.finish(["k1", "k2"])
         return tmp_path
 
@@ -78,7 +83,11 @@ def test_coco_instances_are_what_the_coco_api_loads(written, result):
 
 def test_yolo_polygons_fill_to_the_same_pixels(written, result):
     folder = written("yolo")
-    assert yaml.safe_load((folder / "data.yaml").read_text()) == {"names": {0: "cat", 1: 'dog "Rex"'}}
+    assert yaml.safe_load((folder / "data.yaml").read_text()) == {
+        "train": "images",
+        "names": {0: "cat", 1: 'dog "Rex"'},
+    }
+    assert (folder / "images/sub/p1.jpg").read_bytes() == b"image 1"
     lines = (folder / "labels" / "sub" / "p1.txt").read_text().splitlines()
     assert len(lines) == 2
     for line, segment in zip(lines, result.segments):
@@ -93,7 +102,7 @@ def test_labelme_shapes(written, result):
     folder = written("labelme")
     path = folder / "labelme" / "sub" / "p1.json"
     content = json.loads(path.read_text())
-    assert (path.parent / content["imagePath"]).resolve() == pathlib.Path("images/sub/p1.jpg").resolve()
+    assert (path.parent / content["imagePath"]).resolve() == pathlib.Path("photos/sub/p1.jpg").resolve()
     assert (content["imageHeight"], content["imageWidth"]) == (20, 30)
     kinds = [shape["shape_type"] for shape in content["shapes"]]
     assert kinds == ["polygon", "mask", "mask"]
@@ -111,7 +120,7 @@ def test_labelme_shapes(written, result):
 def test_label_studio_tasks(written, result):
     folder = written("label-studio")
     tasks = json.loads((folder / "label_studio.json").read_text())
-    assert [task["data"]["image"] for task in tasks] == ["images/sub/p1.jpg", "images/sub/p2.jpg"]
+    assert [task["data"]["image"] for task in tasks] == ["photos/sub/p1.jpg", "photos/sub/p2.jpg"]
     (prediction,) = tasks[0]["predictions"]
     for region, segment in zip(prediction["result"], result.segments):
         assert (region["original_width"], region["original_height"]) == (30, 20)

@@ -1,88 +1,103 @@
-"""Labels -> `predict --format` -> the importer of that format -> the same segments, pixel by pixel."""
+"""docs/predict.md: its commands, run as written, make a data set with the same segments of each `predict --format`."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+import re
+import shlex
+import subprocess
+import types
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.commands import predict
+from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.datasets.coco import CocoFolder
-from pfcn_jax.data.example import Source
-from pfcn_jax.inference.formats import make_writer
-from pfcn_jax.inference.formats.registry import ImageEntry
-from pfcn_jax.inference.result import Result
-from tests.inference.drawn import CLASSES, drawn_result
+from pfcn_jax.types import PanopticPrediction
+from tests.documents import DOOR, ROOT
+from tests.inference.drawn import drawn_prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
-NAMES = ("a", "b")
+CLASSES = ClassTable(("person", "car", "sky"), (1, 3, 187), (True, True, False))  # the page names the stuff `sky`
+# YOLO replaces the last `images` of a path by `labels`.
+PREDICTED = {"a.png": drawn_prediction(), "images/b.png": drawn_prediction(mirrored=True)}
+Segments = list[tuple[str, bool, bytes]]  # class, thing, pixels
+
+
+class DrawnPredictor:
+    """In place of a network, which would have to be trained to find anything."""
+
+    def __init__(self, loaded: object, config: object, *, batch_size: int, mesh: object):
+        self.loaded = loaded
+
+    def stream(self, images: Iterable) -> Iterator:
+        for entry, image in images:
+            yield entry, image, types.SimpleNamespace(panoptic=PREDICTED[entry.image_id])
+
+
+def page_lines() -> list[str]:
+    """The commands of the page, each on one line."""
+    match = re.search(r"<!-- round trips -->\n```bash\n(.*?)```", (ROOT / "docs/predict.md").read_text(), re.DOTALL)
+    assert match
+    return [line for line in match[1].replace("\\\n", " ").splitlines() if not line.startswith("#")]
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, Result]:
-    """A result with parts, a hole and void, and its mirror image."""
-    return {"a": drawn_result(), "b": drawn_result(mirrored=True)}
-
-
-@pytest.fixture
-def photos(results, tmp_path) -> pathlib.Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name, result in results.items():
-        Image.fromarray(result.image).save(folder / f"{name}.png")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """A folder in which all commands of the page ran."""
+    folder = tmp_path_factory.mktemp("page")
+    for name, prediction in PREDICTED.items():
+        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", prediction.segment_map.shape[::-1]).save(folder / "photos" / name)
+    loaded = types.SimpleNamespace(classes=CLASSES, config=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(predict, "load_with_config", lambda *_: loaded)
+        patch.setattr(predict, "Predictor", DrawnPredictor)
+        for line in page_lines():
+            if line.startswith(DOOR):
+                assert front_door.main(shlex.split(line.removeprefix(DOOR))) == 0, line
+            else:
+                subprocess.run(line, shell=True, check=True)
     return folder
 
 
-def place_panoptic(out: pathlib.Path, photos: pathlib.Path, data: pathlib.Path) -> None:
-    """Panoptic files need no importer: in COCO's folders they are a data set."""
-    (data / "annotations").mkdir(parents=True)
-    (out / "panoptic.json").rename(data / "annotations" / "panoptic_train.json")
-    (out / "panoptic").rename(data / "annotations" / "panoptic_train")
-    photos.rename(data / "train")
-
-
-def prepare_instances(out: pathlib.Path, photos: pathlib.Path, data: pathlib.Path) -> None:
-    _prepare("instances", "--json", out / "instances.json", "--images", photos, "--output", data)
-
-
-def _prepare(*words: object) -> None:
-    assert front_door.main(["prepare", *map(str, words), "--split", "train"]) == 0
-
-
 @pytest.mark.parametrize(
-    ("name", "bring_back", "stuff"),
-    [("coco-panoptic", place_panoptic, True), ("coco-instances", prepare_instances, False)],
+    ("name", "stuff"),
+    [("panoptic", True), ("instances", False), ("yolo", False), ("labelme", True), ("label-studio", True)],
 )
-def test_the_same_segments_come_back(
-    name: str,
-    bring_back: Callable[[pathlib.Path, pathlib.Path, pathlib.Path], None],
-    stuff: bool,
-    results: dict[str, Result],
-    photos: pathlib.Path,
-    tmp_path: pathlib.Path,
-):
-    writer = make_writer(name, tmp_path / "out", CLASSES)
-    for number, (image, result) in enumerate(results.items(), start=1):
-        writer.add(ImageEntry(image, number, image, f"{image}.png"), result)
-    writer.finish(NAMES)
-    bring_back(tmp_path / "out", photos, tmp_path / "data")
-    source = CocoFolder(tmp_path / "data", "train")
-    assert len(source) == len(NAMES)
-    for index in range(len(source)):
-        image = pathlib.PurePath(source[index].file_name).stem
-        assert segments_read(source, index, stuff) == segments_written(results[image], stuff)
+def test_the_same_segments_come_back(folder: pathlib.Path, name: str, stuff: bool):
+    source = CocoFolder(folder / "data" / name, "train")
+    found = {pathlib.PurePath(source[index].file_name).name: index for index in range(len(source))}
+    assert set(found) == {"a.png", "b.png"}
+    for image, prediction in PREDICTED.items():
+        expected = segments_written(prediction, stuff)
+        assert segments_read(source, found[pathlib.PurePath(image).name], stuff) == expected
 
 
-def segments_written(result: Result, stuff: bool) -> list[tuple[str, bool, bytes]]:
-    """(class, thing, pixels) of each segment, sorted."""
-    kept = [segment for segment in result.segments if stuff or segment.is_thing]
-    return sorted((one.class_name, one.is_thing, np.packbits(result.mask(one)).tobytes()) for one in kept)
+def test_the_page_imports_every_format_that_has_an_importer(folder: pathlib.Path):
+    text = "\n".join(page_lines())
+    made = {path.name for path in (folder / "data").iterdir()}
+    assert made == {"panoptic", "instances", "yolo", "labelme", "label-studio"}
+    assert set(re.findall(r"--format (\S+)", text)) == {f"coco-{name}" for name in ("panoptic", "instances")} | {
+        "yolo", "labelme", "label-studio"
+    }  # fmt: skip
 
 
-def segments_read(source: Source, index: int, stuff: bool) -> list[tuple[str, bool, bytes]]:
+def segments_written(prediction: PanopticPrediction, stuff: bool) -> Segments:
+    """The segments of a prediction, sorted."""
+    found = []
+    for row, (class_id, thing) in enumerate(zip(prediction.class_id.tolist(), prediction.is_thing.tolist())):
+        if stuff or thing:
+            found.append((CLASSES.names[class_id], thing, np.packbits(prediction.segment_map == row + 1).tobytes()))
+    return sorted(found)
+
+
+def segments_read(source: CocoFolder, index: int, stuff: bool) -> Segments:
     """The same of an example; importers may have put a background below the things."""
     example, classes, found = source[index], source.classes, []
     for row, c in enumerate(example.class_id.tolist()):

@@ -1,7 +1,11 @@
-"""Small sound inputs for the verbs that read people's files, and ways to change them (see tests/support/faults.py)."""
+"""Small sound inputs for the verbs that read people's files, and ways to change them (see tests/support/faults.py).
+
+A `Fault` changes a copy of the inputs of its section. What the section's command says then is a row of docs/faults.md.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -18,6 +22,36 @@ NAMES = ("a.jpg", "b.jpg")
 IDS = (70_001, 300)  # of the disk and of the ground: blue and red are not alike
 
 Change = Callable[[pathlib.Path], object]
+SPLIT = "--split train --output out"  # end of commands
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A kind of fault.
+
+    Fields:
+      what: the fault, in words of the page.
+      change: makes it, in a folder with the section's sound inputs.
+      flags: added to the section's command.
+      code: the kind that `validate-data` must name; other verbs print theirs.
+      finds: part of the line that the page shows, where it is no error and no warning.
+    """
+
+    what: str
+    change: Change
+    flags: str = ""
+    code: str = ""
+    finds: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A command, its sound inputs and the faults."""
+
+    title: str
+    command: str  # `damaged` is the folder of the inputs
+    make: Change
+    faults: tuple[Fault, ...]
 
 
 def photo(seed: int) -> Image.Image:

@@ -1,11 +1,7 @@
-"""The kinds of faults in people's files: docs/faults.md.
-
-A `Fault` changes a copy of the inputs of its section. What the section's command says then is a row of the page.
-"""
+"""The kinds of faults in people's files: the sections of docs/faults.md."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import unicodedata
@@ -18,7 +14,10 @@ from pfcn_jax.codec import write_id_png
 from tests.support.fault_inputs import (
     IDS,
     SIZE,
+    SPLIT,
     Change,
+    Fault,
+    Section,
     cut,
     deep_image,
     edit,
@@ -37,38 +36,7 @@ from tests.support.fault_inputs import (
     together,
     turn,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """A kind of fault.
-
-    Fields:
-      what: the fault, in words of the page.
-      change: makes it, in a folder with the section's sound inputs.
-      flags: added to the section's command.
-      code: the kind that `validate-data` must name; other verbs print theirs.
-      finds: part of the line that the page shows, where it is no error and no warning.
-    """
-
-    what: str
-    change: Change
-    flags: str = ""
-    code: str = ""
-    finds: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A command, its sound inputs and the faults."""
-
-    title: str
-    command: str  # `damaged` is the folder of the inputs
-    make: Change
-    faults: tuple[Fault, ...]
-
-
-SPLIT = "--split train --output out"
+from tests.support.tool_faults import TOOL_SECTIONS
 
 
 def first(part: str, **values: Any) -> Change:
@@ -349,6 +317,7 @@ SECTIONS = (
         make_semantic,
         SEMANTIC,
     ),
+    *TOOL_SECTIONS,
     Section(
         "A COCO-panoptic folder",
         "validate-data --config configs/own_data.py --config.data.root=damaged",

@@ -180,7 +180,7 @@ def test_two_processes_on_a_directory_in_use_are_both_refused(tmp_path):
         processes = [_start([*argv, *flags], 1, tmp_path / f"{i}.json") for i, flags in enumerate(_joined(2))]
         outputs = [process.communicate(timeout=600)[0].decode() for process in processes]
     for process, output in zip(processes, outputs):
-        assert process.returncode == 2 and "in use by process 1 on here" in output
+        assert process.returncode == 2 and "in use by process 1 on here" in output and "[in-use: " in output
 
 
 @pytest.mark.slow

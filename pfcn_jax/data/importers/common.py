@@ -176,7 +176,7 @@ def write_dataset(args: argparse.Namespace, found: Found) -> list[str]:
     splits = _choose_splits(args, found.images)
     total = sum(len(part) for part in splits.values())
     if not total:
-        raise DataError(f"no image with labels; {_describe(found.left_out, 'images') or 'none was found'}")
+        raise nothing_labelled(found.left_out)
     for part in splits.values():
         require_unique_stems(part)
     display = ProgressDisplay(total, label="prepare")
@@ -248,8 +248,10 @@ def _summarize(
     return [*lines, *found.notes]
 
 
-def _describe(left_out: Mapping[str, Sequence[str]], what: str) -> str:
-    return "; ".join(f"{len(names)} {what} {reason}, as {names[0]}" for reason, names in left_out.items() if names)
+def nothing_labelled(left_out: Mapping[str, Sequence[str]]) -> DataError:
+    """The error of an input without any image that has labels, with the reasons why images were left out."""
+    reasons = [f"{len(names)} images {reason}, as {names[0]}" for reason, names in left_out.items() if names]
+    return DataError(f"no image with labels; {'; '.join(reasons) or 'none was found'}", kind="label-missing")
 
 
 def list_images(

@@ -60,7 +60,7 @@ def _from_xml(files: list[pathlib.Path], images: ImageIndex, args: argparse.Name
         raise DataError(f"{files[0]} and {files[1]}: several XML files; name one by --input FILE", kind="label-format")
     names, listed = read_cvat_xml(files[0])
     classes, background = sort_classes(args, names)
-    paths = images.require_all([f"{image.subset}/{image.name}" for image in listed], files[0])
+    paths = images.require_all([f"{image.subset}/{image.name}".removeprefix("/") for image in listed], files[0])
     by_path = dict(zip(paths, listed))
 
     def label(path: pathlib.Path, size: tuple[int, int]) -> Labelled:

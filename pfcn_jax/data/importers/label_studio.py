@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.brush_rle import HALF
-from pfcn_jax.data.importers.common import Found, read_json, write_dataset
+from pfcn_jax.data.importers.common import Found, nothing_labelled, read_json, write_dataset
 from pfcn_jax.data.importers.exports import add_export_flags, from_coco_exports, list_pictures, sort_classes
 from pfcn_jax.data.importers.instances import DetectionOptions
 from pfcn_jax.data.importers.label_studio_json import (
@@ -44,6 +44,11 @@ ReadObjects = Callable[[Task, tuple[int, int]], list[LabelObject]]
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_export_flags(parser, "folder of the unpacked export, or its JSON file", own_splits=False)
+    parser.add_argument(
+        "--predictions",
+        action="store_true",
+        help="take the predictions (pre-annotations) of tasks that nobody annotated as their labels",
+    )
 
 
 @register("label-studio", help="an export of Label Studio (JSON, COCO, PNG) -> COCO-panoptic", add_flags=add_flags)
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> list[str]:
         options = DetectionOptions(args.background, args.skip_bad, things=args.things, stuff=args.stuff)
         found = from_coco_exports({"train": (file, images)}, options)
     elif kind == _JSON:
-        tasks = read_tasks(content, file)
+        tasks = read_tasks(content, file, use_predictions=args.predictions)
         found = _from_tasks(tasks, label_names(tasks), read_objects, file, images, args)
     elif masks:
         kind = _PNG
@@ -109,13 +114,19 @@ def _from_tasks(
     images: UploadIndex,
     args: argparse.Namespace,
 ) -> Found:
-    """The images and labels of tasks, each drawn from the objects that `read` finds."""
-    classes, background = sort_classes(args, names, is_complete=False)
+    """The images and labels of tasks, each drawn from the objects that `read` finds.
+
+    Raises:
+      DataError: no task has labels, or an image is missing.
+    """
     used = [task for task in tasks if task.results is not None]
     left_out: dict[str, list[str]] = {}
     for task in tasks:
         if task.left_out:
             left_out.setdefault(task.left_out, []).append(task.image)
+    if not used:
+        raise nothing_labelled(left_out)
+    classes, background = sort_classes(args, names, is_complete=False)
     by_path = dict(zip(images.require_all([task.image for task in used], file), used))
 
     def label(path: pathlib.Path, size: tuple[int, int]) -> Labelled:

@@ -34,6 +34,7 @@ SEVERAL_LABELS = "have several labels"
 ROTATED = "were drawn on an image that Label Studio had rotated"
 OPEN = "have a polygon that was not closed"
 NOT_ANNOTATED = "have no annotation"
+PREDICTED = "have only predictions (pre-annotations; --predictions takes them as labels)"
 SKIPPED = "were skipped by the annotator"
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # of uploaded files
 # A key that only this kind of region has -> why it is no mask. In the order in which they are looked for.
@@ -88,18 +89,21 @@ def _spellings(written: str) -> list[str]:
     return [path.replace("\\", "/") for path in dict.fromkeys(paths) if path]
 
 
-def read_tasks(content: Any, path: pathlib.Path) -> list[Task]:
+def read_tasks(content: Any, path: pathlib.Path, *, use_predictions: bool = False) -> list[Task]:
     """The tasks of an export.
+
+    Args:
+      use_predictions: of tasks without annotations the predictions count.
 
     Raises:
       DataError: not such a file; names what is wrong.
     """
     if not isinstance(content, list) or not content:
         raise DataError(f"{path}: must be a list of tasks, got {show(content)}", kind="json-part-missing")
-    return [_read_task(entry, f"{path}: task [{position}]") for position, entry in enumerate(content)]
+    return [_read_task(entry, f"{path}: task [{position}]", use_predictions) for position, entry in enumerate(content)]
 
 
-def _read_task(entry: Any, name: str) -> Task:
+def _read_task(entry: Any, name: str, use_predictions: bool) -> Task:
     data = entry.get("data") if isinstance(entry, dict) else None
     if not isinstance(data, dict):
         raise DataError(
@@ -107,9 +111,14 @@ def _read_task(entry: Any, name: str) -> Task:
         )
     name = f"{name} (id {entry.get('id')!r:.40})"
     image = image_of(data, name)
-    annotations = entry.get("annotations", entry.get("completions", []))
+    key = "completions" if "completions" in entry and "annotations" not in entry else "annotations"
+    if not entry.get(key) and entry.get("predictions"):
+        if not use_predictions:
+            return Task(name, image, None, PREDICTED)
+        key = "predictions"
+    annotations = entry.get(key, [])
     if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
-        raise DataError(f"{name}: annotations is {show(annotations)}, must be a list of objects", kind="value-invalid")
+        raise DataError(f"{name}: {key} is {show(annotations)}, must be a list of objects", kind="value-invalid")
     done = [one for one in annotations if not (one.get("was_cancelled") or one.get("skipped"))]
     if not done:
         return Task(name, image, None, SKIPPED if annotations else NOT_ANNOTATED)

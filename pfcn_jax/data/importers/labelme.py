@@ -19,7 +19,7 @@ from PIL import Image
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.coco_json import MAX_SIDE, Field, is_file_name, read_entry, show, whole
-from pfcn_jax.data.example import DataError, sides
+from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import find_normalized, is_image
 from pfcn_jax.data.importers.common import (
     Found,
@@ -32,6 +32,7 @@ from pfcn_jax.data.importers.common import (
     things_and_background,
     write_dataset,
 )
+from pfcn_jax.data.importers.exports import require_size
 from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape
 from pfcn_jax.data.importers.polygons import OUTSIDE, draw_polygons, flatten_points, polygon_fault
 from pfcn_jax.data.importers.registry import register
@@ -175,13 +176,8 @@ def _embedded_image(path: pathlib.Path) -> bytes:
 
 
 def _draw(file: _LabelFile, classes: ClassTable, background: int | None, size: tuple[int, int]) -> Labelled:
-    for listed, actual in zip(file.listed, size):
-        if listed is not None and listed != actual:
-            raise DataError(
-                f"{file.path}: imageHeight and imageWidth are {file.listed[0]} x {file.listed[1]}, but the image is "
-                f"{sides(size)}",
-                kind="label-size",
-            )
+    height, width = file.listed
+    require_size((height or size[0], width or size[1]), size, file.path)
     drawing = Drawing(size, found=len(file.shapes))
     if file.flags:
         drawing.notes.append(f"the flag {file.flags[0]!r} is set; flags of images are not used")

@@ -16,7 +16,7 @@ import yaml
 
 from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.image_files import is_image
+from pfcn_jax.data.image_files import is_image, yolo_label_path
 from pfcn_jax.data.importers.common import (
     Found,
     add_background_flag,
@@ -71,13 +71,8 @@ def run(args: argparse.Namespace) -> list[str]:
 
 
 def label_path(image: pathlib.Path) -> pathlib.Path:
-    """The label file of an image: the last folder `images` of its path becomes `labels`; or it lies beside it."""
-    *folders, name = image.parts
-    beside = image.with_suffix(".txt")
-    if "images" not in folders:
-        return beside
-    position = len(folders) - 1 - folders[::-1].index("images")
-    wanted = pathlib.Path(*folders[:position], "labels", *folders[position + 1 :], name).with_suffix(".txt")
+    """The label file of an image: where YOLO has it, or beside the image if it is only there."""
+    wanted, beside = yolo_label_path(image), image.with_suffix(".txt")
     return beside if not wanted.exists() and beside.exists() else wanted
 
 

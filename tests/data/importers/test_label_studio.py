@@ -273,3 +273,24 @@ def test_coco_with_backslashes_and_category_0(tmp_path, capsys):
     assert prepare("label-studio", tmp_path / "in", tmp_path / "out", *flags, "--skip-bad") == 0
     assert "Label Studio's COCO" in capsys.readouterr().out
     assert imported(tmp_path / "out", "train")["0a1b2c3d-a.png"] == visible([("cat", box(4, 4, 20, 30))], "")
+
+
+def test_predictions_count_only_if_wanted_and_nobody_annotated(tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / "in" / name)
+    guess = {"id": 1, "result": [polygon("dog", corners(2, 2, 20, 20), score=0.5)]}
+    label = {"id": 2, "result": [polygon("cat", corners(4, 4, 20, 30))]}
+    tasks = [task(1, "a.png", label) | {"predictions": [guess]}, task(2, "b.png") | {"predictions": [guess]}]
+    write_tasks(tmp_path / "in", tasks)
+    flags = ["--split", "train"]
+    assert prepare("label-studio", tmp_path / "in", tmp_path / "one", *flags) == 0
+    assert "1 images have only predictions (pre-annotations; --predictions takes" in capsys.readouterr().out
+    assert set(imported(tmp_path / "one")) == {"a.png"}
+    assert prepare("label-studio", tmp_path / "in", tmp_path / "two", *flags, "--predictions") == 0
+    assert imported(tmp_path / "two") == {
+        "a.png": visible([("cat", box(4, 4, 20, 30))]),
+        "b.png": visible([("dog", box(2, 2, 20, 20))]),
+    }
+    write_tasks(tmp_path / "in", [task(1, "a.png") | {"predictions": [7]}])
+    assert prepare("label-studio", tmp_path / "in", tmp_path / "out", *flags, "--predictions") == 2
+    assert "predictions is [7]" in capsys.readouterr().err

@@ -186,7 +186,10 @@ def test_faults_are_counted_and_can_be_skipped(labels, capsys, shape, reason):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"imageHeight": 128, "imageWidth": 96}, "are 128 x 96, but the image is 96 x 128 (height x width)"),
+        (
+            {"imageHeight": 128, "imageWidth": 96},
+            "is for an image of 128 x 96 (height x width), but the image is 96 x 128",
+        ),
         ({"imageHeight": "96"}, "imageHeight is '96' (text)"),
         ({"imagePath": 5}, "imagePath is 5"),
         ({"imagePath": ".."}, "imagePath is '..'"),

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pfcn_jax.data.datasets.coco import CocoFolder
 from pfcn_jax.inference.outlines import outline
@@ -169,6 +170,36 @@ def test_damaged_descriptions_are_named(root, tmp_path, capsys, yaml, message):
     (root / "data.yaml").write_text(yaml)
     assert prepare("yolo", "--data", root, "--output", tmp_path / "out") == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_images_with_an_orientation_are_counted_and_turned(root, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # viewers turn it by a quarter, clockwise
+    paths = [root / "images/a.png", root / "images/b.png"]
+    for path in paths:
+        with Image.open(path) as image:
+            stored = np.array(image)
+            image.save(path, exif=exif)
+    (root / "labels/a.txt").write_text("0 0.25 0 0.75 0 0.75 0.5 0.25 0.5\n")  # the upper half, in the middle
+    flags = ["--data", root, "--split", "train"]
+    assert prepare("yolo", *flags, "--output", tmp_path / "stored") == 0  # fractions fit any size, so it may be right
+    warning = (
+        "warning: 2 images have an EXIF orientation: copied as stored; if the labels belong to the upright: --upright"
+    )
+    assert warning in capsys.readouterr().out
+    assert masks_of(tmp_path / "stored")["cat"] == square(0, 32, 48, 96).tobytes()
+    assert (tmp_path / "stored/train/a.png").read_bytes() == paths[0].read_bytes()
+    assert prepare("yolo", *flags, "--output", tmp_path / "upright", "--upright") == 0
+    assert "2 images have an EXIF orientation: turned upright" in capsys.readouterr().out
+    assert masks_of(tmp_path / "upright")["cat"] == square(0, 24, 64, 72, SIZE[::-1]).tobytes()
+    with Image.open(tmp_path / "upright/train/b.png") as image:
+        assert not image.getexif()
+        np.testing.assert_array_equal(np.asarray(image), np.rot90(stored, -1))
+
+
+def masks_of(root: pathlib.Path) -> dict[str, bytes]:
+    """The segments of image a.png."""
+    return dict(imported(root)["a.png"])
 
 
 def test_flags_of_classes(root, tmp_path, capsys):
