@@ -22,6 +22,14 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def pytest_configure(config):
+    """The default tests compile much and compute little. The long ones compile as users do."""
+    if config.option.markexpr == "not slow":
+        from tests.support.tiny import QUICK_COMPILER
+
+        os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER["XLA_FLAGS"])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _give_memory_back(request):
     """After the long tests of a file: their programs, and what the compiler has freed but the C library still holds,

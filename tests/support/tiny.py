@@ -46,7 +46,7 @@ TINY = [
 
 # For processes that compile much and compute little: the environment that halves the compiler's time.
 QUICK_COMPILER = {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),  # the tests' own
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
 }
