@@ -50,7 +50,8 @@ ELSEWHERE = {
     "prepare yolo --data out": "tests/inference/test_round_trips.py",
     "prepare labelme --labels out": "tests/inference/test_round_trips.py",
     "prepare label-studio --input out": "tests/inference/test_round_trips.py",
-    "convert --input swin_t.pth": "tests/checkpoints/test_backbones.py",
+    "convert --input swin_t.pth": "tests/checkpoints/test_conversion.py",
+    "evaluate --video": "tests/evaluation/test_video_scores.py",
     "damaged": "tests/test_faults_page.py",
     "data/own": "tests/test_walkthrough.py",  # the walk-through of docs/datasets.md, run as it stands there
     "runs/own": "tests/test_walkthrough.py",

@@ -90,7 +90,7 @@ def _giants() -> Iterator[Upload]:
         yield f"giant_{width}.png", png(width, height, data=bytes(100)), "pixels"
     yield "zero.png", png(0, 40), "zero.png"
     yield "zero_high.png", png(40, 0), "zero_high.png"
-    yield "bomb.png", png(6000, 6000, color=0, depth=1, data=bytes(6000 * 751)), "6000 x 6000 pixels"
+    yield "bomb.png", png(6000, 6000, color=0, depth=1, data=bytes(6000 * 751)), "6000 x 6000 (height x width) pixels"
     yield "bomb_rgb.png", png(9000, 9000, data=bytes(3_000_000)), "9000 x 9000 pixels"
     text = PngImagePlugin.PngInfo()
     text.add_text("bomb", "a" * 4_000_000, zip=True)
