@@ -91,7 +91,7 @@ def _giants() -> Iterator[Upload]:
     yield "zero.png", png(0, 40), "zero.png"
     yield "zero_high.png", png(40, 0), "zero_high.png"
     yield "bomb.png", png(6000, 6000, color=0, depth=1, data=bytes(6000 * 751)), "6000 x 6000 (height x width) pixels"
-    yield "bomb_rgb.png", png(9000, 9000, data=bytes(3_000_000)), "9000 x 9000 pixels"
+    yield "bomb_rgb.png", png(9000, 9000, data=bytes(3_000_000)), "9000 x 9000 (height x width) pixels"
     text = PngImagePlugin.PngInfo()
     text.add_text("bomb", "a" * 4_000_000, zip=True)
     yield "text_bomb.png", encoded(draw(), "PNG", pnginfo=text), "text_bomb.png"
@@ -102,7 +102,7 @@ def _giants() -> Iterator[Upload]:
     yield "giant.gif", gif[:6] + b"\xff\xff\xff\xff" + gif[10:], "pixels"
     bmp = encoded(draw(), "BMP")
     yield "giant.bmp", bmp[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + bmp[26:], "giant.bmp"
-    yield "large.bmp", bmp[:18] + struct.pack("<ii", 3000, 3000) + bmp[26:], "3000 x 3000 pixels"
+    yield "large.bmp", bmp[:18] + struct.pack("<ii", 3000, 3000) + bmp[26:], "3000 x 3000 (height x width) pixels"
     scans = encoded(draw(), "JPEG", progressive=True)
     first = scans.index(b"\xff\xda")
     second = scans.index(b"\xff\xda", first + 2)
