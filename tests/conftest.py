@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import pathlib
+import sys
 
 import jax
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from tests.support import shapes
 
 shapes.install()  # before anything imports the package
+# OpenVINO reports its import over the network, from a forked process; without this package it does not.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
