@@ -9,7 +9,7 @@ import argparse
 import importlib
 import sys
 
-from pfcn_jax.commands import EXTRAS, RENAMED_FLAGS, VERBS, module_of
+from pfcn_jax.commands import EXTRAS, VERBS, module_of, rename_flags
 from pfcn_jax.errors import STOPPED, Stopped, TryAgain, UserError, explain, with_code
 from pfcn_jax.utils.stderr import exit_with, print_any_script, print_lines
 
@@ -37,10 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     module.add_flags(flags)
     config_argv, others = _split_config(rest)
-    args = flags.parse_args(others)
-    for old, new in RENAMED_FLAGS.items():
-        if any(word.partition("=")[0] == old for word in others):
-            print_lines(f"{old}: write {new}; the old name goes with the next release")
+    args = flags.parse_args(rename_flags(others))
     args.config_argv, args.run = config_argv, module.main
     return args
 

@@ -15,6 +15,7 @@ import yaml
 
 import pfcn_jax
 from pfcn_jax import main as front_door
+from pfcn_jax.commands import RENAMED_FLAGS
 from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.config.schema import Config
 from pfcn_jax.errors import ConfigError
@@ -139,7 +140,7 @@ def test_what_stands_in_code_type_exists(path):
         if key := _is_key(span):
             assert _has_key(key) or (ROOT / "pfcn_jax" / key.replace(".", "/")).with_suffix(".py").exists(), where
         elif match := re.match(r"(--[a-z][a-z-]*)(?= |$)", span):
-            assert match[1] in everywhere | {"--config", "--help"}, where
+            assert match[1] in everywhere | {"--config", "--help", *RENAMED_FLAGS}, where
         elif re.fullmatch(r"(configs|pfcn_jax|launch|tests|docs|colabs)/[\w./-]+\.\w+", span):
             assert (ROOT / span).exists(), where
         elif span.split()[0] in front_door.VERBS and "--" in span:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from pfcn_jax.utils.stderr import print_lines
+
 VERBS = {
     "train": "train a model (and evaluate it, and draw what it sees)",
     "evaluate": "PQ, AP and mIoU of a checkpoint, or PQ of anybody's panoptic predictions",
@@ -33,3 +37,13 @@ def module_of(verb: str) -> str:
         if verb in verbs:
             return f"pfcn_jax.{room}.{verb}.command"
     return f"pfcn_jax.commands.{verb.replace('-', '_')}"
+
+
+def rename_flags(argv: list[str]) -> list[str]:
+    """The arguments with flags of old names under their new ones; says so for each."""
+    for old, new in RENAMED_FLAGS.items():
+        renamed = [re.sub(f"^{old}(?==|$)", new, word) for word in argv]
+        if renamed != argv:
+            print_lines(f"{old}: write {new}; the old name goes with the next release")
+        argv = renamed
+    return argv

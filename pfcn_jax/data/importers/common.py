@@ -53,17 +53,23 @@ class Found:
     read: Callable[[pathlib.Path], bytes] = read_image
 
 
-def add_output_flags(parser: argparse.ArgumentParser, *, pictures: bool = True, own_splits: bool = False) -> None:
+def add_label_flags(parser: argparse.ArgumentParser, *, own_splits: bool = False) -> None:
+    """Adds the flags of formats with objects of named classes that say themselves where their images are."""
+    add_kind_flags(parser)
+    add_skip_bad_flag(parser)
+    add_background_flag(parser)
+    add_output_flags(parser, images=False, own_splits=own_splits)
+
+
+def add_output_flags(parser: argparse.ArgumentParser, *, images: bool = True, own_splits: bool = False) -> None:
     """Adds the flags that `write_dataset` reads.
 
     Args:
-      pictures: with `--images`, for formats that do not say where their images are.
+      images: with `--images`, for formats that do not say where their images are.
       own_splits: the format has splits, which are used unless a flag says otherwise.
     """
-    if pictures:
-        parser.add_argument(
-            "--images", "--pictures", dest="pictures", metavar="DIR", required=True, help="folder of images"
-        )
+    if images:
+        parser.add_argument("--images", metavar="DIR", required=True, help="folder of images")
     parser.add_argument("--output", required=True, help="folder to write; data.root of the training")
     where = parser.add_mutually_exclusive_group(required=not own_splits)
     default = " (default: the splits that the labels come in)" if own_splits else ""

@@ -16,7 +16,7 @@ from pfcn_jax.data.importers.exports import (
     add_export_flags,
     find_one,
     from_coco_exports,
-    list_pictures,
+    list_export_images,
     name_splits,
     require_size,
     sort_classes,
@@ -43,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> list[str]:
     kind, files = find_one(pathlib.Path(args.input), _FILES, "CVAT")
     root = files[0].parent.parent if files[0].parent.name == "annotations" else files[0].parent
-    images = ImageIndex(*list_pictures(args, root))
+    images = ImageIndex(*list_export_images(args, root))
     read = {_COCO: _from_coco, _XML: _from_xml, _MASKS: from_segmentation_masks}[kind]
     return [f"{files[0]}: {kind}", *write_dataset(args, read(files, images, args))]
 

@@ -14,10 +14,7 @@ from pfcn_jax.data.example import DataError, sides
 from pfcn_jax.data.image_files import is_hidden, is_image
 from pfcn_jax.data.importers.common import (
     Found,
-    add_background_flag,
-    add_kind_flags,
-    add_output_flags,
-    add_skip_bad_flag,
+    add_label_flags,
     choose_kinds,
     things_and_background,
 )
@@ -36,17 +33,8 @@ def add_export_flags(parser: argparse.ArgumentParser, what: str, *, own_splits: 
       own_splits: the tool has splits.
     """
     parser.add_argument("--input", required=True, help=what)
-    parser.add_argument(
-        "--images",
-        "--pictures",
-        dest="pictures",
-        metavar="DIR",
-        help="folder with the images somewhere below (default: the input)",
-    )
-    add_kind_flags(parser)
-    add_background_flag(parser)
-    add_skip_bad_flag(parser)
-    add_output_flags(parser, pictures=False, own_splits=own_splits)
+    parser.add_argument("--images", metavar="DIR", help="folder with the images somewhere below (default: the input)")
+    add_label_flags(parser, own_splits=own_splits)
 
 
 def find_one(path: pathlib.Path, kinds: Mapping[str, Sequence[str]], tool: str) -> tuple[str, list[pathlib.Path]]:
@@ -87,9 +75,9 @@ def find_one(path: pathlib.Path, kinds: Mapping[str, Sequence[str]], tool: str) 
     raise DataError(f"{path}: no export of {tool}: {names}{zips}", kind="label-missing")
 
 
-def list_pictures(args: argparse.Namespace, root: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
+def list_export_images(args: argparse.Namespace, root: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
     """The folder of `--images`, or of the export, and the image files below it, without those of `--output`."""
-    folder, output = pathlib.Path(args.pictures or root), pathlib.Path(args.output).resolve()
+    folder, output = pathlib.Path(args.images or root), pathlib.Path(args.output).resolve()
     files = [path for path in folder.rglob("*") if is_image(path) and output not in path.resolve().parents]
     return folder, files
 

@@ -91,7 +91,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @register("instances", help="a COCO detection JSON -> COCO-panoptic", add_flags=add_flags)
 def run(args: argparse.Namespace) -> list[str]:
     options = DetectionOptions(args.background, args.skip_bad, args.crowds_as_instances)
-    found = from_detection(args.json, args.pictures, options)
+    found = from_detection(args.json, args.images, options)
     return write_dataset(args, found)
 
 

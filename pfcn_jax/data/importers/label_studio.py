@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.brush_rle import HALF
 from pfcn_jax.data.importers.common import Found, nothing_labelled, read_json, write_dataset
-from pfcn_jax.data.importers.exports import add_export_flags, from_coco_exports, list_pictures, sort_classes
+from pfcn_jax.data.importers.exports import add_export_flags, from_coco_exports, list_export_images, sort_classes
 from pfcn_jax.data.importers.instances import DetectionOptions
 from pfcn_jax.data.importers.label_studio_json import (
     NOT_ANNOTATED,
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> list[str]:
     path = pathlib.Path(args.input)
     kind, file, content = _recognize(path)
     root = path if path.is_dir() else path.parent
-    images = UploadIndex(*list_pictures(args, root))
+    images = UploadIndex(*list_export_images(args, root))
     masks = _list_masks(root) if kind in (_JSON_MIN, _PNG) else {}
     if kind == _COCO:
         options = DetectionOptions(args.background, args.skip_bad, things=args.things, stuff=args.stuff)

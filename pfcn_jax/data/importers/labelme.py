@@ -23,10 +23,7 @@ from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import find_normalized, is_image
 from pfcn_jax.data.importers.common import (
     Found,
-    add_background_flag,
-    add_kind_flags,
-    add_output_flags,
-    add_skip_bad_flag,
+    add_label_flags,
     choose_kinds,
     read_json,
     things_and_background,
@@ -81,22 +78,15 @@ class _LabelFile:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", required=True, help="folder of LabelMe's JSON files, searched with its subfolders")
     parser.add_argument(
-        "--images",
-        "--pictures",
-        dest="pictures",
-        metavar="DIR",
-        help="folder of images (default: where each imagePath says, or in the JSON)",
+        "--images", metavar="DIR", help="folder of images (default: where each imagePath says, or in the JSON)"
     )
-    add_kind_flags(parser)
-    add_skip_bad_flag(parser)
-    add_background_flag(parser)
-    add_output_flags(parser, pictures=False)
+    add_label_flags(parser)
 
 
 @register("labelme", help="LabelMe JSON files -> COCO-panoptic", add_flags=add_flags)
 def run(args: argparse.Namespace) -> list[str]:
     folder = pathlib.Path(args.labels)
-    files, missing, notes = _read_files(folder, pathlib.Path(args.pictures) if args.pictures else None)
+    files, missing, notes = _read_files(folder, pathlib.Path(args.images) if args.images else None)
     if missing and not args.skip_bad:
         raise DataError(
             f"{len(missing)} images {NO_IMAGE}, as {missing[0]}; name their folder by --images, or leave them out by "
@@ -114,13 +104,13 @@ def run(args: argparse.Namespace) -> list[str]:
     def read(image: pathlib.Path) -> bytes:
         return _embedded_image(files[image].path) if files[image].is_embedded else read_image(image)
 
-    left_out = {NO_IMAGE: missing, "have no LabelMe file": _find_unlabelled(files, args.pictures)}
+    left_out = {NO_IMAGE: missing, "have no LabelMe file": _find_unlabelled(files, args.images)}
     images = {"": sorted(files, key=lambda image: image.name)}
     return write_dataset(args, Found(classes, images, label, left_out, notes, args.skip_bad, read))
 
 
 def _read_files(
-    folder: pathlib.Path, pictures: pathlib.Path | None
+    folder: pathlib.Path, folder_of_images: pathlib.Path | None
 ) -> tuple[dict[pathlib.Path, _LabelFile], list[str], list[str]]:
     """Image -> its label file; label files without an image; remarks."""
     if not folder.is_dir():
@@ -134,7 +124,7 @@ def _read_files(
             continue
         values = read_entry(content, _FILE, str(path), raise_errors)
         assert values is not None
-        image = _find_image(values["imagePath"], path, pictures)
+        image = _find_image(values["imagePath"], path, folder_of_images)
         if image is None and not values["imageData"]:
             missing.append(f"{values['imagePath']} of {path}")
             continue
@@ -150,18 +140,18 @@ def _read_files(
     return files, missing, notes
 
 
-def _find_unlabelled(files: Mapping[pathlib.Path, _LabelFile], pictures: str | None) -> list[str]:
+def _find_unlabelled(files: Mapping[pathlib.Path, _LabelFile], folder_of_images: str | None) -> list[str]:
     """Images in the folder of images, or in those where labelled images lie, that no label file names."""
-    there = set(pathlib.Path(pictures).rglob("*")) if pictures else set()
+    there = set(pathlib.Path(folder_of_images).rglob("*")) if folder_of_images else set()
     for folder in {image.parent for image, file in files.items() if not file.is_embedded}:
         there |= set(folder.iterdir())
     known = {os.path.normpath(image) for image in files}
     return sorted(str(path) for path in there if is_image(path) and os.path.normpath(path) not in known)
 
 
-def _find_image(name: str, path: pathlib.Path, pictures: pathlib.Path | None) -> pathlib.Path | None:
+def _find_image(name: str, path: pathlib.Path, folder_of_images: pathlib.Path | None) -> pathlib.Path | None:
     """The image of a label file: where `imagePath` says, or a file of its base name in the folders of either."""
-    for base in (path.parent, *([pictures] if pictures else [])):
+    for base in (path.parent, *([folder_of_images] if folder_of_images else [])):
         for relative in (name, name.replace("\\", "/"), _base_name(name)):
             if (found := find_normalized(base / relative)) is not None:
                 return pathlib.Path(os.path.normpath(found))  # one file, one name

@@ -52,9 +52,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @register("masks", help="PNGs of instance ids -> COCO-panoptic", add_flags=add_flags)
 def run(args: argparse.Namespace) -> list[str]:
-    images, left_out = list_images(args.pictures)
+    images, left_out = list_images(args.images)
     folders = {name: MaskFolder(pathlib.Path(folder)) for name, folder in pairs(args.masks)}
-    notes = [line for folder in folders.values() for line in folder.compare(images, args.pictures)]
+    notes = [line for folder in folders.values() for line in folder.compare(images, args.images)]
     classes, label = from_id_masks(
         folders,
         components=args.components,

@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> list[str]:
     path = pathlib.Path(args.colors)
     entries, void = _divide(read_color_table(path), args.void, path)
     classes = _classes(args, entries, path)
-    images, left_out = list_images(args.pictures)
+    images, left_out = list_images(args.images)
     folder = MaskFolder(pathlib.Path(args.masks))
-    notes = folder.compare(images, args.pictures, missing_is_error=True)
+    notes = folder.compare(images, args.images, missing_is_error=True)
     label = from_colors(folder, classes, void)
     return write_dataset(args, Found(classes, {"": images}, label, left_out, notes, args.skip_bad))
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> list[str]:
 
 def _from_coco(files: Mapping[str, pathlib.Path], args: argparse.Namespace) -> Found:
     options = DetectionOptions(args.background, args.skip_bad, things=args.things, stuff=args.stuff)
-    folder = pathlib.Path(args.pictures) if args.pictures else None
+    folder = pathlib.Path(args.images) if args.images else None
     return from_coco_exports({name: (file, ImageIndex(folder or file.parent)) for name, file in files.items()}, options)
 
 

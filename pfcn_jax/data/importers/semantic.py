@@ -36,9 +36,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @register("semantic", help="PNGs of category ids -> COCO-panoptic", add_flags=add_flags)
 def run(args: argparse.Namespace) -> list[str]:
     classes = _read_classes(pathlib.Path(args.classes))
-    images, left_out = list_images(args.pictures)
+    images, left_out = list_images(args.images)
     folder = MaskFolder(pathlib.Path(args.masks))
-    notes = folder.compare(images, args.pictures, missing_is_error=True)
+    notes = folder.compare(images, args.images, missing_is_error=True)
     label = from_semantic(folder, classes, ignore=args.ignore)
     return write_dataset(args, Found(classes, {"": images}, label, left_out, notes))
 

@@ -23,7 +23,13 @@ from PIL import Image
 from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.common import Found, read_json, write_dataset
-from pfcn_jax.data.importers.exports import add_export_flags, list_pictures, name_splits, require_size, sort_classes
+from pfcn_jax.data.importers.exports import (
+    add_export_flags,
+    list_export_images,
+    name_splits,
+    require_size,
+    sort_classes,
+)
 from pfcn_jax.data.importers.image_index import ImageIndex
 from pfcn_jax.data.importers.labelled import Labelled
 from pfcn_jax.data.importers.objects import ArrayPart, LabelObject, draw_objects, join_groups
@@ -43,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @register("supervisely", help="a Supervisely project -> COCO-panoptic", add_flags=add_flags)
 def run(args: argparse.Namespace) -> list[str]:
     root = _find_root(pathlib.Path(args.input))
-    found = from_supervisely(root, ImageIndex(*list_pictures(args, root)), args)
+    found = from_supervisely(root, ImageIndex(*list_export_images(args, root)), args)
     return [f"{root}: a Supervisely project", *write_dataset(args, found)]
 
 

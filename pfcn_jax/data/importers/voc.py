@@ -25,10 +25,7 @@ from pfcn_jax.data.importers.colors import (
 )
 from pfcn_jax.data.importers.common import (
     Found,
-    add_background_flag,
-    add_kind_flags,
-    add_output_flags,
-    add_skip_bad_flag,
+    add_label_flags,
     choose_kinds,
     list_images,
     read_text,
@@ -63,10 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a name a line (line i is value i, or value i + 1 without a line `background`), or a table of colors, as "
         "CVAT's labelmap.txt (default: VOC's 20)",
     )
-    add_kind_flags(parser)
-    add_skip_bad_flag(parser)
-    add_background_flag(parser)
-    add_output_flags(parser, pictures=False, own_splits=True)
+    add_label_flags(parser, own_splits=True)
 
 
 @register("voc", help="Pascal VOC's class and object PNGs -> COCO-panoptic", add_flags=add_flags)

@@ -19,10 +19,7 @@ from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import is_image, yolo_label_path
 from pfcn_jax.data.importers.common import (
     Found,
-    add_background_flag,
-    add_kind_flags,
-    add_output_flags,
-    add_skip_bad_flag,
+    add_label_flags,
     choose_kinds,
     list_images,
     read_label_file,
@@ -46,10 +43,7 @@ _SPLITS = ("train", "val", "valid", "validation", "test")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="data.yaml, or the folder that it lies in")
-    add_kind_flags(parser)
-    add_skip_bad_flag(parser)
-    add_background_flag(parser)
-    add_output_flags(parser, pictures=False, own_splits=True)
+    add_label_flags(parser, own_splits=True)
 
 
 @register("yolo", help="YOLO segmentation with a data.yaml -> COCO-panoptic", add_flags=add_flags)

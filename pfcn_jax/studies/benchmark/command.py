@@ -51,14 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="with --reference: the enhanced model",
     )
-    parser.add_argument(
-        "--images",
-        "--pictures",
-        dest="pictures",
-        nargs="+",
-        metavar="PATH",
-        help="files and folders (default: the config's data)",
-    )
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="files and folders (default: the config's data)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="batch sizes (default: 1)")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], help="`input`: worker processes to try")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="how long to repeat each measurement")
@@ -129,7 +122,7 @@ def _rows(args: argparse.Namespace) -> tuple[Config, str, list[Row]]:
 def _command(args: argparse.Namespace) -> str:
     """The command line that repeats a run, with folders by their last name."""
     words = ["python", "-m", "pfcn_jax.main", "benchmark", args.part]
-    names = ["checkpoint", "reference", "pictures", "batch"]
+    names = ["checkpoint", "reference", "images", "batch"]
     names += {"input": ["workers"], "scaling": list(scaling.FLAGS)}.get(args.part, [])
     for name in names:
         value = getattr(args, name.replace("-", "_"))

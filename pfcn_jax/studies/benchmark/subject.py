@@ -73,15 +73,15 @@ def reference_subject(args: argparse.Namespace, variant: str) -> Subject:
 
 
 def _classes(config: Config, args: argparse.Namespace) -> ClassTable:
-    if args.pictures and config.data.source != "scenes":
+    if args.images and config.data.source != "scenes":
         return coco_classes()  # the images have no labels, and the data set need not be there
     return open_evaluation(config.data, 1).classes
 
 
 def read_images(args: argparse.Namespace, config: Config) -> list[UInt8[np.ndarray, "h w 3"]]:
     """`--images` decoded, or the first images of the config's evaluation split."""
-    if args.pictures:
-        paths = [entry.path for entry in find_inputs(args.pictures) if not entry.is_video]
+    if args.images:
+        paths = [entry.path for entry in find_inputs(args.images) if not entry.is_video]
         return [decode_image(path.read_bytes(), str(path)) for path in paths]
     source = open_evaluation(config.data, _IMAGES)
     return [source[index].image for index in range(len(source))]

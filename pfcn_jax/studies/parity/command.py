@@ -46,12 +46,7 @@ AREAS: dict[str, Area] = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", required=True, help="the reference data directory")
     parser.add_argument(
-        "--images",
-        "--pictures",
-        dest="pictures",
-        default="",
-        metavar="DIR",
-        help="the image data directory (default: $PFCN_DATA_DIR)",
+        "--images", default="", metavar="DIR", help="the image data directory (default: $PFCN_DATA_DIR)"
     )
     parser.add_argument("--output", help="write all checks as a JSON list to this file")
     parser.add_argument(
@@ -103,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _chosen(args: argparse.Namespace) -> dict[str, Area]:
     """The areas that are checked: those named by `--areas`, else all whose data are there and that are not long."""
-    data = pathlib.Path(args.pictures or os.environ.get("PFCN_DATA_DIR", ""))
+    data = pathlib.Path(args.images or os.environ.get("PFCN_DATA_DIR", ""))
     areas: dict[str, Area] = dict(AREAS)
     if data.name and (data / "two_photos").is_dir():
         areas["pictures"] = _table(lambda reference: check_images(reference, data))
