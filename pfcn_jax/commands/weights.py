@@ -15,7 +15,6 @@ import argparse
 import shutil
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from pfcn_jax.errors import UserError
 from pfcn_jax.interop.download import Cache, check, fetch
 from pfcn_jax.interop.zoo import TABLE, Weights, find
 from pfcn_jax.utils.stderr import print_lines
+from pfcn_jax.utils.tables import as_text
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +56,7 @@ def _listing(entries: Sequence[Weights], cache: Cache) -> str:
     for entry in entries:
         here = "package" if entry.package else "yes" if cache.path_of(entry).exists() else "-"
         table.add_row(escape(entry.name), entry.published or "-", here, escape(entry.license))
-    console = Console(width=140, file=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table)
-    return f"{capture.get().rstrip()}\ncache: {cache.root}"
+    return f"{as_text(table, width=140)}\ncache: {cache.root}"
 
 
 def _verify(entries: Sequence[Weights], cache: Cache) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from pfcn_jax.errors import UserError
@@ -19,6 +17,7 @@ from pfcn_jax.metrics.protocol import format_score
 from pfcn_jax.metrics.stq import STQResult, stq_result
 from pfcn_jax.metrics.video import FrameSegments, VideoOverlaps
 from pfcn_jax.metrics.vpq import vpq_result
+from pfcn_jax.utils.tables import as_text
 
 WINDOWS = (1, 5, 10, 15)  # frames
 
@@ -56,10 +55,7 @@ class VideoScores:
         table.add_row("VPQ", format_score(self.mean_vpq))
         for name in ("STQ", "AQ", "SQ"):
             table.add_row(name, format_score(getattr(self.stq, name)))
-        console = Console(width=100, file=io.StringIO(), force_terminal=False)
-        with console.capture() as capture:
-            console.print(table)
-        return f"{capture.get().rstrip()}\n{self.videos} videos, {self.frames} frames, {self.stq.tracks} labeled tracks"
+        return f"{as_text(table)}\n{self.videos} videos, {self.frames} frames, {self.stq.tracks} labeled tracks"
 
 
 def score_videos(videos: Sequence[VideoOverlaps], windows: Sequence[int] = WINDOWS) -> VideoScores:

@@ -10,18 +10,17 @@ than half on void and on the crowd of its class is no false positive.
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from pfcn_jax.metrics.protocol import Labels, Metric, PredictedImage, Summary, Task
 from pfcn_jax.metrics.registry import register
+from pfcn_jax.utils.tables import as_text
 
 # An IoU above 1/2 is, as a float64, a whole multiple of 2^-53. Sums of such multiples are stored as two integers, so
 # that counts add up to the same bits in any order and over any number of hosts.
@@ -325,10 +324,7 @@ def format_table(result: PQResult, names: Sequence[str] | None = None) -> str:
             values = (f"{float(part[c]):.2f}" for part in (result.PQ, result.SQ, result.RQ))
             name = escape(names[c]) if names else f"class {c}"  # brackets in a name are no markup
             table.add_row(name, *values, "", str(tp), str(fp), str(fn))
-    console = Console(width=100, file=io.StringIO(), force_terminal=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip()
+    return as_text(table)
 
 
 @register("pq")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from pfcn_jax.studies.benchmark.measure import Row
+from pfcn_jax.utils.tables import as_text
 
 _HIDDEN = ("fastest_s", "matmul_gflops_before", "matmul_gflops_after", "compiler_gflop", "runs")
 _TITLES = {
@@ -61,10 +61,7 @@ def terminal(rows: list[Row]) -> str:
         table.add_column(_TITLES.get(name, name), justify="right")
     for row in rows:
         table.add_row(*(_text(name, row.get(name)) for name in columns))
-    console = Console(width=200, file=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip()
+    return as_text(table, width=200)
 
 
 def markdown(result: dict[str, Any]) -> str:
