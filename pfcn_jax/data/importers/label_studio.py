@@ -17,8 +17,9 @@ from jaxtyping import Bool
 
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.brush_rle import HALF
-from pfcn_jax.data.importers.common import Found, nothing_labelled, read_json, write_dataset
+from pfcn_jax.data.importers.common import Found, nothing_labelled, write_dataset
 from pfcn_jax.data.importers.exports import add_export_flags, from_coco_exports, list_export_images, sort_classes
+from pfcn_jax.data.importers.files import read_json
 from pfcn_jax.data.importers.instances import DetectionOptions
 from pfcn_jax.data.importers.label_studio_json import (
     NOT_ANNOTATED,
@@ -132,18 +133,18 @@ def _from_tasks(
     def label(path: pathlib.Path, size: tuple[int, int]) -> Labelled:
         return draw_objects(read(by_path[path], size), size, classes, background)
 
-    known = {path for task in tasks if (path := images.find(task.image)) is not None}
-    several = sum(task.others > 0 for task in used)
-    empty = sum(not task.results for task in used)
-    notes = [f"warning: {several} images have several annotations: the ground truth, else the latest, is used"]
-    more = [f"warning: {empty} images have an empty annotation and are written as background only"]
-    lines = [*(notes if several else ()), *(more if empty else ())]
+    others = {path for task in tasks if task.results is None and (path := images.find(task.image)) is not None}
+    notes = []
+    if several := sum(task.others > 0 for task in used):
+        notes.append(f"warning: {several} images have several annotations: the ground truth, else the latest, is used")
+    if empty := sum(not task.results for task in used):
+        notes.append(f"warning: {empty} images have an empty annotation and are written as background only")
     return Found(
         classes,
         {"train": sorted(by_path)},
         label,
-        {**left_out, **images.unlisted(known, UNLISTED)},
-        lines,
+        {**left_out, **images.unlisted({*by_path, *others}, UNLISTED)},
+        notes,
         args.skip_bad,
     )
 
