@@ -25,7 +25,7 @@ def find_normalized(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def compose(name: str) -> str:
-    """A file name with composed accents, to compare names: macOS decomposes them, most JSONs compose them."""
+    """A name or path with composed accents, to compare them: macOS decomposes accents, most JSONs compose them."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pfcn_jax.data.classes import Color
 from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError, sides
-from pfcn_jax.data.importers.common import read_json, read_label_file, read_text
+from pfcn_jax.data.importers.files import read_file, read_json, read_text
 
 MAX_UNKNOWN = 64  # so many unknown colors in one mask are no classes
 _MODES = ("1", "L", "P", "RGB", "RGBA")
@@ -184,7 +184,7 @@ def read_colors(path: pathlib.Path, size: tuple[int, int]) -> Int32[np.ndarray, 
 
 
 def _open(path: pathlib.Path) -> Image.Image:
-    data = read_label_file(path)
+    data = read_file(path)
     try:
         return Image.open(io.BytesIO(data), formats=("PNG", "TIFF", "BMP"))
     except Exception as error:

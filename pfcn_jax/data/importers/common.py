@@ -11,10 +11,9 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from pfcn_jax.data.classes import ClassTable
-from pfcn_jax.data.coco_json import parse_json
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import SUFFIXES, is_image, list_unreadable
 from pfcn_jax.data.importers.writer import (
@@ -296,39 +295,6 @@ def hold_out(images: Sequence[pathlib.Path], fraction: float) -> dict[str, list[
     if len(val) == len(images):
         val.remove(max(images, key=place.__getitem__))
     return {"train": [p for p in images if p not in val], "val": [p for p in images if p in val]}
-
-
-def read_label_file(path: pathlib.Path, kind: str = "label-missing") -> bytes:
-    """The bytes of a label file.
-
-    Raises:
-      DataError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind=kind) from error
-
-
-def read_text(path: pathlib.Path) -> str:
-    """The content of a text file in UTF-8, with or without a byte-order mark.
-
-    Raises:
-      DataError: it cannot be read, or is no such text.
-    """
-    try:
-        return read_label_file(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error})", kind="label-unreadable") from error
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      DataError: it cannot be read, or is no JSON.
-    """
-    return parse_json(read_label_file(path, "json-missing"), str(path))
 
 
 def pairs(words: Sequence[str]) -> list[tuple[str, str]]:

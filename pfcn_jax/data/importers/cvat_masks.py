@@ -10,8 +10,9 @@ import numpy as np
 
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.colors import read_color_table
-from pfcn_jax.data.importers.common import Found, read_text
+from pfcn_jax.data.importers.common import Found
 from pfcn_jax.data.importers.exports import name_splits, sort_classes
+from pfcn_jax.data.importers.files import read_text
 from pfcn_jax.data.importers.image_index import ImageIndex, StemIndex
 from pfcn_jax.data.importers.labelled import Drawing, Labelled
 from pfcn_jax.data.importers.semantic import VOID
@@ -42,9 +43,9 @@ def from_segmentation_masks(files: Sequence[pathlib.Path], index: ImageIndex, ar
     masks = sorted(path for path in folder.rglob("*.png") if not path.name.startswith("."))
     if not masks:
         raise DataError(f"{folder}: no masks", kind="label-missing")
-    pictures = StemIndex(index.folder, [path for path in index.files if not {_CLASSES, _OBJECTS} & {*path.parts}])
+    images = StemIndex(index.folder, [path for path in index.files if not {_CLASSES, _OBJECTS} & {*path.parts}])
     written = [path.relative_to(folder).as_posix() for path in masks]
-    mask_of = dict(zip(pictures.require_all(written, folder), written))
+    mask_of = dict(zip(images.require_all(written, folder), written))
 
     def label(image: pathlib.Path, size: tuple[int, int]) -> Labelled:
         drawing = Drawing(size)
@@ -55,7 +56,7 @@ def from_segmentation_masks(files: Sequence[pathlib.Path], index: ImageIndex, ar
         return drawing.finish(background, void | (values < 0))
 
     splits, unlisted = _splits(root / "ImageSets" / "Segmentation", mask_of)
-    left_out = {**pictures.unlisted(mask_of, WITHOUT_MASK), NOT_LISTED: unlisted}
+    left_out = {**images.unlisted(mask_of, WITHOUT_MASK), NOT_LISTED: unlisted}
     return Found(classes, splits, label, left_out, skip_bad=args.skip_bad)
 
 

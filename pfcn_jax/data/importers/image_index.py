@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import pathlib
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Sequence
 
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.image_files import is_image
+from pfcn_jax.data.image_files import compose, is_image
 
 
 class ImageIndex:
@@ -107,11 +106,6 @@ def split_path(written: str) -> tuple[str, ...]:
     """The parts of a path with slashes or backslashes, accents composed, without `.`, `..` and root."""
     parts = compose(written).replace("\\", "/").split("/")
     return tuple(part for part in parts if part not in ("", ".", ".."))
-
-
-def compose(text: str) -> str:
-    """Text with composed accents."""
-    return unicodedata.normalize("NFC", text)
 
 
 def simplify(name: str) -> str:

@@ -37,9 +37,9 @@ from pfcn_jax.data.importers.common import (
     add_skip_bad_flag,
     choose_kinds,
     list_images,
-    read_label_file,
     write_dataset,
 )
+from pfcn_jax.data.importers.files import read_file
 from pfcn_jax.data.importers.image_index import ImageIndex
 from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape
 from pfcn_jax.data.importers.polygons import EMPTY, FEW_POINTS, NESTED, Polygon, draw_polygons, polygon_fault
@@ -106,7 +106,7 @@ def from_detection(
     Raises:
       DataError: not such a JSON, an id or a file name twice, or an image without a file.
     """
-    content = parse_parts(read_label_file(pathlib.Path(path), "json-missing"), str(path), "detection")
+    content = parse_parts(read_file(pathlib.Path(path), "json-missing"), str(path), "detection")
     for part in ("categories", "images", "annotations"):
         if not content[part]:
             raise DataError(f"{path}: {part} is empty; is it a COCO detection file?", kind="json-part-missing")

@@ -15,10 +15,10 @@ from jaxtyping import Bool
 
 from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.image_files import SUFFIXES
+from pfcn_jax.data.image_files import SUFFIXES, compose
 from pfcn_jax.data.importers.brush_rle import decode_brush
 from pfcn_jax.data.importers.exports import require_size
-from pfcn_jax.data.importers.image_index import ImageIndex, compose, simplify
+from pfcn_jax.data.importers.image_index import ImageIndex, simplify
 from pfcn_jax.data.importers.objects import (
     BAD_RLE,
     NO_LABEL,

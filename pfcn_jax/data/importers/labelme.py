@@ -21,15 +21,9 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.coco_json import MAX_SIDE, Field, is_file_name, read_entry, show, whole
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import find_normalized, is_image
-from pfcn_jax.data.importers.common import (
-    Found,
-    add_label_flags,
-    choose_kinds,
-    read_json,
-    things_and_background,
-    write_dataset,
-)
+from pfcn_jax.data.importers.common import Found, add_label_flags, choose_kinds, things_and_background, write_dataset
 from pfcn_jax.data.importers.exports import require_size
+from pfcn_jax.data.importers.files import read_json
 from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape
 from pfcn_jax.data.importers.polygons import OUTSIDE, draw_polygons, flatten_points, polygon_fault
 from pfcn_jax.data.importers.registry import register

@@ -13,6 +13,7 @@ from PIL import Image
 from pfcn_jax.data.decode import decode_ids, decode_values
 from pfcn_jax.data.example import DataError, sides
 from pfcn_jax.data.image_files import compose, is_hidden
+from pfcn_jax.data.importers.files import read_file
 
 _SUFFIXES = (".png", ".tif", ".tiff")
 _ENDINGS = ("_masks", "_mask", "_labels", "_label", "_L")  # that labelling tools add to the image's name
@@ -107,10 +108,7 @@ def read_values(path: pathlib.Path, size: tuple[int, int]) -> Int[np.ndarray, "h
     Raises:
       DataError: not readable as such, or of another size than its image (`size`).
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind="label-missing") from error
+    data = read_file(path)
     if path.suffix.lower() in (".tif", ".tiff"):
         values = _read_tiff(data, path)
     else:

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.importers.common import Found, choose_kinds, read_text, write_dataset
+from pfcn_jax.data.importers.common import Found, choose_kinds, write_dataset
 from pfcn_jax.data.importers.exports import add_export_flags, find_one, from_coco_exports, name_splits
+from pfcn_jax.data.importers.files import read_text
 from pfcn_jax.data.importers.image_index import ImageIndex
 from pfcn_jax.data.importers.instances import DetectionOptions
 from pfcn_jax.data.importers.labelled import Labelled

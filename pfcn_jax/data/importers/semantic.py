@@ -13,7 +13,8 @@ from pfcn_jax.codec import id_to_rgb
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.coco_json import parse_classes
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.importers.common import Found, add_output_flags, list_images, read_json, write_dataset
+from pfcn_jax.data.importers.common import Found, add_output_flags, list_images, write_dataset
+from pfcn_jax.data.importers.files import read_json
 from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape, split_components
 from pfcn_jax.data.importers.mask_files import MaskFolder, read_values
 from pfcn_jax.data.importers.registry import register

@@ -22,7 +22,7 @@ from PIL import Image
 
 from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.importers.common import Found, read_json, write_dataset
+from pfcn_jax.data.importers.common import Found, write_dataset
 from pfcn_jax.data.importers.exports import (
     add_export_flags,
     list_export_images,
@@ -30,6 +30,7 @@ from pfcn_jax.data.importers.exports import (
     require_size,
     sort_classes,
 )
+from pfcn_jax.data.importers.files import read_json
 from pfcn_jax.data.importers.image_index import ImageIndex
 from pfcn_jax.data.importers.labelled import Labelled
 from pfcn_jax.data.importers.objects import ArrayPart, LabelObject, draw_objects, join_groups

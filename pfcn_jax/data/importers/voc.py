@@ -28,10 +28,10 @@ from pfcn_jax.data.importers.common import (
     add_label_flags,
     choose_kinds,
     list_images,
-    read_text,
     things_and_background,
     write_dataset,
 )
+from pfcn_jax.data.importers.files import read_text
 from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape
 from pfcn_jax.data.importers.mask_files import MaskFolder, read_values
 from pfcn_jax.data.importers.registry import register

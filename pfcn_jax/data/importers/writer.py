@@ -22,6 +22,7 @@ from pfcn_jax.codec import MAX_ID, write_id_png
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.decode import decode_image, stored_orientation
 from pfcn_jax.data.example import DataError
+from pfcn_jax.data.importers.files import read_file
 from pfcn_jax.data.importers.labelled import Labelled
 from pfcn_jax.data.segments import count_pixels, find_runs, tight_boxes
 from pfcn_jax.utils.atomic import write_text
@@ -68,15 +69,8 @@ class Counts:
 
 
 def read_image(path: pathlib.Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-      DataError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind="picture-missing") from error
+    """`read_file` of an image."""
+    return read_file(path, "picture-missing")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from pfcn_jax.data.example import DataError
+from pfcn_jax.data.importers.files import read_file
 
 
 def read_xml(path: pathlib.Path) -> ElementTree.Element:
@@ -26,11 +27,9 @@ def read_xml(path: pathlib.Path) -> ElementTree.Element:
 
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(read_file(path, "label-unreadable"), True)
     except DataError:
         raise
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})", kind="label-unreadable") from error
     except (expat.ExpatError, LookupError, ValueError) as error:
         raise DataError(f"{path}: not XML ({error})", kind="label-unreadable") from error
     return builder.close()

@@ -22,11 +22,10 @@ from pfcn_jax.data.importers.common import (
     add_label_flags,
     choose_kinds,
     list_images,
-    read_label_file,
-    read_text,
     things_and_background,
     write_dataset,
 )
+from pfcn_jax.data.importers.files import read_file, read_text
 from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape
 from pfcn_jax.data.importers.polygons import FEW_POINTS, draw_polygons
 from pfcn_jax.data.importers.registry import register
@@ -71,7 +70,7 @@ def label_path(image: pathlib.Path) -> pathlib.Path:
 
 
 def _read_yaml(path: pathlib.Path) -> dict[str, Any]:
-    data = read_label_file(path)
+    data = read_file(path)
     try:
         content = yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
