@@ -28,7 +28,7 @@ def default_color(index: int) -> Color:
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-    """Everything known about the classes. Entry i of every field belongs to contiguous class id i; things come first.
+    """The classes of a data set. Entry i of every field belongs to contiguous class id i; things come first.
 
     Fields:
       names: one name per class, unique.

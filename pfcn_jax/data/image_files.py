@@ -40,7 +40,7 @@ def is_image(path: pathlib.Path) -> bool:
 
 
 def yolo_label_path(image: pathlib.Path) -> pathlib.Path:
-    """Where YOLO has the labels of an image: the last folder `images` of its path becomes `labels`, if there is one."""
+    """The path of an image's YOLO labels: the last folder `images` of its path becomes `labels`, if there is one."""
     *folders, name = image.parts
     if "images" in folders:
         folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"

@@ -179,7 +179,7 @@ def place_things(maps, class_id, score, axes, options):
 
 
 class Axis:
-    """How the lines of the result read the map at 1/4 resolution: x4, cut to the image, resized; all bilinear."""
+    """Weights by which lines of the result read the map at 1/4 resolution: x4, cut to the image, resized; bilinear."""
 
     def __init__(self, length, size, cells):
         self.length = length
@@ -222,20 +222,20 @@ def upsample(probability, rows, columns, ys=None, xs=None):
 
 def read(path):
     """An image file as upright RGB uint8 [h, w, 3]; one of more than 8 bits a channel is refused."""
-    with Image.open(path) as picture:
-        if picture.mode[0] in "IF" or re.search(";16[BLN]", str(picture.tile)):
-            raise ValueError(f"an image of mode {picture.mode} with more than 8 bits a channel; convert it to 8 bits")
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    with Image.open(path) as image:
+        if image.mode[0] in "IF" or re.search(";16[BLN]", str(image.tile)):
+            raise ValueError(f"an image of mode {image.mode} with more than 8 bits a channel; convert it to 8 bits")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 if __name__ == "__main__":
     model, photo, output = sys.argv[1:]
     try:
-        picture = read(photo)
+        pixels = read(photo)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         sys.exit(f"error: {photo}: {error}")
     meta, run = load(model)
-    segment_map, segments = segment(meta, run, picture)
+    segment_map, segments = segment(meta, run, pixels)
     colors = np.zeros((segment_map.max() + 1, 3), np.uint8)
     for entry in segments:
         colors[entry["id"]] = meta["classes"][entry["class_id"]]["color"]

@@ -1,4 +1,4 @@
-"""How many segments, images and pixels each class has in what was segmented."""
+"""Counts of the segments, images and pixels that each class has in what was segmented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a prediction is to people: the segments of one image with their names, as a drawing, and as files."""
+"""The prediction of one image for people: its segments with their names, as a drawing, and as files."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _SMALLEST_NORM = 1e-8
 
 @dataclasses.dataclass(frozen=True)
 class TrackOptions:
-    """What makes a thing the one of an earlier frame. One of the two measures may be off (None).
+    """Thresholds above which a thing is one of an earlier frame. One of the two measures may be off (None).
 
     Kernels of different things of one class have a cosine far above 0, too: only what exceeds `min_similarity` counts.
     """

@@ -48,7 +48,7 @@ class KernelCounts:
 
 @struct.dataclass
 class Trace:
-    """Everything between the network and the segments of one image."""
+    """The proposed kernels and the prediction of one image, for whoever shows how one led to the other."""
 
     proposed: Proposed
     prediction: Prediction

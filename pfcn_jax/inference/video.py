@@ -47,7 +47,7 @@ class Frames:
 
     @property
     def expected(self) -> int:
-        """How many frames will come; 0 if nobody knows."""
+        """The number of frames that will come; 0 if nobody knows."""
         return min(self.stated, self._limit) if self.stated and self._limit else self.stated or self._limit
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -103,7 +103,7 @@ class VideoWriter:
 
 @dataclasses.dataclass(frozen=True)
 class FrameOutputs:
-    """Where the outputs of one video go; None: not wanted."""
+    """Paths of the outputs of one video; None: not wanted."""
 
     name: str  # of the video; its frames are NAME/000000, NAME/000001, ...
     lines: pathlib.Path

@@ -54,7 +54,7 @@ class Cache:
         return self.root / "downloads"
 
     def path_of(self, entry: Weights) -> pathlib.Path:
-        """Where the file of an entry lies, or would lie."""
+        """The path of the file of an entry, whether it is there or not."""
         return self.downloads / entry.file
 
 

@@ -166,7 +166,7 @@ class InstanceRecords:
         return total
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Everything as flat arrays (of lengths that differ from host to host)."""
+        """The records as flat arrays (of lengths that differ from host to host)."""
         return {
             "num_things": np.array(self.num_things, np.int64),
             "max_detections": np.array(self.max_detections, np.int64),

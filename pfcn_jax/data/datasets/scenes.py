@@ -189,7 +189,7 @@ def _wave(rng: np.random.Generator, length: int, amplitude: float, cycles: float
 
 
 def _region_map(rng: np.random.Generator, textures: Textures) -> tuple[UInt8[np.ndarray, "H W"], float]:
-    """Which stuff is where, at ZOOM times the size, and the height of the horizon."""
+    """The stuff class of each pixel, at ZOOM times the size, and the height of the horizon."""
     height, width = textures.height, textures.width
     rows = np.arange(height, dtype=np.float32)[:, None]
     horizon = float(rng.uniform(0.26, 0.46))
