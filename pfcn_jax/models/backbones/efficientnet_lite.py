@@ -23,7 +23,7 @@ from pfcn_jax.models.backbones.registry import (
     register,
 )
 from pfcn_jax.models.layers import drop_path, keep, make_norm, used_positions
-from pfcn_jax.models.ops.convolution import conv2d
+from pfcn_jax.models.ops.convolution import conv2d, depthwise_conv2d, same_padding
 from pfcn_jax.models.options import ModelOptions
 
 SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))  # (width, depth) of Lite0 .. Lite4
@@ -77,14 +77,12 @@ class ConvUnit(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.kernel_size == 1:
             x = conv2d(x, kernel)
+        elif self.depthwise:
+            padding = same_padding((x.shape[1], x.shape[2]), self.kernel_size, self.stride)
+            x = depthwise_conv2d(x, kernel, self.stride, padding)
         else:
             x = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=groups,
+                x, kernel, (self.stride, self.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
         x = make_norm(self.norm, dtype=self.dtype, epsilon=EPSILON)(x, used)
         return keep(nn.relu6(x) if self.activation else x, used)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from pfcn_jax.models.backbones.registry import PAPER_WIDTH, STAGES, refuse_options
 from pfcn_jax.models.layers import LayerNorm, keep, used_positions
+from pfcn_jax.models.ops.convolution import depthwise_conv2d
 from pfcn_jax.models.options import ModelOptions
 
 INITIAL = nn.initializers.truncated_normal(0.02)
@@ -33,14 +34,12 @@ class Convolution(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", INITIAL, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel,
-            (self.stride, self.stride),
-            [(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
+        x, padding = x.astype(self.dtype), ((self.padding, self.padding),) * 2
+        if self.depthwise:
+            x = depthwise_conv2d(x, kernel, self.stride, padding)
+        else:
+            stride, dimensions = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=dimensions)
         return x + bias[None, None, None, :]
 
 

@@ -163,6 +163,100 @@ def _in_blocks(x: Float[Array, "B H W I"], kernel: Float[Array, "7 7 I O"]) -> F
     return _conv(x.reshape(batch, *blocks, 4 * channels), kernel.reshape(4, 4, 4 * channels, -1), 1, 0)
 
 
+# ---------------------------------------------------------------------------------------------- depthwise convolution
+Pads = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right
+
+
+def same_padding(size: tuple[int, int], kernel_size: int, stride: int) -> Pads:
+    """Padding of a map of `size` as TensorFlow's `SAME`: the odd zero goes to the bottom and the right."""
+    total = [max((-(-length // stride) - 1) * stride + kernel_size - length, 0) for length in size]
+    return (total[0] // 2, -(-total[0] // 2)), (total[1] // 2, -(-total[1] // 2))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv2d(
+    x: Float[Array, "B h w C"], kernel: Float[Array, "k k 1 C"], stride: int, padding: Pads
+) -> Float[Array, "B ho wo C"]:
+    """Convolution of each channel with a kernel of its own.
+
+    On a CPU it is written as a sum over taps, which XLA computes in one pass over the map; its operator for grouped
+    convolutions takes ten to forty times as long there, forward and backward.
+    """
+    return by_platform(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _sum_over_taps(x, kernel, stride, padding),
+        default=lambda x, kernel: _grouped(x, kernel, stride, padding),
+    )
+
+
+def _sum_over_taps(x: Array, kernel: Array, stride: int, padding: Pads) -> Array:
+    """Sums are float32 for every type of `x`."""
+    size = kernel.shape[0]
+    height, width = ((x.shape[axis + 1] + sum(padding[axis]) - size) // stride + 1 for axis in (0, 1))
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
+    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), jnp.float32)
+    for i in range(size):
+        rows = padded[:, i : i + (height - 1) * stride + 1 : stride]
+        for j in range(size):
+            columns = rows[:, :, j : j + (width - 1) * stride + 1 : stride]
+            total += columns * kernel[i, j, 0].astype(jnp.float32)[None, None, None, :]
+    return total.astype(x.dtype)
+
+
+def _grouped(x: Array, kernel: Array, stride: int, padding: Pads) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _depthwise_forward(x: Array, kernel: Array, stride: int, padding: Pads) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_conv2d(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(stride: int, padding: Pads, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    def by_operators(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        return jax.vjp(lambda x, kernel: _grouped(x, kernel, stride, padding), x, kernel)[1](gradient)
+
+    def on_a_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        (of_x,) = jax.vjp(lambda x: _sum_over_taps(x, kernel, stride, padding), x)[1](gradient)
+        return of_x, _gradient_of_taps(x, gradient, kernel.shape[0], stride, padding).astype(kernel.dtype)
+
+    return by_platform(*saved, gradient, cpu=on_a_cpu, default=by_operators)
+
+
+def _gradient_of_taps(x: Array, gradient: Array, size: int, stride: int, padding: Pads) -> Float[Array, "k k 1 C"]:
+    """Sum over positions p of x[stride p + (i, j)] gradient[p], for each tap (i, j).
+
+    Row by row: a row's products with all taps fit in the cache, and a product with ones adds them up; XLA's reduction
+    over positions adds one number at a time.
+    """
+    batch, height, width, channels = gradient.shape
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    columns = [slice(j, j + (width - 1) * stride + 1, stride) for j in range(size)]
+    ones = jnp.ones((1, width), jnp.float32)
+
+    def add(index: Int[Array, ""], total: Float[Array, "1 J"]) -> Float[Array, "1 J"]:
+        image, row = index // height, index % height
+        shape = (1, size, padded.shape[2], channels)
+        rows = jax.lax.dynamic_slice(padded, (image, row * stride, 0, 0), shape)[0].astype(jnp.float32)
+        wanted = gradient[image, row].astype(jnp.float32)
+        products = [rows[i, column] * wanted for i in range(size) for column in columns]
+        return total + ones @ jnp.concatenate(products, axis=-1)
+
+    total = jax.lax.fori_loop(0, batch * height, add, jnp.zeros((1, size * size * channels), jnp.float32))
+    return total.reshape(size, size, 1, channels)
+
+
+depthwise_conv2d.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+# ---------------------------------------------------------------------------------------------------------- pooling
 @jax.named_scope("max_pool")
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
     """Maximum over 3x3 windows of stride 2, of a map with even sides and without negative values (zeros pad it).

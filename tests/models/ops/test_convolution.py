@@ -52,6 +52,30 @@ def test_gradients_of_conv2d_are_the_operators_also_inside_of_a_loop(
     np.testing.assert_allclose(of_each[1].sum(0), of_kernel, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "stride", "shape"), [(3, 1, (6, 8)), (3, 2, (7, 5)), (5, 2, (8, 6)), (7, 1, (3, 4))])
+def test_depthwise_conv2d_and_its_gradients_are_the_operators(size: int, stride: int, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(size)
+    x = jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 1, 3)), jnp.float32)
+    padding = convolution.same_padding(shape, size, stride)
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=numbers, feature_group_count=3
+        )
+
+    theirs, their_vjp = jax.vjp(plain, x, kernel)
+    cotangent = jnp.asarray(rng.normal(size=theirs.shape), jnp.float32)
+
+    def both(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
+        ours, vjp = jax.vjp(lambda *arrays: convolution.depthwise_conv2d(*arrays, stride, padding), x, kernel)
+        return (ours, *vjp(cotangent))
+
+    for one, other in zip(jax.jit(both)(x, kernel), (theirs, *their_vjp(cotangent)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_max_pool_has_the_values_and_gradients_of_the_operator_for_windows() -> None:
     """With ties: of equal values the first one in a window, row by row, gets the gradient."""
     rng = np.random.default_rng(0)
