@@ -9,11 +9,11 @@ Scale:     images are enlarged by 4/3 when scored (poles and signs are thinner t
 Result:    docs/training.md
 """
 
-from configs import fine_tuning
+from configs import own_data
 
 
 def get_config():
-    config = fine_tuning.get_config()
+    config = own_data.from_imagenet()
     config.name = "camvid"
 
     config.model.region_classes = "all"
@@ -23,7 +23,6 @@ def get_config():
 
     data = config.data
     data.root = "data/camvid"
-    data.train_split, data.eval_split = "train", "val"
     data.short_sides, data.max_long_side = (360, 400, 440, 480, 520, 560, 600), 2400
     data.crop, data.canvases = (320, 416), ((320, 416),)
     data.eval_short_side, data.eval_max_long_side, data.eval_canvases = 480, 640, ((480, 640),)

@@ -6,18 +6,17 @@ Scale:     cats are large: whole photos at half their size, on the canvas of the
 Result:    docs/training.md
 """
 
-from configs import fine_tuning
+from configs import own_data
 
 
 def get_config():
-    config = fine_tuning.get_config()
+    config = own_data.from_imagenet()
     config.name = "cats"
 
     config.inference.min_stuff_area = 256
 
     data = config.data
     data.root = "data/cats"
-    data.train_split, data.eval_split = "train", "val"
     data.short_sides, data.max_long_side = (224, 256, 288, 320), 320
     data.eval_short_side, data.eval_max_long_side = 320, 320
     data.canvases = data.eval_canvases = ((320, 320),)

@@ -8,11 +8,11 @@ Model:     96 channels in the encoder. Nuclei look alike, so kernels tell them a
 Result:    docs/training.md
 """
 
-from configs import fine_tuning
+from configs import own_data
 
 
 def get_config():
-    config = fine_tuning.get_config()
+    config = own_data.from_imagenet()
     config.name = "nuclei"
 
     config.model.encoder_channels = 96
@@ -26,7 +26,6 @@ def get_config():
 
     data = config.data
     data.root = "data/nuclei"
-    data.train_split, data.eval_split = "train", "val"
     data.short_sides, data.max_long_side = (384,), 512
     data.eval_short_side, data.eval_max_long_side = 384, 512
     data.canvases = data.eval_canvases = ((384, 384), (384, 512))

@@ -19,6 +19,11 @@ from pfcn_jax.models.panoptic_fcn import PanopticFCN
 
 TINY = [
     f"--config={pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'}",
+    "--config.train.init_from=",  # other configs than the quickstart's may start from ImageNet weights
+    "--config.model.backbone=resnet18",
+    "--config.model.backbone_norm=group_norm",
+    "--config.model.stride_in_1x1=False",
+    "--config.model.freeze_at=0",
     "--config.model.backbone_width=8",
     "--config.model.fpn_channels=16",
     "--config.model.head_channels=16",
