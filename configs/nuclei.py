@@ -31,6 +31,7 @@ def get_config():
     data.canvases = data.eval_canvases = ((384, 384), (384, 512))
     data.max_segments = 400
 
+    config.evaluation.metrics = ("pq", "ap", "miou", "bowl")
     config.optim.reference_batch = 2
     config.train.steps, config.train.batch_size = 3600, 2
     return config

@@ -13,7 +13,7 @@ from pfcn_jax.errors import ConfigError
 from pfcn_jax.metrics import registry, transport
 from pfcn_jax.metrics.protocol import Labels, Metric, PredictedImage, Task, format_score
 
-NAMES = ("pq", "ap", "miou")
+NAMES = ("pq", "ap", "miou", "bowl")
 CLASSES = ClassTable(names=("cat", "dog", "sky"), category_ids=(17, 18, 90), is_thing=(True, True, False))
 TASKS = (Task(CLASSES), Task(CLASSES, thing_regions=2))
 
@@ -91,7 +91,7 @@ def test_every_metric_is_found_by_its_name_once():
 
 
 @pytest.mark.parametrize("name, words", [
-    ("miuo", ("'miuo'", "did you mean 'miou'", "ap, miou, pq")),
+    ("miuo", ("'miuo'", "did you mean 'miou'", "ap, bowl, miou, pq")),
     ("transport", ("no metric 'transport'",)),
     ("no_such_module:pq", ("cannot import 'no_such_module'", "PYTHONPATH")),
     ("json:pq2", ("no metric 'pq2'",)),
