@@ -13,12 +13,12 @@ from flax import struct
 
 from pfcn_jax.panoptic.kernels import POOL_WINDOWS, center_peaks, convolve, pick_things, pool_stuff
 from pfcn_jax.panoptic.options import OutputSpec, PredictOptions
-from pfcn_jax.panoptic.predict import Prediction, Proposed, paste, predict_image, propose
+from pfcn_jax.panoptic.predict import Prediction, Proposed, paste, propose
 from pfcn_jax.panoptic.rescore import mask_means
 from pfcn_jax.panoptic.upsample import Upsampler, make_upsampler
 from pfcn_jax.steps import embeddings
 from pfcn_jax.studies.parity.network import load_model
-from pfcn_jax.studies.parity.prediction_stages import (
+from pfcn_jax.studies.parity.prediction_records import (
     SCORE_TOLERANCE,
     compare_kernels,
     compare_pixels,
@@ -45,7 +45,7 @@ def check_prediction(reference: pathlib.Path, pattern: str = "infer_*_result.npz
         model, variables = models[variant]
         key = variant.encode() + recorded["image"].tobytes()
         if key not in dense:
-            dense[key] = _run_network(model, variables, recorded, margin=0)
+            dense[key] = _run_network(model, variables, recorded)
         checks += check_chain(recorded, dense[key], model, variables)
     return checks
 
@@ -55,10 +55,10 @@ def _checkpoint(recorded: Recorded) -> str:
     return "Star-R50-3x" if recorded.config["config"].startswith("Star") else "R50-1x"
 
 
-def _run_network(model: Any, variables: Any, recorded: Recorded, margin: int) -> DenseOutputs:
+def _run_network(model: Any, variables: Any, recorded: Recorded) -> DenseOutputs:
     geometry = geometry_of(recorded)
     height, width = (int(side) for side in geometry.size)
-    canvas = np.zeros((1, *(int(side) + margin for side in geometry.padded_size), 3), np.uint8)
+    canvas = np.zeros((1, *(int(side) for side in geometry.padded_size), 3), np.uint8)
     canvas[0, :height, :width] = recorded["image"][:, :, ::-1]  # recorded as BGR
     outputs = _apply(model, variables, canvas, geometry.size[None], geometry.padded_size[None])
     return jax.tree.map(lambda batch: batch[0], outputs)
@@ -177,7 +177,7 @@ def _check_masks(recorded: Recorded, stages: Stages) -> list[Check]:
         ours = valid_part(logits, kernels)[:, : recorded[key].shape[2], : recorded[key].shape[3]]
         checks.append(recorded.compare(key, np.moveaxis(ours, 0, -1)[None], relative=1e-4))
     probability = jax.nn.sigmoid(valid_part(stages.stuff_logits, stuff))
-    checks.append(compare_probabilities(recorded, probability, stages.upsampler, step=1))
+    checks.append(compare_probabilities(recorded, probability, stages.upsampler))
     for key, value, kernels, tolerance in (
         ("rescored_unsorted", fused.score * stages.means, fused, SCORE_TOLERANCE),
         ("final_class", final.class_id, final, 0.0),
@@ -231,38 +231,6 @@ def _check_segments(recorded: Recorded, stages: Stages) -> list[Check]:
     allowed = np.maximum(AREA_TOLERANCE * expected_area, 1.0)  # pixels
     excess = float((np.abs(area - expected_area) / allowed).max(initial=0.0))
     return [*checks, Check(name, "segments: area (1 = 0.1% or a pixel)", excess, 1.0, excess <= 1.0)]
-
-
-def check_composed(reference: pathlib.Path, file: str, *, margin: int = 0) -> list[Check]:
-    """`predict_image` on one recorded image.
-
-    Args:
-      margin: extra rows and columns of canvas, of the input and of the result; nothing may depend on it.
-    """
-    (recorded,) = recorded_files(reference, file)
-    model, variables = load_model(reference, _checkpoint(recorded))
-    outputs = _run_network(model, variables, recorded, margin)
-    height, width = (int(n) for n in recorded["out_size"])
-
-    run = functools.partial(
-        predict_image,
-        options=settings(recorded),
-        regions=model.regions,
-        output=OutputSpec((height + margin, width + margin), thing_masks=True, semantic_map=True),
-    )
-    ours = jax.jit(lambda outputs, geometry: run(outputs, embeddings(variables, model), geometry))(
-        outputs, geometry_of(recorded)
-    )
-    packed = valid_part(ours.thing_masks, ours.things)
-    masks = np.unpackbits(packed, axis=-1, count=width + margin).astype(bool)[:, :height, :width]
-    maps = {"panoptic_seg": ours.panoptic.segment_map, "sem_argmax": ours.semantic_map}
-    return [
-        *(
-            compare_pixels(recorded, key, np.asarray(value)[:height, :width], recorded[key])
-            for key, value in maps.items()
-        ),
-        compare_pixels(recorded, "final_mask", masks, recorded["final_mask"]),
-    ]
 
 
 def _check_boxes(recorded: Recorded, masks: np.ndarray) -> Check:
