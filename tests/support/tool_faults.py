@@ -58,6 +58,12 @@ YOLO = (
     Fault("the same, left out", yolo_line(0, 0.5, 0.5, 0.2, 0.2), flags="--skip-bad"),
     Fault("coordinates in pixels", yolo_line(0, 10, 10, 40, 10, 40, 40)),
     Fault("a class that `names` lacks", yolo_line(1, 0.2, 0.2, 0.6, 0.2, 0.6, 0.6)),
+    Fault("a class called background, which becomes stuff", replace("data.yaml", "[disk]", "[disk, background]")),
+    Fault(
+        "the same, marked as a thing",
+        replace("data.yaml", "[disk]", "[disk, background]"),
+        flags="--things disk background",
+    ),
     Fault("a folder of images that is not there", replace("data.yaml", "train: images", "train: photos")),
     Fault("an image without a label file", remove("labels/b.txt")),
     Fault("an EXIF quarter turn", turn("images/a.jpg", 6)),

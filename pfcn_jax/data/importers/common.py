@@ -117,20 +117,26 @@ def add_kind_flags(parser: argparse.ArgumentParser, default: str = "all") -> Non
     )
 
 
-def choose_kinds(args: Kinds, names: Sequence[str], *, is_complete: bool = True) -> tuple[list[str], list[str]]:
+def choose_kinds(
+    args: Kinds, names: Sequence[str], *, background: str = "", is_complete: bool = True
+) -> tuple[list[str], list[str]]:
     """The things and the stuff among `names`: all are things; or those of `--things` alone; or all but `--stuff`.
 
     Args:
       names: that the labels have.
+      background: class of the pixels without a label; a label class of this name is stuff. Empty: none.
       is_complete: False if the labels may lack some of their classes; names that only the flags have become classes,
         too, so that two runs can have the same ones.
 
     Raises:
-      DataError: a name is in both flags, or with both of them a name of the labels is in neither; or a name of the
-        flags is not in `names`, which are complete.
+      DataError: a name is in both flags, or with both of them a name of the labels is in neither; a name of the flags
+        is not in `names`, which are complete; or the background is in `--things`.
     """
     things, stuff = list(dict.fromkeys(args.things)), list(dict.fromkeys(args.stuff))
+    if background and background in things:
+        raise background_is_thing(background)
     both = [name for name in things if name in stuff]
+    stuff += [name for name in names if name == background and name not in stuff]
     neither = [name for name in names if name not in things and name not in stuff]
     unknown = [name for name in (*things, *stuff) if name not in names] if is_complete else []
     if unknown:
@@ -138,10 +144,34 @@ def choose_kinds(args: Kinds, names: Sequence[str], *, is_complete: bool = True)
             f"--things, --stuff: no class is called {unknown[0]!r} (there are {', '.join(map(repr, names))})",
             kind="category-unknown",
         )
-    if both or (things and stuff and neither):
+    if both or (things and args.stuff and neither):
         wrong = f"{both[0]!r} is in both" if both else f"{', '.join(map(repr, neither))} of the labels in neither"
         raise DataError(f"--things and --stuff: {wrong}", kind="category-invalid")
     return (things, stuff + neither) if things else (neither, stuff)
+
+
+def background_is_thing(name: str) -> DataError:
+    """The error of a class that is marked as a thing, but is called like the background."""
+    return DataError(
+        f"class {name!r} is a thing and the background, too; choose another name by --background NAME, or "
+        "--background '' to leave pixels without a label void",
+        kind="category-invalid",
+    )
+
+
+def sort_classes(
+    args: argparse.Namespace, names: Sequence[str], *, is_complete: bool = True
+) -> tuple[ClassTable, int | None]:
+    """The classes of `choose_kinds` and the class id of the background (None: void).
+
+    Args:
+      args: with `things`, `stuff` and `background`.
+
+    Raises:
+      DataError: what `choose_kinds` refuses, or no class is a thing.
+    """
+    things, stuff = choose_kinds(args, names, background=args.background, is_complete=is_complete)
+    return things_and_background(things, args.background, stuff)
 
 
 def things_and_background(
@@ -160,11 +190,7 @@ def things_and_background(
     if not things:
         raise DataError(f"classes {', '.join([*stuff, *more])}: at least one must be a thing", kind="no-thing")
     if background in things:
-        raise DataError(
-            f"class {background!r} is a thing and the background, too; choose another name by --background NAME, or "
-            "--background '' to leave pixels without a label void",
-            kind="category-invalid",
-        )
+        raise background_is_thing(background)
     try:
         classes = ClassTable.from_coco([entry | {"id": i} for i, entry in enumerate(entries, start=1)])
     except ValueError as error:

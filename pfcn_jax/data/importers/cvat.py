@@ -9,7 +9,7 @@ import argparse
 import pathlib
 
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.importers.common import Found, write_dataset
+from pfcn_jax.data.importers.common import Found, sort_classes, write_dataset
 from pfcn_jax.data.importers.cvat_masks import LABEL_MAP, from_segmentation_masks
 from pfcn_jax.data.importers.cvat_xml import read_cvat_xml, read_objects
 from pfcn_jax.data.importers.exports import (
@@ -19,7 +19,6 @@ from pfcn_jax.data.importers.exports import (
     list_export_images,
     name_splits,
     require_size,
-    sort_classes,
 )
 from pfcn_jax.data.importers.image_index import ImageIndex
 from pfcn_jax.data.importers.instances import UNLISTED, DetectionOptions

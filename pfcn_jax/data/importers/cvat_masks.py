@@ -10,8 +10,8 @@ import numpy as np
 
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.colors import read_color_table
-from pfcn_jax.data.importers.common import Found
-from pfcn_jax.data.importers.exports import name_splits, sort_classes
+from pfcn_jax.data.importers.common import Found, sort_classes
+from pfcn_jax.data.importers.exports import name_splits
 from pfcn_jax.data.importers.files import read_text
 from pfcn_jax.data.importers.image_index import ImageIndex, StemIndex
 from pfcn_jax.data.importers.labelled import Drawing, Labelled

@@ -1,4 +1,4 @@
-"""The common part of the importers for annotation tools: flags, classes, splits, and COCO files among the exports."""
+"""The common part of the importers for annotation tools: flags, splits, and COCO files among the exports."""
 
 from __future__ import annotations
 
@@ -8,19 +8,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError, sides
 from pfcn_jax.data.image_files import is_hidden, is_image
-from pfcn_jax.data.importers.common import (
-    Found,
-    add_label_flags,
-    choose_kinds,
-    things_and_background,
-)
+from pfcn_jax.data.importers.common import Found, add_label_flags
 from pfcn_jax.data.importers.image_index import ImageIndex
 from pfcn_jax.data.importers.instances import DetectionOptions, from_detection
 from pfcn_jax.data.importers.labelled import Labelled
+
 
 _SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
@@ -80,25 +75,6 @@ def list_export_images(args: argparse.Namespace, root: pathlib.Path) -> tuple[pa
     folder, output = pathlib.Path(args.images or root), pathlib.Path(args.output).resolve()
     files = [path for path in folder.rglob("*") if is_image(path) and output not in path.resolve().parents]
     return folder, files
-
-
-def sort_classes(
-    args: argparse.Namespace, names: Sequence[str], *, is_complete: bool = True
-) -> tuple[ClassTable, int | None]:
-    """Classes of a tool's names and the class id of the background (None: void).
-
-    Args:
-      args: with `things`, `stuff` and `background`. A class with the name of the background is stuff.
-      is_complete: as in `choose_kinds`.
-
-    Raises:
-      DataError: what `choose_kinds` refuses, or no class is a thing.
-    """
-    things, stuff = choose_kinds(args, names, is_complete=is_complete)
-    if args.background in things:
-        things.remove(args.background)
-        stuff.append(args.background)
-    return things_and_background(things, args.background, stuff)
 
 
 def name_splits(found: Mapping[str, Sequence[pathlib.Path]]) -> dict[str, Sequence[pathlib.Path]]:

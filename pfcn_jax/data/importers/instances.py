@@ -35,6 +35,7 @@ from pfcn_jax.data.importers.common import (
     add_background_flag,
     add_output_flags,
     add_skip_bad_flag,
+    background_is_thing,
     choose_kinds,
     list_images,
     write_dataset,
@@ -221,7 +222,10 @@ def _classes(categories: Sequence[Any], options: DetectionOptions, path: str) ->
     """All categories as things but those that are chosen as stuff, and the background as stuff."""
     entries = [entry if isinstance(entry, dict) else {} for entry in categories]
     names = [str(entry.get("name")) for entry in entries]
-    stuff = {*choose_kinds(options, names)[1], *([options.background] if options.background else [])}
+    _, stuff = choose_kinds(options, names, background=options.background)
+    for entry, name in zip(entries, names):
+        if options.background == name and entry.get("isthing") == 1 and name not in options.stuff:
+            raise background_is_thing(name)
     classes = [
         {"isthing": 1} | entry | ({"isthing": 0} if name in stuff else {}) if entry else original
         for entry, name, original in zip(entries, names, categories)

@@ -17,8 +17,8 @@ from jaxtyping import Bool
 
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.importers.brush_rle import HALF
-from pfcn_jax.data.importers.common import Found, nothing_labelled, write_dataset
-from pfcn_jax.data.importers.exports import add_export_flags, from_coco_exports, list_export_images, sort_classes
+from pfcn_jax.data.importers.common import Found, nothing_labelled, sort_classes, write_dataset
+from pfcn_jax.data.importers.exports import add_export_flags, from_coco_exports, list_export_images
 from pfcn_jax.data.importers.files import read_json
 from pfcn_jax.data.importers.instances import DetectionOptions
 from pfcn_jax.data.importers.label_studio_json import (

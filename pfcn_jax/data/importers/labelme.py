@@ -21,7 +21,7 @@ from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.coco_json import MAX_SIDE, Field, is_file_name, read_entry, show, whole
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import find_normalized, is_image
-from pfcn_jax.data.importers.common import Found, add_label_flags, choose_kinds, things_and_background, write_dataset
+from pfcn_jax.data.importers.common import Found, add_label_flags, sort_classes, write_dataset
 from pfcn_jax.data.importers.exports import require_size
 from pfcn_jax.data.importers.files import read_json
 from pfcn_jax.data.importers.labelled import Drawing, Labelled, Shape
@@ -89,8 +89,7 @@ def run(args: argparse.Namespace) -> list[str]:
         )
     names = [shape.get("label") for file in files.values() for shape in file.shapes if isinstance(shape, dict)]
     labels = sorted({name for name in names if isinstance(name, str) and name and name != _IGNORE})
-    things, stuff = choose_kinds(args, labels, is_complete=False)
-    classes, background = things_and_background(things, args.background, stuff)
+    classes, background = sort_classes(args, labels, is_complete=False)
 
     def label(image: pathlib.Path, size: tuple[int, int]) -> Labelled:
         return _draw(files[image], classes, background, size)

@@ -115,7 +115,7 @@ def read_classes(path: pathlib.Path) -> dict[int, str]:
 
 def _class_table(names: Mapping[int, str], args: argparse.Namespace) -> ClassTable:
     """Classes with the pixel values as category ids; all are things but the background and those of `--stuff`."""
-    stuff = {*choose_kinds(args, list(names.values()))[1], args.background, "background"}
+    stuff = {*choose_kinds(args, list(names.values()), background=args.background)[1], "background"}
     entries = [{"id": value, "name": name, "isthing": int(name not in stuff)} for value, name in names.items()]
     if not any(entry["isthing"] for entry in entries):
         raise DataError(f"classes {', '.join(names.values())}: at least one must be a thing", kind="no-thing")

@@ -22,13 +22,12 @@ from PIL import Image
 
 from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.importers.common import Found, write_dataset
+from pfcn_jax.data.importers.common import Found, sort_classes, write_dataset
 from pfcn_jax.data.importers.exports import (
     add_export_flags,
     list_export_images,
     name_splits,
     require_size,
-    sort_classes,
 )
 from pfcn_jax.data.importers.files import read_json
 from pfcn_jax.data.importers.image_index import ImageIndex

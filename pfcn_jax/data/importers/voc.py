@@ -26,9 +26,8 @@ from pfcn_jax.data.importers.colors import (
 from pfcn_jax.data.importers.common import (
     Found,
     add_label_flags,
-    choose_kinds,
     list_images,
-    things_and_background,
+    sort_classes,
     write_dataset,
 )
 from pfcn_jax.data.importers.files import read_text
@@ -68,8 +67,7 @@ def run(args: argparse.Namespace) -> list[str]:
     root = _find_root(pathlib.Path(args.root))
     table = _read_names(pathlib.Path(args.classes)) if args.classes else _palette(["background", *NAMES])
     names = [name for name, _ in table[1:]]
-    things, stuff = choose_kinds(args, names)
-    classes, background = things_and_background(things, args.background, stuff)
+    classes, background = sort_classes(args, names)
     class_masks = MaskFolder(root / "SegmentationClass")
     object_masks = MaskFolder(root / "SegmentationObject") if (root / "SegmentationObject").is_dir() else None
     images, left_out = _find_images(root, class_masks)

@@ -20,9 +20,8 @@ from pfcn_jax.data.image_files import is_image, yolo_label_path
 from pfcn_jax.data.importers.common import (
     Found,
     add_label_flags,
-    choose_kinds,
     list_images,
-    things_and_background,
+    sort_classes,
     write_dataset,
 )
 from pfcn_jax.data.importers.files import read_file, read_text
@@ -51,8 +50,7 @@ def run(args: argparse.Namespace) -> list[str]:
     path = path / "data.yaml" if path.is_dir() else path
     content = _read_yaml(path)
     names = _read_names(content, path)
-    things, stuff = choose_kinds(args, list(names.values()))
-    classes, background = things_and_background(things, args.background, stuff)
+    classes, background = sort_classes(args, list(names.values()))
     class_ids = {index: classes.names.index(name) for index, name in names.items()}
     images, left_out, notes = _find_images(content, path)
     notes += _compare(images, path)

@@ -161,7 +161,6 @@ def test_faults_are_counted_over_all_files_and_can_be_skipped(root, tmp_path, ca
         ("train: [", "not YAML"),
         ("!!python/object/apply:os.getcwd []", "not YAML"),
         ("- 1", "holds [1]"),
-        ("train: images\nnames: [cat, background]\n", "is a thing and the background"),
     ],
 )
 def test_damaged_descriptions_are_named(root, tmp_path, capsys, yaml, message):
