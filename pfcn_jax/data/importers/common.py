@@ -27,7 +27,11 @@ from pfcn_jax.data.importers.writer import (
 from pfcn_jax.utils.progress import ProgressDisplay
 
 FORMAT = "have a format that is not decoded (convert them to JPEG or PNG)"
-_SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train"}
+# Names that tools give to splits, in lower case -> ours.
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +243,7 @@ def _choose_splits(
     splits: dict[str, list[pathlib.Path]] = {}
     for name, part in images.items():
         if part:
-            splits.setdefault(_SPLIT_NAMES.get(name, name), []).extend(part)
+            splits.setdefault(SPLIT_NAMES.get(name, name), []).extend(part)
     return splits
 
 

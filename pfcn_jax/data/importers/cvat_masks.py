@@ -62,7 +62,7 @@ def from_segmentation_masks(files: Sequence[pathlib.Path], index: ImageIndex, ar
 
 def _splits(
     folder: pathlib.Path, mask_of: Mapping[pathlib.Path, str]
-) -> tuple[dict[str, Sequence[pathlib.Path]], list[str]]:
+) -> tuple[dict[str, list[pathlib.Path]], list[str]]:
     """Images by split, and those that the lists leave out; without lists all are in `train`."""
     lists = sorted(folder.glob("*.txt")) if folder.is_dir() else []
     lines = {path.stem: read_text(path).splitlines() for path in lists}

@@ -11,13 +11,10 @@ from typing import Any
 from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError, sides
 from pfcn_jax.data.image_files import is_hidden, is_image
-from pfcn_jax.data.importers.common import Found, add_label_flags
+from pfcn_jax.data.importers.common import SPLIT_NAMES, Found, add_label_flags
 from pfcn_jax.data.importers.image_index import ImageIndex
 from pfcn_jax.data.importers.instances import DetectionOptions, from_detection
 from pfcn_jax.data.importers.labelled import Labelled
-
-
-_SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def add_export_flags(parser: argparse.ArgumentParser, what: str, *, own_splits: bool = True) -> None:
@@ -77,11 +74,13 @@ def list_export_images(args: argparse.Namespace, root: pathlib.Path) -> tuple[pa
     return folder, files
 
 
-def name_splits(found: Mapping[str, Sequence[pathlib.Path]]) -> dict[str, Sequence[pathlib.Path]]:
+def name_splits(found: Mapping[str, Sequence[pathlib.Path]]) -> dict[str, list[pathlib.Path]]:
     """Images by split: the tool's names if they are those of splits (train, Validation, ...), else all in `train`."""
-    if all(name.lower() in _SPLIT_NAMES for name in found):
-        return {name.lower().replace("testing", "test"): images for name, images in found.items()}
-    return {"train": [image for images in found.values() for image in images]}
+    is_split = all(name.lower() in SPLIT_NAMES for name in found)
+    splits: dict[str, list[pathlib.Path]] = {}
+    for name, images in found.items():
+        splits.setdefault(name.lower() if is_split else "train", []).extend(images)
+    return splits
 
 
 def require_size(listed: tuple[Any, Any], size: tuple[int, int], label_file: object) -> None:

@@ -18,6 +18,7 @@ from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError
 from pfcn_jax.data.image_files import is_image, yolo_label_path
 from pfcn_jax.data.importers.common import (
+    SPLIT_NAMES,
     Found,
     add_label_flags,
     list_images,
@@ -36,7 +37,6 @@ NOT_NORMALIZED = "have coordinates outside of 0..1 (fractions of width and heigh
 UNKNOWN_CLASS = "have a class that the names of the data.yaml lack"
 _NO_FILE = "no label file; written as images without objects, as YOLO reads them"
 _MARGIN = 1e-3  # exporters round, so coordinates may lie this far outside
-_SPLITS = ("train", "val", "valid", "validation", "test")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +113,7 @@ def _find_images(
     images: dict[str, list[pathlib.Path]] = {}
     left_out: dict[str, list[str]] = {}
     notes = []
-    for split in (split for split in _SPLITS if content.get(split)):
+    for split in (split for split in SPLIT_NAMES if content.get(split)):
         entries = content[split] if isinstance(content[split], list) else [content[split]]
         for entry in entries:
             if not isinstance(entry, str) or "\0" in entry:
