@@ -5,19 +5,12 @@ from __future__ import annotations
 import io
 import os
 import pathlib
-import struct
-import zlib
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 from PIL import Image
 
-from pfcn_jax.errors import UserError
-
 MAX_ID = (1 << 24) - 1
-
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def rgb_to_id(rgb: UInt8[np.ndarray, "*size 3"]) -> Int[np.ndarray, "*size"]:
@@ -56,28 +49,6 @@ def describe_png(data: bytes) -> str:
     return f"{data[24]}-bit {names.get(data[25], f'color type {data[25]}')}"
 
 
-def read_id_png(path: str | os.PathLike[str]) -> Int[np.ndarray, "H W"]:
-    """The id map int32 `[H, W]` in a PNG.
-
-    Raises:
-      FileNotFoundError: no such file.
-      UserError: not a PNG, damaged or cut short, or not 8-bit RGB (a palette, gray, alpha or 16-bit image would be
-        read as other ids without a word). The message names the file.
-    """
-    data = pathlib.Path(path).read_bytes()
-    if not data.startswith(_SIGNATURE) or len(data) < 33 or data[12:16] != b"IHDR":
-        raise UserError(f"{path}: not a PNG file")
-    depth, color = data[24], data[25]
-    if (depth, color) != (8, 2):
-        raise UserError(f"{path}: a PNG of ids must be 8-bit RGB, this is {describe_png(data)}")
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            rgb = np.asarray(image)
-    except _DECODE_ERRORS as error:
-        raise UserError(f"{path}: broken PNG: {error}") from error
-    return rgb_to_id(rgb)
-
-
 def encode_id_png(ids: Integer[np.ndarray, "H W"]) -> bytes:
     """An id map `[H, W]` with ids in 0..2^24 - 1 (0 = void) as the bytes of an 8-bit RGB PNG."""
     ids = np.asarray(ids)
@@ -90,7 +61,4 @@ def encode_id_png(ids: Integer[np.ndarray, "H W"]) -> bytes:
 
 def write_id_png(path: str | os.PathLike[str], ids: Integer[np.ndarray, "H W"]) -> None:
     """Writes an id map `[H, W]` with ids in 0..2^24 - 1 (0 = void) as an 8-bit RGB PNG; the folder must exist."""
-    ids = np.asarray(ids)
-    if ids.ndim != 2 or ids.size == 0:
-        raise ValueError(f"{path}: an id map has shape [H, W] with H, W > 0, got {list(ids.shape)}")
-    Image.fromarray(id_to_rgb(ids)).save(path, format="PNG")
+    pathlib.Path(path).write_bytes(encode_id_png(ids))

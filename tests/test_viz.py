@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import viz
-from pfcn_jax.codec import read_id_png
 from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.decode import decode_ids
 from pfcn_jax.viz import labels, panoptic
 
 CLASSES = ClassTable(
@@ -309,7 +309,7 @@ def test_labels_of_real_photos(image_data_dir):
     content = json.loads((folder / "annotations/panoptic_val2017.json").read_text())
     category = {entry["id"]: entry for entry in content["categories"]}
     entry = next(a for a in content["annotations"] if a["image_id"] == 785)
-    ids = read_id_png(folder / "annotations/panoptic_val2017" / entry["file_name"])
+    ids = decode_ids((folder / "annotations/panoptic_val2017" / entry["file_name"]).read_bytes(), entry["file_name"])
     segments = entry["segments_info"]
     segment_map = sum((i + 1) * (ids == s["id"]) for i, s in enumerate(segments)).astype(np.int32)
     names = [category[s["category_id"]]["name"] for s in segments]

@@ -187,10 +187,17 @@ def _check_category(position: int, entry: Any) -> None:
         raise ValueError(f"category {entry['name']!r}: isthing is {entry['isthing']!r:.60}, must be 0 or 1")
 
 
+def parse_color(text: str) -> Color | None:
+    """RGB of `#rrggbb`; None for other text."""
+    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
+        return None
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
 def _read_color(value: Any) -> Color | None:
     """RGB of [R, G, B] or "#rrggbb"; None for anything else."""
-    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
-        return int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)
+    if isinstance(value, str):
+        return parse_color(value)
     is_triple = isinstance(value, (list, tuple)) and len(value) == 3
     if not is_triple or not all(type(part) in (int, float) and 0 <= part <= 255 for part in value):
         return None

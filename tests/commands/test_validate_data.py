@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from pfcn_jax import main as front_door
-from pfcn_jax.codec import read_id_png, write_id_png
+from pfcn_jax.codec import write_id_png
+from pfcn_jax.data.decode import decode_ids
 from pfcn_jax.data.example import Example
 from pfcn_jax.data.kinds import KINDS
 from pfcn_jax.data.segments import find_runs
@@ -61,7 +62,7 @@ def cut(root: pathlib.Path, name: str) -> None:
 
 
 def repaint(root: pathlib.Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    write_id_png(root / LABELS, change(read_id_png(root / LABELS)))
+    write_id_png(root / LABELS, change(decode_ids((root / LABELS).read_bytes(), "a.png")))
 
 
 def erase_first(ids: np.ndarray) -> np.ndarray:

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image, ImageOps
 
 import pfcn_jax
-from pfcn_jax.codec import read_id_png
 from pfcn_jax.data.datasets.scenes import Scenes
-from pfcn_jax.data.decode import decode_image
+from pfcn_jax.data.decode import decode_ids, decode_image
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.api import read_image
 from pfcn_jax.inference.result import make_result
@@ -86,7 +85,7 @@ def test_what_a_result_says_draws_and_saves(model, scene, tmp_path):
     assert plain.shape == scene.shape
     folder = result.save(tmp_path / "new" / "folder", name="scene")
     assert sorted(path.name for path in folder.iterdir()) == ["scene.json", "scene.png", "scene_overlay.png"]
-    np.testing.assert_array_equal(read_id_png(folder / "scene.png"), result.segment_map)
+    np.testing.assert_array_equal(decode_ids((folder / "scene.png").read_bytes(), "a.png"), result.segment_map)
     written = json.loads((folder / "scene.json").read_text())
     assert [info["id"] for info in written["annotations"][0]["segments_info"]] == [s.id for s in result.segments]
     first, info = result.segments[0], written["annotations"][0]["segments_info"][0]

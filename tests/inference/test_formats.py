@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pfcn_jax.codec import read_id_png
+from pfcn_jax.data.decode import decode_ids
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.formats import FORMATS, make_writer
 from pfcn_jax.inference.formats.registry import ImageEntry
@@ -59,7 +59,9 @@ def test_coco_panoptic(written, result):
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert [entry["category_id"] for entry in content["annotations"][0]["segments_info"]] == [7, 9, 21]
     assert content["annotations"][0] == result.to_coco(1, "sub/p1.png")  # from Python the same
-    np.testing.assert_array_equal(read_id_png(folder / "panoptic" / "sub" / "p1.png"), result.segment_map)
+    np.testing.assert_array_equal(
+        decode_ids((folder / "panoptic" / "sub" / "p1.png").read_bytes(), "a.png"), result.segment_map
+    )
 
 
 def test_coco_instances_are_what_the_coco_api_loads(written, result):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pfcn_jax import main as front_door
 from pfcn_jax.checkpoints.loading import load_checkpoint
-from pfcn_jax.codec import read_id_png
 from pfcn_jax.data.datasets.scenes import Scenes
+from pfcn_jax.data.decode import decode_ids
 from pfcn_jax.errors import UserError
 from pfcn_jax.inference.input_files import find_inputs, output_names
 from pfcn_jax.inference.predictor import Predictor
@@ -116,7 +116,7 @@ def test_images_videos_and_broken_files_in_one_go(checkpoint, tmp_path, capsys):
     assert [image["id"] for image in written["images"]] == ["first.png", "sub/second.png"]
     assert [(image["height"], image["width"]) for image in written["images"]] == [(48, 64), (64, 48)]  # upright
     for entry in written["annotations"]:
-        ids = read_id_png(output / "panoptic" / entry["file_name"])
+        ids = decode_ids((output / "panoptic" / entry["file_name"]).read_bytes(), entry["file_name"])
         areas = {info["id"]: info["area"] for info in entry["segments_info"]}
         assert areas and {int(value): int((ids == value).sum()) for value in np.unique(ids) if value} == areas
         assert Image.open(output / "overlay" / entry["file_name"]).mode == "RGB"
@@ -158,7 +158,7 @@ def test_tracked_videos_keep_ids_and_are_scored_as_videos(checkpoint, tmp_path, 
     assert [image["file_name"] for image in written["images"]] == [f"film/00000{i}.png" for i in range(3)]
     assert [entry["segments_info"] for entry in written["annotations"]] == lines
     for entry, segments in zip(written["annotations"], lines):
-        ids = read_id_png(out / "panoptic" / entry["file_name"])
+        ids = decode_ids((out / "panoptic" / entry["file_name"]).read_bytes(), entry["file_name"])
         assert {segment["id"] for segment in segments} == set(np.unique(ids)) - {0}
         stuff = [segment for segment in segments if segment["category_id"] > 5]
         assert stuff and all(segment["id"] == segment["category_id"] for segment in stuff)

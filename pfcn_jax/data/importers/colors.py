@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 from PIL import Image
 
-from pfcn_jax.data.classes import Color
+from pfcn_jax.data.classes import Color, parse_color
 from pfcn_jax.data.coco_json import show
 from pfcn_jax.data.example import DataError, sides
 from pfcn_jax.data.importers.files import read_file, read_json, read_text
@@ -113,13 +113,6 @@ def _from_lines(text: str, path: pathlib.Path) -> list[ColorEntry]:
 
 def _to_number(text: Any) -> Any:
     return int(text) if isinstance(text, str) and text.strip().isdecimal() else text
-
-
-def parse_color(text: str) -> Color | None:
-    """RGB of `#rrggbb`; None for other text."""
-    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
-        return None
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
 def _check_color(value: Any, where: str) -> Color:

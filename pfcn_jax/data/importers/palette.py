@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pfcn_jax.data.classes import ClassTable
+from pfcn_jax.data.classes import ClassTable, parse_color
 from pfcn_jax.data.example import DataError
-from pfcn_jax.data.importers.colors import ColorEntry, match_colors, parse_color, read_color_table, read_colors
+from pfcn_jax.data.importers.colors import ColorEntry, match_colors, read_color_table, read_colors
 from pfcn_jax.data.importers.common import (
     Found,
     add_kind_flags,
