@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,9 +34,9 @@ class CheckpointError(UserError):
     code = "checkpoint"
 
 
-def check_intact(checkpoint: pathlib.Path, items: Sequence[str] = ("model", "meta")) -> None:
-    """Raises CheckpointError if files of these items have changed since they were written; it lists them."""
-    lines = find_damage(checkpoint, items)
+def check_intact(checkpoint: pathlib.Path) -> None:
+    """Raises CheckpointError if files of the model have changed since they were written; it lists them."""
+    lines = find_damage(checkpoint, ("model", "meta"))
     if lines:
         others = [entry.name for entry in checkpoint.parent.glob("*") if entry.name.isdigit() and entry != checkpoint]
         way = f"; beside it lie {', '.join(sorted(others, key=int))}" if others else ""

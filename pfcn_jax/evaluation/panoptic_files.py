@@ -37,6 +37,7 @@ from pfcn_jax.metrics.pq import (
 )
 
 T = TypeVar("T")
+_CONFUSIONS = 5  # that a message names
 ImageId = int | str
 Path = str | os.PathLike[str]
 
@@ -100,13 +101,13 @@ class PanopticFiles:
             total = total + count_matches(found, total.num_classes)
         return pq_result(total, self.classes.is_thing)
 
-    def confused_categories(self, limit: int = 5) -> list[tuple[int, int, int]]:
+    def confused_categories(self) -> list[tuple[int, int, int]]:
         """The most frequent (labeled class, predicted class, count) of segments that match except for their classes."""
         classes = len(self.classes)
         confusion = np.zeros((classes + 1, classes + 1), np.int64)  # as `Breakdown.confusion`
         for found in self._matches(any_class=True):
             np.add.at(confusion, (found.gt_classes[found.gt_row], found.pred_classes[found.pred_row]), 1)
-        return top_confusions(confusion, limit)
+        return top_confusions(confusion, _CONFUSIONS)
 
     def overlaps(self) -> Iterator[tuple[PanopticImage, PanopticImage, Int[np.ndarray, "1+G 1+P"]]]:
         """Labels, prediction and the pixels that their segments share (`pq.count_overlap`), in the labels' order.

@@ -74,14 +74,12 @@ def detect_format(state_dict: Mapping[str, Any]) -> str:
 def to_params(
     state_dict: Mapping[str, np.ndarray],
     *,
-    source: str | None = None,
     torchvision_weights: bool | None = None,
     region_classes: str = "stuff",
 ) -> Converted:
     """Converts a state dict to our tree.
 
     Args:
-      source: one of FORMATS; None: detected from the names.
       torchvision_weights: for a backbone under detectron2's names: made from torchvision's weights (RGB, stride in the
         3x3 convolution) rather than from MSRA's (BGR, stride in the 1x1). None: by whether the norms have statistics,
         which MSRA's folded ones have not.
@@ -90,7 +88,7 @@ def to_params(
     Raises:
       WeightsError: with the list of every tensor that is missing, superfluous or of another shape.
     """
-    source = source or detect_format(state_dict)
+    source = detect_format(state_dict)
     facts = read_facts(state_dict, source, torchvision_weights=torchvision_weights, region_classes=region_classes)
     entries = table(facts) if source == "panoptic_fcn" else backbone_table(facts, source)
     if source == "detectron2" and not _has_statistics(state_dict):

@@ -19,6 +19,10 @@ from pfcn_jax.panoptic.options import LossOptions
 from pfcn_jax.panoptic.targets import Targets
 from pfcn_jax.types import DenseOutputs
 
+# Replaces N_th, per image, in a batch without a single thing. (The original divides by 1 then, and the loss jumps by
+# three orders of magnitude.)
+_USUAL_POSITIVES = 10.0
+
 
 @struct.dataclass
 class LossSums:
@@ -128,17 +132,15 @@ def target_counts(targets: Targets) -> dict[str, Float[Array, ""]]:
     }
 
 
-def combine(sums: LossSums, options: LossOptions, *, usual_positives: float = 10.0) -> dict[str, Float[Array, ""]]:
+def combine(sums: LossSums, options: LossOptions) -> dict[str, Float[Array, ""]]:
     """The four losses of a batch from sums over all its images; their sum is the total loss.
 
     L_pos = sum FL(centers) / N_th + sum FL(regions) / batch; L_seg = mean WDice of things + mean Dice of stuff.
 
     Args:
       sums: scalars, added over the global batch.
-      usual_positives: replaces N_th, per image, in a batch without a single thing. (The original
-        implementation divides by 1 then, and the loss jumps by three orders of magnitude.)
     """
-    positives = jnp.where(sums.positives > 0.0, sums.positives, usual_positives * jnp.maximum(sums.images, 1.0))
+    positives = jnp.where(sums.positives > 0.0, sums.positives, _USUAL_POSITIVES * jnp.maximum(sums.images, 1.0))
     return {
         "loss_pos_th": options.position_weight * sums.centers / positives,
         "loss_pos_st": options.position_weight * sums.regions / jnp.maximum(sums.images, 1.0),

@@ -229,21 +229,21 @@ def _text(value: Any) -> str:
 
 def list_splits(root: str | os.PathLike[str]) -> list[str]:
     """The splits of a prepared directory (or of COCO's in a data directory); none if it is not one."""
-    base = _prepared(root, NAME, VERSION)
+    base = _prepared(root, NAME)
     if not (base / "dataset_info.json").is_file():
         return []
     return list(tfds.builder_from_directory(os.fspath(base)).info.splits)
 
 
-def _prepared(root: str | os.PathLike[str], dataset: str, version: str) -> epath.Path:
+def _prepared(root: str | os.PathLike[str], dataset: str) -> epath.Path:
     base = epath.Path(root)
-    return base if (base / "dataset_info.json").is_file() else base / dataset / CONFIG / version
+    return base if (base / "dataset_info.json").is_file() else base / dataset / CONFIG / VERSION
 
 
 class TfdsSource:
     """Panoptic data prepared by TFDS as ArrayRecord, as a `Source`; examples are in ascending order of image ids."""
 
-    def __init__(self, root: str | os.PathLike[str], split: str, *, dataset: str = NAME, version: str = VERSION):
+    def __init__(self, root: str | os.PathLike[str], split: str, *, dataset: str = NAME):
         """Opens it. Directories that TFDS's own builder prepared are scanned once (minutes for COCO's train split).
 
         Args:
@@ -254,7 +254,7 @@ class TfdsSource:
         Raises:
           DataError: no prepared directory, no such split, or other features or classes than COCO-panoptic ones.
         """
-        self.root = _prepared(root, dataset, version)
+        self.root = _prepared(root, dataset)
         self.split = split
         self._records = _open_records(self.root, split)
         index = self._read_index()

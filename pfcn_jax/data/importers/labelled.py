@@ -103,9 +103,9 @@ class Drawing:
         """Counts an object that cannot be used (or a part of it, which is not `is_lost`)."""
         self._faults.append(Fault(name, reason, is_lost))
 
-    def leave_out(self, reason: str, count: int = 1) -> None:
-        """Counts sound objects that are not wanted."""
-        self._left_out[reason] += count
+    def leave_out(self, reason: str) -> None:
+        """Counts a sound object that is not wanted."""
+        self._left_out[reason] += 1
 
     def join(self, count: int = 1) -> None:
         """Counts objects that were made part of another one before it is drawn."""

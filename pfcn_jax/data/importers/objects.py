@@ -18,6 +18,7 @@ from pfcn_jax.data.importers.polygons import Polygon, draw_polygons, polygon_fau
 NO_NUMBERS = "have coordinates that are no numbers"
 NO_LABEL = "have no label, or an unknown one"
 BAD_RLE = "have an unusable RLE"
+_ELLIPSE_POINTS = 90
 
 
 class Part(Protocol):
@@ -146,14 +147,12 @@ def place(mask: Bool[np.ndarray, "h w"], origin: tuple[int, int], size: tuple[in
     return whole
 
 
-def ellipse_points(
-    center: tuple[float, float], radii: tuple[float, float], degrees: float, count: int = 90
-) -> list[float]:
+def ellipse_points(center: tuple[float, float], radii: tuple[float, float], degrees: float) -> list[float]:
     """`[x, y, x, y, ...]` on an ellipse that is turned clockwise about its center (x, y)."""
     turn = math.radians(degrees)
     points = []
-    for step in range(count):
-        angle = 2 * math.pi * step / count
+    for step in range(_ELLIPSE_POINTS):
+        angle = 2 * math.pi * step / _ELLIPSE_POINTS
         x, y = radii[0] * math.cos(angle), radii[1] * math.sin(angle)
         points.append(center[0] + x * math.cos(turn) - y * math.sin(turn))
         points.append(center[1] + x * math.sin(turn) + y * math.cos(turn))

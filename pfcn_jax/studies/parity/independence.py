@@ -86,11 +86,11 @@ def mixed_canvases(photos: Sequence[Photo]) -> tuple[Size, Size, Size]:
     return (short, long), (long, short), (long, long)
 
 
-def mixed_batches(photos: Sequence[Photo], batch_size: int, seed: int = 0) -> Iterable[tuple[Size, list[Photo]]]:
+def mixed_batches(photos: Sequence[Photo], batch_size: int) -> Iterable[tuple[Size, list[Photo]]]:
     """Batches in random order of photos; every third photo goes on the square canvas."""
     landscape, portrait, square = mixed_canvases(photos)
     groups: dict[Size, list[Photo]] = {landscape: [], portrait: [], square: []}
-    for number, index in enumerate(np.random.default_rng(seed).permutation(len(photos))):
+    for number, index in enumerate(np.random.default_rng(0).permutation(len(photos))):
         photo = photos[index]
         lying = portrait if photo.size[0] > photo.size[1] else landscape
         groups[square if number % 3 == 0 else lying].append(photo)
@@ -127,13 +127,13 @@ def compare(photo: Photo, alone: Prediction, batched: Prediction) -> Difference:
 
 
 def find_differences(
-    photos: Sequence[Photo], variables: Any, model: Any, config: Config, *, batch_size: int = _PHOTOS_AT_ONCE
+    photos: Sequence[Photo], variables: Any, model: Any, config: Config
 ) -> tuple[list[Difference], int]:
     """Every photo alone against the photo in a mixed batch; also how many segments there are in all."""
     predict = make_predict(variables, model, config, output_shape([photo.original_size for photo in photos]))
     batched: dict[str, Prediction] = {}
-    for canvas, some in mixed_batches(photos, batch_size):
-        batched.update(zip((photo.name for photo in some), predict(canvas, some, batch_size)))
+    for canvas, some in mixed_batches(photos, _PHOTOS_AT_ONCE):
+        batched.update(zip((photo.name for photo in some), predict(canvas, some, _PHOTOS_AT_ONCE)))
     differences, segments = [], 0
     for photo in photos:
         alone = predict(photo.own_canvas, [photo], 1)[0]

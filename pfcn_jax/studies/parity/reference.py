@@ -66,13 +66,13 @@ class Recorded:
         """Largest float32 - float64 difference of the original itself: the yardstick of a tolerance."""
         return self.meta.get(key, {}).get("f64err")
 
-    def compare(self, key: str, ours: np.ndarray, *, times: float = 3.0, relative: float = 1e-5) -> Check:
-        """Compares channels-last `ours` `[B, h, w, C]`; allowed: times x f64err, or relative x the tensor's maximum."""
+    def compare(self, key: str, ours: np.ndarray, *, relative: float = 1e-5) -> Check:
+        """Compares channels-last `ours` `[B, h, w, C]`; allowed: 3 x f64err, or relative x the tensor's maximum."""
         theirs = self[key]
         meta = self.meta.get(key, {})
         ours = np.moveaxis(np.asarray(ours), -1, 1)[:, :: meta.get("step", 1)]
         largest = meta.get("absmax", float(np.abs(theirs).max(initial=0.0)))
-        return check(self.name, key, ours, theirs, max(times * meta.get("f64err", 0.0), relative * largest))
+        return check(self.name, key, ours, theirs, max(3.0 * meta.get("f64err", 0.0), relative * largest))
 
 
 def recorded_files(reference: pathlib.Path, pattern: str = "*.npz") -> Iterator[Recorded]:
