@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,14 +101,15 @@ def scene(seed: int, things: int, stuff: int, slots: int = 12) -> tuple[Kernels,
     return thing, ground
 
 
-def run_merge(things, stuff, feature, size, extent, original, **options):
-    tile, window = options.pop("tile", 32), options.pop("window", 12)
-    work = {name: options.pop(name) for name in ("chunk", "stuff_chunk") if name in options}
-    thing_channels = options.pop("thing_channels", 1)
-    geometry = ImageGeometry(size, extent, original)
-    upsampler = make_upsampler(geometry, map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
-    regions = RegionChannels(NUM_THINGS, CHANNELS - thing_channels, thing_channels)
-    return merge(things, stuff, feature, upsampler, regions, PredictOptions(**options), **work)
+def run_merge(things, stuff, feature, sizes, options: PredictOptions, *, tile=32, window=12, thing_regions=1):
+    upsampler = make_upsampler(ImageGeometry(*sizes), map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
+    regions = RegionChannels(NUM_THINGS, CHANNELS - thing_regions, thing_regions)
+    return merge(things, stuff, feature, upsampler, regions, options)
+
+
+def thresholds(**changed) -> PredictOptions:
+    """Options as data, so that one program serves all values."""
+    return PredictOptions(**{"min_stuff_area": 30, **changed}).as_data()
 
 
 def arrays(*values) -> tuple[jax.Array, ...]:
@@ -137,7 +140,7 @@ CASES = [  # things, stuff, size of the image, original size
     (12, 5, (64, 96), (1, 1)),
     (12, 5, (1, 1), (40, 3)),
 ]
-jitted = jax.jit(run_merge, static_argnames=("merge_overlap", "min_stuff_area", "tile", "window"))
+jitted = jax.jit(run_merge, static_argnames=("tile", "window", "thing_regions"))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -146,9 +149,7 @@ def test_merge_is_pasting_one_after_the_other_at_every_size(seed: int) -> None:
     for number_of_things, number_of_stuff, size, original in CASES:
         extent = tuple(-(-n // 32) * 32 for n in size)
         things, stuff = scene(seed, number_of_things, number_of_stuff)
-        ours, semantic = jitted(
-            things, stuff, coordinates(), *arrays(size, extent, original), merge_overlap=0.5, min_stuff_area=30
-        )
+        ours, semantic = jitted(things, stuff, coordinates(), arrays(size, extent, original), thresholds())
         expected = slow_merge(things, stuff, coordinates(), size, extent, original, limit=30)
         assert_same(ours, semantic, expected, original)
     assert jitted._cache_size() - before <= 1
@@ -161,8 +162,8 @@ def test_overlap_limit(overlap: float, window: int | None) -> None:
     counts = []
     for seed in range(4):
         things, stuff = scene(seed, 12, 5)
-        options = {"merge_overlap": overlap, "min_stuff_area": 30, "tile": 128, "window": window}
-        ours, semantic = jitted(things, stuff, coordinates(), *arrays(*sizes), **options)
+        options = thresholds(merge_overlap=overlap)
+        ours, semantic = jitted(things, stuff, coordinates(), arrays(*sizes), options, tile=128, window=window)
         if overlap < 1.0:
             assert_same(
                 ours, semantic, slow_merge(things, stuff, coordinates(), *sizes, overlap=overlap, limit=30), sizes[2]
@@ -181,8 +182,14 @@ def test_stuff_limit_counts_free_pixels_and_is_not_strict() -> None:
     areas = sorted(int(area) for _, is_thing, _, area in rows if not is_thing)
     assert len(set(areas)) > 1
     for limit, expected in ((areas[1], len(areas) - 1), (areas[1] + 1, len([a for a in areas if a > areas[1]]))):
-        ours, _ = jitted(things, stuff, coordinates(), *arrays(*sizes), merge_overlap=0.5, min_stuff_area=limit)
+        ours, _ = jitted(things, stuff, coordinates(), arrays(*sizes), thresholds(min_stuff_area=limit))
         assert int((ours.valid & ~ours.is_thing).sum()) == expected
+
+
+@functools.partial(jax.jit, static_argnames=("tile", "window"))
+def packed_masks(things, sizes, *, tile, window):
+    upsampler = make_upsampler(ImageGeometry(*sizes), map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
+    return packed_thing_masks(things, coordinates(), upsampler, threshold=0.4, chunk=4)
 
 
 @pytest.mark.parametrize("tile, window", [(10, 12), (128, 12), (128, None)])
@@ -191,14 +198,8 @@ def test_masks_of_things_before_the_merge(size: tuple, original: tuple, tile: in
     extent = tuple(-(-n // 32) * 32 for n in size)
     things, stuff = scene(1, 9, 3)
     _, _, _, masks = slow_merge(things, stuff, coordinates(), size, extent, original)
-    sizes = arrays(size, extent, original)
-
-    @jax.jit
-    def run(things):
-        upsampler = make_upsampler(ImageGeometry(*sizes), map_shape=MAP, output_shape=CANVAS, tile=tile, window=window)
-        return packed_thing_masks(things, coordinates(), upsampler, threshold=0.4, chunk=4)
-
-    ours = np.unpackbits(np.asarray(run(things)), axis=-1, count=CANVAS[1]).astype(bool)
+    packed = packed_masks(things, arrays(size, extent, original), tile=tile, window=window)
+    ours = np.unpackbits(np.asarray(packed), axis=-1, count=CANVAS[1]).astype(bool)
     np.testing.assert_array_equal(ours[:9, : original[0], : original[1]], masks)
     assert not ours[9:].any() and not ours[:, original[0] :].any() and not ours[:, :, original[1] :].any()
     assert masks.any(axis=(1, 2)).sum() > 5
@@ -206,9 +207,13 @@ def test_masks_of_things_before_the_merge(size: tuple, original: tuple, tile: in
 
 def test_placed_slots_name_the_things() -> None:
     things, _ = scene(2, 12, 0)
-    sizes = arrays((64, 96), (64, 96), (60, 90))
-    upsampler = make_upsampler(ImageGeometry(*sizes), map_shape=MAP, output_shape=CANVAS)
-    placed = place_things(things, coordinates(), upsampler, PredictOptions(merge_score=0.3))
+
+    @jax.jit
+    def run(things, sizes):
+        upsampler = make_upsampler(ImageGeometry(*sizes), map_shape=MAP, output_shape=CANVAS)
+        return place_things(things, coordinates(), upsampler, PredictOptions(merge_score=0.3))
+
+    placed = run(things, arrays((64, 96), (64, 96), (60, 90)))
     slots = np.asarray(placed.slot)[: int(placed.count)]
     assert (np.diff(slots) > 0).all() and (np.asarray(things.score)[slots] >= 0.3).all()
     assert 0 < len(slots) < 12
@@ -220,8 +225,8 @@ def test_a_batch_by_map_and_by_vmap_is_the_single_ones() -> None:
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *[(*kernels, *arrays(*s)) for kernels, s in zip(scenes, sizes)])
 
     def one(row):
-        things, stuff, *rest = row
-        return run_merge(things, stuff, coordinates(), *rest, min_stuff_area=30)
+        things, stuff, *sizes = row
+        return run_merge(things, stuff, coordinates(), sizes, thresholds())
 
     for batched in (jax.jit(lambda rows: jax.lax.map(one, rows)), jax.jit(jax.vmap(one))):
         ours, semantic = batched(stacked)

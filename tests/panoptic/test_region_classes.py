@@ -62,11 +62,11 @@ def test_targets_are_those_of_things_taken_for_stuff():
 @pytest.mark.parametrize("seed", [0, 1, 3])
 def test_merge_leaves_pixels_of_thing_regions_void(seed):
     things, stuff = merging.scene(seed, 6, merging.CHANNELS)
-    size, extent, original = merging.arrays((64, 90), (64, 96), (60, 90))
-    run = functools.partial(merging.run_merge, things, stuff, merging.coordinates(), size, extent, original)
+    arguments = merging.coordinates(), merging.arrays((64, 90), (64, 96), (60, 90))
+    run = functools.partial(merging.jitted, things, stuff, *arguments, merging.thresholds(min_stuff_area=20))
     regions = 3
-    panoptic, semantic = run(min_stuff_area=20, thing_channels=regions)
-    usual, semantic_usual = run(min_stuff_area=20)
+    panoptic, semantic = run(thing_regions=regions)
+    usual, semantic_usual = run()
     np.testing.assert_array_equal(semantic, semantic_usual)
     placed = int(np.asarray(usual.is_thing).sum())
     usual_map = np.asarray(usual.segment_map)
