@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,6 +13,7 @@ from pfcn_jax.data.example import Example
 from pfcn_jax.data.transforms import Sample, flip, random_window, resize, resize_and_crop, resized_size
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """Makes a sample of an example. `largest_size` bounds the result, so that a canvas can be chosen beforehand."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
@@ -72,6 +72,7 @@ class ExampleInfo:
     size: tuple[int, int]  # (height, width)
 
 
+@runtime_checkable
 class Source(Protocol):
     """A dataset. It must be picklable (worker processes get a copy) and safe to read from several threads."""
 

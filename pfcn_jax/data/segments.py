@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Int32, Integer
 class Runs:
     """Maximal horizontal runs of one value, in reading order; no run crosses the end of a row."""
 
-    value: Int[np.ndarray, " r"]
+    value: Integer[np.ndarray, " r"]
     start: Int[np.ndarray, " r"]  # index into the flattened map
     length: Int[np.ndarray, " r"]
     shape: tuple[int, int]
@@ -42,7 +42,7 @@ def map_type(rows: int) -> np.dtype:
     return np.min_scalar_type(rows)
 
 
-def find_runs(segment_map: Int[np.ndarray, "h w"]) -> Runs:
+def find_runs(segment_map: Integer[np.ndarray, "h w"]) -> Runs:
     """The runs of a map. A map without pixels has none."""
     height, width = segment_map.shape
     flat = np.ascontiguousarray(segment_map).reshape(-1)

@@ -34,7 +34,7 @@ from pfcn_jax.utils.retry import retry_read
 
 def make_example(
     image: UInt8[np.ndarray, "h w 3"],
-    ids: Int32[np.ndarray, "h w"],
+    ids: Int32[np.ndarray, "H W"],
     segments: tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]],
     info: ExampleInfo,
     *,

@@ -298,7 +298,7 @@ def place_things(
         if THINGS[kind] in ("star", "ring") and rng.random() < 0.35:
             lift = rng.uniform(0.3, 1.0) * foot * height  # these may float
         center = (float(np.clip(x, 0, width)), float(max(foot * height - radius - lift, radius * 0.6)))
-        things.append(shapes.make_thing(rng, kind, center, float(radius), floating=lift > 0.0))
+        things.append(shapes.make_thing(rng, kind, center, float(radius), floating=bool(lift > 0.0)))
     return things
 
 

@@ -11,7 +11,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pfcn_jax.data.classes import ClassTable
 from pfcn_jax.data.example import DataError
@@ -97,6 +97,7 @@ def add_skip_bad_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@runtime_checkable
 class Kinds(Protocol):
     """Names of classes that are things, and of those that are stuff; as the flags of `add_kind_flags`."""
 

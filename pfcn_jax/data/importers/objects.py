@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -21,6 +21,7 @@ BAD_RLE = "have an unusable RLE"
 _ELLIPSE_POINTS = 90
 
 
+@runtime_checkable
 class Part(Protocol):
     """Some pixels of an object."""
 
