@@ -17,17 +17,9 @@ from pfcn_jax.data.inputs import open_evaluation
 from pfcn_jax.data.sources import FirstExamples
 from pfcn_jax.evaluation.evaluate import EvaluationResult, _compiled_step, evaluate_model
 from pfcn_jax.models.build import build_model
-from pfcn_jax.parallel.sharding import data_mesh
-from pfcn_jax.training.state import create_state
-from tests.support.tiny import TINY
+from pfcn_jax.parallel.sharding import data_mesh, replicate
+from tests.support.tiny import EAGER_FLAGS, TINY, tiny_variables
 
-# Random weights find nothing above the usual thresholds.
-FINDING = [
-    "--config.inference.center_threshold=0.001",
-    "--config.inference.min_score=0.0",
-    "--config.inference.merge_score=0.0",
-    "--config.inference.min_stuff_area=1",
-]
 KEPT_BYTES = 1024  # of each image, at most: 16 detections of 32 bytes, and what Python needs to know the image
 
 
@@ -53,8 +45,7 @@ class Repeated:
 
 def evaluate(config: Config, source, **options) -> EvaluationResult:
     mesh, model = data_mesh(), build_model(config.model, *source.classes.counts)
-    state = create_state(config, model, mesh)
-    return evaluate_model(state.variables, model, source, config, mesh, **options)
+    return evaluate_model(replicate(tiny_variables(model), mesh), model, source, config, mesh, **options)
 
 
 def assert_same_arrays(one: dict, other: dict) -> None:
@@ -84,7 +75,7 @@ class Counting(Repeated):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_every_example_is_read_once(tmp_path, workers):
-    config = from_command_line([*TINY, *FINDING, f"--config.data.workers={workers}"])
+    config = from_command_line([*TINY, *EAGER_FLAGS, f"--config.data.workers={workers}"])
     plain = open_evaluation(config.data, 3)
     source, drawn = Counting(plain, tmp_path), []
     result = evaluate(config, source, on_image=lambda example, _: drawn.append(example))
@@ -98,7 +89,7 @@ def test_every_example_is_read_once(tmp_path, workers):
 
 @pytest.mark.slow
 def test_batches_change_nothing_and_filler_does_not_count():
-    config = from_command_line([*TINY, *FINDING])
+    config = from_command_line([*TINY, *EAGER_FLAGS])
     source = open_evaluation(config.data, 5)
     results, seen = [], []
     for batch_size in (2, 4):
@@ -130,7 +121,7 @@ def test_the_next_evaluation_takes_the_compiled_program_of_the_one_before():
 
 
 def test_an_image_that_cannot_be_read_stops_the_evaluation():
-    config = from_command_line([*TINY, *FINDING])
+    config = from_command_line([*TINY, *EAGER_FLAGS])
     source = Repeated(open_evaluation(config.data, 3), 3)
 
     def broken(example, prediction) -> None:
@@ -142,7 +133,7 @@ def test_an_image_that_cannot_be_read_stops_the_evaluation():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_images():
-    config = from_command_line([*TINY, *FINDING, "--config.train.eval_batch_size=4"])
+    config = from_command_line([*TINY, *EAGER_FLAGS, "--config.train.eval_batch_size=4"])
     source = Repeated(open_evaluation(config.data, 3), 400)
     held, detections, done = {}, 0, 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax
@@ -75,6 +76,14 @@ def _make(**options: Any) -> tuple[PanopticFCN, dict[str, Any]]:
 
     flat = flax.traverse_util.flatten_dict(variables)
     return model, flax.traverse_util.unflatten_dict({path: draw(path, leaf) for path, leaf in flat.items()})
+
+
+@functools.cache
+def _small() -> tuple[PanopticFCN, dict[str, Any], tuple[Any, ...], DenseOutputs]:
+    """A model that compiles fast, its variables, an image of 60 x 64 on 64 x 64 and the outputs for it."""
+    model, variables = _make(encoder_deformable=True, **SHORT)
+    arguments = _images([(60, 64)], (64, 64))
+    return model, variables, arguments, jax.jit(model.apply)(variables, *arguments)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -176,8 +185,7 @@ def test_gradient_does_not_depend_on_the_canvas() -> None:
 
 
 def test_stages_compose_to_the_whole() -> None:
-    model, variables = _make(**SHORT)
-    arguments = _images([(40, 64)], (64, 64))
+    model, variables, arguments, whole = _small()
 
     @jax.jit
     def by_stages(variables: Any, image: jax.Array, size: jax.Array, extent: jax.Array) -> Any:
@@ -194,7 +202,7 @@ def test_stages_compose_to_the_whole() -> None:
         "res5": 2,
     }
     assert {name: x.shape[1] for name, x in pyramid.items()} == {"p2": 16, "p3": 8, "p4": 4, "p5": 2, "p6": 1, "p7": 1}
-    _assert_same(jax.jit(model.apply)(variables, *arguments), 0, parts)
+    _assert_same(whole, 0, parts)
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
@@ -226,9 +234,7 @@ def test_frozen_parts_get_no_gradient(freeze_at: int) -> None:
 
 
 def test_remat_changes_no_number() -> None:
-    model, variables = _make(encoder_deformable=True, **SHORT)
-    arguments = _images([(60, 64)], (64, 64))
-    plain = jax.jit(model.apply)(variables, *arguments)
+    _, variables, arguments, plain = _small()
     saved = jax.jit(_model(encoder_deformable=True, remat=True, **SHORT).apply)(variables, *arguments)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(saved), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

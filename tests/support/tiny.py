@@ -58,6 +58,8 @@ QUICK_COMPILER = {
 
 # Thresholds that let a network that has learned nothing find things and stuff.
 EAGER = {"center_threshold": 0.0, "stuff_threshold": 0.0, "min_score": 0.0, "merge_score": 0.0, "min_stuff_area": 1}
+# The same for a command. Thresholds are constants of a compiled program: with these, tests of several files share one.
+EAGER_FLAGS = [f"--config.inference.{name}={value}" for name, value in EAGER.items()]
 
 
 def tiny_variables(model: PanopticFCN, *, seed: int = 3, sharpness: float = 20.0) -> dict[str, Any]:

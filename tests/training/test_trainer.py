@@ -16,10 +16,15 @@ from pfcn_jax.checkpoints.loading import load_checkpoint
 from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import Scenes
 from pfcn_jax.training.trainer import Trainer
-from tests.support.tiny import TINY
+from tests.support.tiny import EAGER_FLAGS, TINY
 
 # Checkpoints at steps 2 and 4; with averaged weights, so that each test also sees them.
-RUN = [*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2", "--config.train.ema_decay=0.5"]
+RUN = [
+    *(*TINY, *EAGER_FLAGS),
+    "--config.train.steps=4",
+    "--config.train.checkpoint_every=2",
+    "--config.train.ema_decay=0.5",
+]
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
