@@ -7,21 +7,19 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import export
 
 from pfcn_jax.checkpoints.loading import LoadedModel
 from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.classes import coco_classes
-from pfcn_jax.data.segments import map_type
 from pfcn_jax.export.program import PLATFORMS, Shape, foreign_calls, lower
 from pfcn_jax.export.writing import FIELDS, flatten_shapes, prediction
 from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.steps import train_step
+from pfcn_jax.studies.abstract import abstract_batch
 from pfcn_jax.training.state import build_optimizer
-from pfcn_jax.types import Batch, SegmentTable
 
 ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = [
@@ -57,17 +55,7 @@ def test_the_training_step_lowers(parts):
         params, stats = variables["params"], variables["batch_stats"]
         return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
-    def rows(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((2, *shape), dtype)
-
-    slots, canvas = config.data.max_segments, (800, 1344)
-    table = SegmentTable(
-        rows(np.int32, slots), rows(bool, slots), rows(bool, slots), rows(np.float32, slots, 4), rows(bool, slots)
-    )
-    batch = Batch(
-        rows(np.uint8, *canvas, 3), rows(map_type(slots), *canvas), table, rows(np.int32, 2), rows(np.int32, 2),
-        rows(np.int32), rows(bool), rows(np.int32),
-    )  # fmt: skip
+    batch = abstract_batch(2, (800, 1344), config.data.max_segments)
     step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, config=config))
     with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
         exported = export.export(step, platforms=PLATFORMS)(jax.eval_shape(create), batch)

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from pfcn_jax.errors import UserError
 from pfcn_jax.main import main, parse
 from pfcn_jax.models.ops.deformable import deformable_conv
+from pfcn_jax.parallel.sharding import data_mesh
 from pfcn_jax.studies.benchmark import forms, measure, prediction, tables
-from pfcn_jax.studies.benchmark.flops import traced_flops
 from pfcn_jax.studies.benchmark.subject import load_subject, place, read_images
+from pfcn_jax.studies.flops import traced_flops
 from pfcn_jax.studies.sections import write_section
 from pfcn_jax.utils.environment import environment
 from tests.support.tiny import TINY
@@ -37,6 +39,11 @@ def test_operations_of_products_convolutions_and_loops():
     assert _flops(both, (2, 6, 8, 5), (3, 3, 5, 4)) == pytest.approx(3 * forward, rel=0.4)
     scan = lambda x: jax.lax.scan(lambda total, _: (total @ x, None), x, length=6)[0]  # noqa: E731
     assert _flops(scan, (3, 3)) == 6 * 2 * 27
+    mesh = data_mesh()
+    sharded = jax.shard_map(
+        lambda x: x @ x.T, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")
+    )
+    assert _flops(sharded, (6, 5)) == mesh.size * 2 * (6 // mesh.size) ** 2 * 5  # each device its own product
     larger = lambda x: jax.lax.platform_dependent(x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x)  # noqa: E731
     assert _flops(larger, (3, 3)) == 2 * 27
 

@@ -14,7 +14,6 @@ from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.data.datasets.scenes import class_table
 from pfcn_jax.main import main
 from pfcn_jax.models.build import abstract_variables, build_model
-from pfcn_jax.studies.benchmark.flops import traced_flops
 from pfcn_jax.studies.benchmark.scaling import (
     Machine,
     Work,
@@ -24,6 +23,7 @@ from pfcn_jax.studies.benchmark.scaling import (
     scaling_row,
     step_time,
 )
+from pfcn_jax.studies.flops import traced_flops
 from tests.support.tiny import TINY
 
 ROOT = pathlib.Path(__file__).parents[2]

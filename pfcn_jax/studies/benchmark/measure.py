@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from pfcn_jax.studies.benchmark.flops import compiled_flops, traced_flops
+from pfcn_jax.studies.flops import compiled_flops, traced_flops
 
 PyTree = Any
 Row = dict[str, Any]  # one measured line: JSON values, the same keys in every row of a part

@@ -29,16 +29,15 @@ from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.config.schema import Config, TrainOptions
 from pfcn_jax.data.classes import ClassTable, coco_classes
 from pfcn_jax.data.inputs import open_training, train_pipeline
-from pfcn_jax.data.segments import map_type
 from pfcn_jax.errors import UserError
 from pfcn_jax.models.build import abstract_variables, build_model
 from pfcn_jax.optim.rules import frozen_mask
 from pfcn_jax.optim.state import TrainState
 from pfcn_jax.steps import train_step
-from pfcn_jax.studies.benchmark.flops import traced_flops
+from pfcn_jax.studies.abstract import abstract_batch
 from pfcn_jax.studies.benchmark.measure import Row
+from pfcn_jax.studies.flops import traced_flops
 from pfcn_jax.training.state import build_optimizer
-from pfcn_jax.types import Batch, SegmentTable
 
 _BYTES = 4  # of a gradient element: parameters and their gradients are float32, whatever is computed with
 FLAGS = ("chips", "per-chip", "peak-tflops", "share", "link-gbytes", "chips-per-host", "host-images")
@@ -150,7 +149,7 @@ def count_work(config: Config) -> tuple[Work, list[Row]]:
 
     @functools.cache
     def flops(sides: tuple[int, int]) -> float:
-        return traced_flops(jax.jit(step).trace(state, _abstract_batch(sides, config.data.max_segments)).jaxpr)
+        return traced_flops(jax.jit(step).trace(state, abstract_batch(1, sides, config.data.max_segments)).jaxpr)
 
     # A canvas on its side costs the same.
     rows: list[Row] = [
@@ -177,30 +176,6 @@ def _canvases(config: Config) -> tuple[ClassTable, list[float]]:
         config.data, source, batch_size=config.train.batch_size, seed=config.seed, process=(0, 1)
     ).plan
     return source.classes, (np.bincount(plan.canvas_of, minlength=len(canvases)) / len(source)).tolist()
-
-
-def _abstract_batch(canvas: tuple[int, int], segments: int) -> Batch:
-    """The shapes of one image as the pipeline gives it."""
-
-    def array(*shape: int, dtype: type | np.dtype = np.int32) -> Any:
-        return jax.ShapeDtypeStruct((1, *shape), dtype)
-
-    table = SegmentTable(
-        class_id=array(segments),
-        is_thing=array(segments, dtype=np.bool_),
-        is_crowd=array(segments, dtype=np.bool_),
-        box=array(segments, 4, dtype=np.float32),
-        valid=array(segments, dtype=np.bool_),
-    )
-    return Batch(
-        image=array(*canvas, 3, dtype=np.uint8),
-        segment_map=array(*canvas, dtype=map_type(segments)),
-        segments=table,
-        size=array(2),
-        original_size=array(2),
-        image_id=array(),
-        valid=array(dtype=np.bool_),
-    )
 
 
 def _trained(params: Any, frozen: tuple[str, ...]) -> int:

@@ -13,9 +13,10 @@ from jax.extend import core
 def traced_flops(closed: core.ClosedJaxpr) -> float:
     """Operations of all matrix products and convolutions, 2 per multiplication and addition.
 
-    A scan counts as often as it runs. A loop whose length follows from the data counts once, of a conditional the
-    dearest branch, of a choice by platform the smallest (the others only fill up the same work). (The compiler's
-    own analysis counts the body of every loop once, and elementwise work as well.)
+    A scan counts as often as it runs, what runs on each device of a mesh (shard_map) for all of them. A loop whose
+    length follows from the data counts once, of a conditional the dearest branch, of a choice by platform the smallest
+    (the others only fill up the same work). (The compiler's own analysis counts the body of every loop once, and
+    elementwise work as well.)
     """
     return _flops(closed.jaxpr)
 
@@ -46,7 +47,11 @@ def _of_equation(equation: core.JaxprEqn) -> float:
         return min(inner)
     if name == "cond":
         return max(inner, default=0.0)
-    times = equation.params["length"] if name == "scan" else 1
+    times = 1
+    if name == "scan":
+        times = equation.params["length"]
+    elif name == "shard_map":
+        times = equation.params["mesh"].size
     return times * sum(inner)
 
 
