@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
@@ -17,6 +17,7 @@ from pfcn_jax.config.schema import Config
 from pfcn_jax.data.canvas import pad_into, smallest_canvas
 from pfcn_jax.data.plan import output_shape
 from pfcn_jax.data.transforms import resize_image, resized_size
+from pfcn_jax.models.panoptic_fcn import PanopticFCN
 from pfcn_jax.panoptic.options import OutputSpec
 from pfcn_jax.panoptic.predict import Prediction, crop_prediction
 from pfcn_jax.parallel.sharding import local_row, replicate, shard_batch
@@ -43,6 +44,11 @@ class Prepared:
         return (self.canvas.shape[0], self.canvas.shape[1]), self.output_shape
 
 
+def compile_prediction(model: PanopticFCN, config: Config, mesh: Mesh | None) -> Callable[..., Prediction]:
+    """The jitted prediction program: `predict_step` of a model, with `output` static."""
+    return jax.jit(functools.partial(predict_step, model=model, config=config, mesh=mesh), static_argnames="output")
+
+
 class Predictor:
     """Compiles once for each (canvas, rounded original size, batch size).
 
@@ -56,9 +62,7 @@ class Predictor:
         devices = mesh.size if mesh else 1
         self.batch_size = -(-batch_size // devices) * devices
         self._variables = replicate(loaded.variables, mesh) if mesh else loaded.variables
-        self._step = jax.jit(
-            functools.partial(predict_step, model=loaded.model, config=config, mesh=mesh), static_argnames="output"
-        )
+        self._step = compile_prediction(loaded.model, config, mesh)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Prediction:
         """The segments of one RGB uint8 image at its own size, as NumPy arrays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,14 +12,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 PyTree = Any
 
 
-def data_mesh() -> Mesh:
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns all devices of all processes on one axis, "data", process by process.
 
     So row r of a batch is on process r // (rows of a process), as the batch plan assumes. (`jax.make_mesh` would follow
     the torus of a TPU slice, where neighbors belong to different machines.)
+
+    Args:
+      devices: other devices, as those of a slice that is only compiled for; None: this program's.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    ordered = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def this_process() -> tuple[int, int]:
