@@ -34,7 +34,7 @@ if ! pgrep -F pfcn/pid -f pfcn_jax > /dev/null 2>&1; then
   mountpoint -q share || sudo mount -t nfs $share share
   python3 -m pip install -q --user uv
   python3 -m uv venv -q --allow-existing --python=3.12 .venv
-  python3 -m uv pip install -q --python=.venv -r requirements.txt 'jax[tpu]==0.10.2'
+  python3 -m uv pip install -q --python=.venv -r requirements.txt -r requirements-tpu.txt
   rm -f status && touch train.log
   setsid nohup sh -c '$again' train $flags >> train.log 2>&1 &
   echo \$! > pid

@@ -109,10 +109,13 @@ def test_every_script_says_how_it_is_used(path):
 
 
 def test_the_installed_jax_is_the_one_of_the_requirements():
-    versions = set(re.findall(r"^jax==([\d.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
-    assert versions
-    for name in ("tpu_vm.sh", "Dockerfile"):
-        assert set(re.findall(r"jax\[\w+\]==([\w.]+)", (ROOT / "launch" / name).read_text())) <= versions
+    """Both run Python 3.12."""
+    pinned = re.findall(
+        r'^jax==([\d.]+); python_version >= "3.12"', (ROOT / "requirements.txt").read_text(), re.MULTILINE
+    )
+    assert re.findall(r"jax\[\w+\]==([\w.]+)", (ROOT / "launch" / "Dockerfile").read_text()) == pinned
+    script = (ROOT / "launch" / "tpu_vm.sh").read_text()
+    assert "--python=3.12" in script and "-r requirements.txt -r requirements-tpu.txt" in script
 
 
 def test_slurm_asks_for_as_many_tasks_as_gpus():
