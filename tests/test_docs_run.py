@@ -36,6 +36,7 @@ ELSEWHERE = {
     "demo --checkpoint": "tests/apps/test_demo.py",
     "parity --reference": "tests/studies/parity/test_command.py",
     "benchmark ": "tests/studies/test_benchmark.py",
+    "compile ": "tests/studies/compile/test_command.py",
     "bulk ": "tests/apps/test_bulk.py",
     "export --checkpoint": "tests/export/test_export.py",
     "configs/ablations.py": "tests/studies/test_ablation.py",

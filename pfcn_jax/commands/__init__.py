@@ -24,9 +24,11 @@ VERBS = {
     "card": "a checkpoint's model card: what it is, was trained on, scores, and cannot do",
     "export": "a model as one file: the whole program for JAX alone, its parameters, or ONNX",
     "benchmark": "time, memory and efficiency of each part, beside a matrix product measured in the same run",
+    "compile": "the programs of a config, compiled for TPUs without one: does it fit, what does each part cost",
     "parity": "check every tensor of a reference data directory",
 }
-ROOMS = {"apps": ("bulk", "demo", "explain"), "studies": ("ablate", "benchmark", "parity")}  # others: commands/
+# Verbs outside of commands/.
+ROOMS = {"apps": ("bulk", "demo", "explain"), "studies": ("ablate", "benchmark", "compile", "parity")}
 RENAMED_FLAGS = {"--pictures": "--images"}  # old names work for one release
 EXTRAS = {"matplotlib": "plots", "array_record": "tfds", "importlib_resources": "tfds", "tensorflow_datasets": "tfds"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jax import ShapeDtypeStruct
 
@@ -17,7 +19,7 @@ def abstract_batch(images: int, canvas: tuple[int, int], segments: int) -> Batch
       segments: slots of an image's table (`data.max_segments`).
     """
 
-    def array(dtype: type | np.dtype, *shape: int) -> ShapeDtypeStruct:
+    def array(dtype: type | np.dtype, *shape: int) -> Any:
         return ShapeDtypeStruct((images, *shape), dtype)
 
     table = SegmentTable(
