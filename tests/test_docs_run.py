@@ -113,7 +113,8 @@ def world(tmp_path_factory) -> pathlib.Path:
     root = tmp_path_factory.mktemp("world")
     (root / "configs").symlink_to(ROOT / "configs")
     write_tiny_coco(root / "DIR", splits={"train2017": 3, "val2017": 2})
-    write_tiny_coco(root / "NUCLEI", splits={"train": 3, "val": 2})
+    for name in ("CAMVID", "CATS", "NUCLEI"):
+        write_tiny_coco(root / name, splits={"train": 3, "val": 2})
     scenes = Scenes("val", size=(64, 64))
     for name in ("photos/a.png", "more/deep/b.png", "IMAGES.../c.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
