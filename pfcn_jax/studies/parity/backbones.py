@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfcn_jax.errors import UserError
-from pfcn_jax.interop.backbones import family_of, table, their_shape, to_backbone
+from pfcn_jax.interop.backbones import table, their_shape, to_backbone
 from pfcn_jax.interop.reader import read_tensors
 from pfcn_jax.models.backbones.registry import Backbone, find_backbone
 from pfcn_jax.models.options import ModelOptions
@@ -135,6 +135,5 @@ def installed_or_drawn(folder: pathlib.Path, model: str) -> Any:
 
 
 def _drawn(recipe: Any, model: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, np.ndarray]]:
-    backbone = registered_name(model)
-    for path, name in table(backbone, shapes).items():
-        yield name, recipe.make(model, name, their_shape(family_of(backbone), path, shapes[path]))
+    for path, name in table(registered_name(model), shapes).items():
+        yield name, recipe.make(model, name, their_shape(name, shapes[path]))
