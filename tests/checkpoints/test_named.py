@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import http.server
 import pathlib
 import shutil
+import threading
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from pfcn_jax import main as front_door
+from pfcn_jax.checkpoints import named
 from pfcn_jax.checkpoints.format import CheckpointError, load_meta
 from pfcn_jax.checkpoints.loading import initialize_from, load_checkpoint
 from pfcn_jax.checkpoints.named import checkpoint_of, resolve
 from pfcn_jax.config.schema import Config
 from pfcn_jax.data.classes import coco_classes
+from pfcn_jax.errors import UserError
 from pfcn_jax.interop import zoo
 from pfcn_jax.interop.convert import from_params
 from pfcn_jax.interop.download import Cache
@@ -111,3 +117,57 @@ def test_removing_a_name_leaves_names_that_begin_alike(cache, capsys):
     assert [path.name for path in (cache.root / "converted").iterdir()] == copies[2:]
     path = cache.path_of(zoo.find("panoptic-fcn-r50-3x"))
     assert path.exists() and f"{path} stays: panoptic-fcn-r50-3x-fast was made from it" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- every verb
+@pytest.fixture
+def served(weights_file, tmp_path, monkeypatch) -> str:
+    """The name of a model that a server on loopback has; nothing is in the cache."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=weights_file.parent)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("PFCN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PFCN_OFFLINE", raising=False)
+    entry = zoo.find("panoptic-fcn-r50-1x")
+    url = f"http://127.0.0.1:{server.server_address[1]}/{weights_file.name}"
+    monkeypatch.setitem(zoo.TABLE, entry.name, dataclasses.replace(entry, urls=(url,)))
+    yield entry.name
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_name_is_exported_and_described(served, tmp_path):
+    output = tmp_path / "model.safetensors"
+    assert front_door.main(["export", "--checkpoint", served, "--output", str(output)]) == 0
+    ours, theirs = load_checkpoint(output), load_checkpoint(pathlib.Path(served))
+    assert ours.config == theirs.config and ours.config.name == served
+    jax.tree.map(np.testing.assert_array_equal, ours.variables["params"], theirs.variables["params"])
+    assert front_door.main(["card", "--checkpoint", served, "--output", str(tmp_path / "card.md")]) == 0
+    card = (tmp_path / "card.md").read_text()
+    assert served in card and "license: apache-2.0" in card
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "export", "card", "demo", "explain", "benchmark"])
+def test_every_verb_takes_a_name(verb, tmp_path, capsys, monkeypatch):
+    """Up to the place where all names are resolved; what comes after is that of any checkpoint."""
+    if verb == "demo":
+        pytest.importorskip("uvicorn", reason="pip install -r requirements-demo.txt")
+        pytest.importorskip("starlette", reason="pip install -r requirements-demo.txt")
+    image = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8)).save(image)
+    words = {
+        "predict": ["--output", str(tmp_path), str(image)],
+        "export": ["--output", str(tmp_path / "model.pfcn")],
+        "card": ["--output", str(tmp_path / "card.md")],
+        "explain": ["--output", str(tmp_path), str(image)],
+        "benchmark": ["network"],
+    }
+
+    def asked(entry: zoo.Weights, cache: Cache) -> pathlib.Path:
+        raise UserError(f"asked for {entry.name}")
+
+    monkeypatch.setattr(named, "checkpoint_of", asked)
+    assert front_door.main([verb, *words.get(verb, []), "--checkpoint", "panoptic-fcn-r50-1x"]) == 2
+    assert "asked for panoptic-fcn-r50-1x" in capsys.readouterr().err
