@@ -14,7 +14,7 @@ from pfcn_jax.errors import UserError
 from pfcn_jax.main import main, parse
 from pfcn_jax.models.ops.deformable import deformable_conv
 from pfcn_jax.parallel.sharding import data_mesh
-from pfcn_jax.studies.benchmark import forms, measure, prediction, tables
+from pfcn_jax.studies.benchmark import backbones, forms, measure, prediction, tables
 from pfcn_jax.studies.benchmark.subject import load_subject, place, read_images
 from pfcn_jax.studies.flops import traced_flops
 from pfcn_jax.studies.sections import write_section
@@ -107,6 +107,26 @@ def test_forms_of_the_layers_and_of_the_dice(capsys):
     assert all(row["seconds"] > 0 for row in [*layers, *dice])
 
 
+def test_a_table_of_backbones(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "SIDE", 32)
+    document = tmp_path / "backbones.md"
+    document.write_text("<!-- benchmark backbones -->\n<!-- end backbones -->\n")
+    words = ["benchmark", "backbones", "--names", "resnet18", "--seconds", "0", "--config.model.backbone_width=8"]
+    output = tmp_path / "result.json"
+    assert main([*words, "--output", str(output), "--markdown", f"{document}:backbones"]) == 0
+    result = json.loads(output.read_text())
+    (row,) = result["rows"]
+    # (area of the output, input channels) of the 3x3 convolutions by their output channels, then the shortcuts
+    convolutions = {8: (64, [8] * 4), 16: (16, [8] + [16] * 3), 32: (4, [16] + [32] * 3), 64: (1, [32] + [64] * 3)}
+    counts = [(16 * 16, 7 * 7 * 3 * 8)]
+    counts += [(area, 9 * sum(inputs) * outputs) for outputs, (area, inputs) in convolutions.items()]
+    counts += [(16, 8 * 16), (4, 16 * 32), (1, 32 * 64)]
+    assert row["gflop"] * 1e9 == pytest.approx(sum(2 * area * weights for area, weights in counts))
+    assert row["parameters_m"] * 1e6 == pytest.approx(sum(weights for _, weights in counts))
+    assert row["seconds"] > 0 and row["channels"] == "8, 16, 32, 64"
+    assert "--names resnet18" in result["command"] and "| resnet18 | 1 |" in document.read_text()
+
+
 def test_all_forms_of_a_layer_give_one_result():
     rng = np.random.default_rng(0)
     x, offsets, kernel = (
@@ -140,6 +160,7 @@ def test_a_table_goes_into_its_section(tmp_path):
         (["table", "nowhere.json"], "nowhere.json"),
         (["predict", "--checkpoint", "a", "--reference", "b"], "give one"),
         (["predict", "--reference", "nowhere"], "nowhere"),
+        (["backbones", "--names", "resnet_50"], "resnet50"),
     ],
 )
 def test_what_cannot_be_measured_is_said(words, message, capsys):

@@ -2,6 +2,7 @@
 
   network    the heads            post    everything after them      predict   from uint8 images to ids on the host
   train      the training step    input   the input pipeline         dice, layers   each form beside the plain one
+  backbones  parameters, operations and time of the backbones' forward pass at 512 x 512 (docs/backbones.md)
   scenes     everything after the heads on synthetic heads with a known number of instances
   scaling    no measurement: time of a training over numbers of chips, from counted operations and the
              assumptions that the flags state (docs/scaling.md)
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 from pfcn_jax.config.command_line import from_command_line
 from pfcn_jax.config.schema import Config, config_hash
 from pfcn_jax.errors import UserError
-from pfcn_jax.studies.benchmark import forms, loading, prediction, scaling, tracking, training
+from pfcn_jax.studies.benchmark import backbones, forms, loading, prediction, scaling, tracking, training
 from pfcn_jax.studies.benchmark.measure import Row, Yardstick
 from pfcn_jax.studies.benchmark.scenes_post import scene_rows
 from pfcn_jax.studies.benchmark.tables import markdown, terminal
@@ -35,7 +36,10 @@ from pfcn_jax.studies.sections import write_section
 from pfcn_jax.utils.atomic import write_json
 from pfcn_jax.utils.environment import environment
 
-PARTS = ("network", "post", "predict", "train", "input", "dice", "layers", "scenes", "scaling", "tracking", "table")
+PARTS = (
+    *("network", "post", "predict", "train", "input", "dice", "layers"),
+    *("backbones", "scenes", "scaling", "tracking", "table"),
+)
 _SECONDS = 10.0
 _DICE_MAP, _LAYERS_CANVAS = (200, 336), (512, 768)  # an image of 800 x 1344 at 1/4; an image
 
@@ -57,6 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="how long to repeat each measurement")
     parser.add_argument("--output", help="write everything as JSON to this file")
     parser.add_argument("--markdown", metavar="FILE:NAME", help="write the table into section NAME of a document")
+    backbones.add_flags(parser)
     scaling.add_flags(parser)
 
 
@@ -97,6 +102,9 @@ def _rows(args: argparse.Namespace) -> tuple[Config, str, list[Row]]:
     if args.part == "input":
         config, rows = loading.rows(args)
         return config, "none", rows
+    if args.part == "backbones":
+        config, rows = backbones.rows(args)
+        return config, "random", rows
     if args.part == "scaling":
         config, rows = scaling.rows(args)
         return config, "none", rows
@@ -123,7 +131,8 @@ def _command(args: argparse.Namespace) -> str:
     """The command line that repeats a run, with folders by their last name."""
     words = ["python", "-m", "pfcn_jax.main", "benchmark", args.part]
     names = ["checkpoint", "reference", "images", "batch"]
-    names += {"input": ["workers"], "scaling": list(scaling.FLAGS)}.get(args.part, [])
+    of_part = {"input": ["workers"], "backbones": ["names"], "scaling": list(scaling.FLAGS)}
+    names += of_part.get(args.part, [])
     for name in names:
         value = getattr(args, name.replace("-", "_"))
         if value is None or (name == "batch" and args.part == "scaling"):

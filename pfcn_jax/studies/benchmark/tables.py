@@ -21,6 +21,8 @@ _TITLES = {
     "against_first": "x the first",
     "compile_s": "compile, s",
     "from_cache_s": "from cache, s",
+    "parameters_m": "parameters (million)",
+    "channels": "channels of res2..res5",
     "gflop": "GFLOP",
     "gflops": "GFLOP/s",
     "efficiency": "share of matmul",
