@@ -15,8 +15,8 @@ def traced_flops(closed: core.ClosedJaxpr) -> float:
 
     A scan counts as often as it runs, what runs on each device of a mesh (shard_map) for all of them. A loop whose
     length follows from the data counts once, of a conditional the dearest branch, of a choice by platform the smallest
-    (the others only fill up the same work). (The compiler's own analysis counts the body of every loop once, and
-    elementwise work as well.)
+    that has any: the others only fill up the same work, or write it elementwise (depthwise convolutions on a CPU). (The
+    compiler's own analysis counts the body of every loop once, and elementwise work as well.)
     """
     return _flops(closed.jaxpr)
 
@@ -44,7 +44,7 @@ def _of_equation(equation: core.JaxprEqn) -> float:
         return _of_convolution(equation)
     inner = [_flops(jaxpr) for jaxpr in _inner(equation.params)]
     if name == "cond" and equation.params.get("branches_platforms"):
-        return min(inner)
+        return min((count for count in inner if count > 0), default=0.0)
     if name == "cond":
         return max(inner, default=0.0)
     times = 1

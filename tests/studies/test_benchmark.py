@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from pfcn_jax.errors import UserError
 from pfcn_jax.main import main, parse
+from pfcn_jax.models.ops.convolution import depthwise_conv2d
 from pfcn_jax.models.ops.deformable import deformable_conv
 from pfcn_jax.parallel.sharding import data_mesh
 from pfcn_jax.studies.benchmark import backbones, forms, measure, prediction, tables
@@ -46,6 +47,8 @@ def test_operations_of_products_convolutions_and_loops():
     assert _flops(sharded, (6, 5)) == mesh.size * 2 * (6 // mesh.size) ** 2 * 5  # each device its own product
     larger = lambda x: jax.lax.platform_dependent(x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x)  # noqa: E731
     assert _flops(larger, (3, 3)) == 2 * 27
+    depthwise = lambda x, kernel: depthwise_conv2d(x, kernel, 1, ((1, 1), (1, 1)))  # noqa: E731
+    assert _flops(depthwise, (2, 6, 8, 5), (3, 3, 1, 5)) == 2 * (2 * 6 * 8 * 5) * (3 * 3)
 
 
 def test_a_program_knows_its_costs_and_the_cache_is_as_before():
