@@ -67,7 +67,7 @@ def label_path(image: pathlib.Path) -> pathlib.Path:
     return beside if not wanted.exists() and beside.exists() else wanted
 
 
-def _read_yaml(path: pathlib.Path) -> dict[str, Any]:
+def _read_yaml(path: pathlib.Path) -> dict[Any, Any]:
     data = read_file(path)
     try:
         content = yaml.safe_load(data)
