@@ -16,7 +16,7 @@ import numpy as np
 
 # Modules whose signatures are known to be true; add the others of data/, panoptic/ and models/ as theirs are made so.
 ROOMS = (
-    "data.augment", "data.datasets.coco", "data.datasets.scenes", "data.datasets.shapes", "data.importers",
+    "data.augment", "data.datasets.coco", "data.datasets.scenes", "data.datasets.shapes",
     "data.pipeline", "data.scoring", "data.segments", "data.transforms", "models.layers", "models.ops",
     "panoptic.fusion", "panoptic.guidance", "panoptic.kernels",
 )  # fmt: skip
