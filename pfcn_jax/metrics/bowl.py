@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Int
 
-from pfcn_jax.metrics.pq import SegmentMatches, match_segments
+from pfcn_jax.metrics.pq import SegmentMatches, match_segments, segments_of
 from pfcn_jax.metrics.protocol import Labels, Metric, PredictedImage, Summary, Task, format_score
 from pfcn_jax.metrics.registry import register
 
@@ -35,15 +35,9 @@ class BowlScore(Metric):
         return cls(task, np.zeros(2, np.int64))
 
     def add(self, labels: Labels, prediction: PredictedImage) -> None:
-        found = match_segments(
-            labels.segment_map,
-            labels.class_id,
-            labels.is_crowd,
-            prediction.segment_map,
-            prediction.class_id,
-            self.task.num_classes,
+        score = image_score(
+            match_segments(*segments_of(labels, prediction), self.task.num_classes), self.task.num_things
         )
-        score = image_score(found, self.task.num_things)
         if score is not None:
             self.sums += [1, round(score / _UNIT)]
 

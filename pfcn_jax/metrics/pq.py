@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
@@ -168,6 +168,11 @@ def match_overlap(
     excused[rows] += overlap[1 + crowd_of_class[pred_classes[rows]], 1 + rows]
     wrong = unmatched & ~(excused > 0.5 * pred_area)
     return SegmentMatches(gt_classes, pred_classes, overlap, gt_row, pred_row, iou, missed, wrong)
+
+
+def segments_of(labels: Labels, prediction: PredictedImage) -> tuple[Any, Any, Any, Any, Any]:
+    """The first arguments of `match_segments` and `pq_counts` for what a metric gets of an image."""
+    return labels.segment_map, labels.class_id, labels.is_crowd, prediction.segment_map, prediction.class_id
 
 
 def pq_counts(
@@ -339,14 +344,7 @@ class PanopticQuality(Metric):
         return cls(task, PQCounts.zeros(task.num_classes))
 
     def add(self, labels: Labels, prediction: PredictedImage) -> None:
-        self.counts += pq_counts(
-            labels.segment_map,
-            labels.class_id,
-            labels.is_crowd,
-            prediction.segment_map,
-            prediction.class_id,
-            self.task.num_classes,
-        )
+        self.counts += pq_counts(*segments_of(labels, prediction), self.task.num_classes)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return self.counts.to_arrays()

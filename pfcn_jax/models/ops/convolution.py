@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +48,12 @@ def _operator(x: Array, kernel: Array, stride: int, pad: int) -> Array:
 def _canonical(
     x: Array,
     kernel: Array,
-    padding: list[tuple[int, int]],
+    padding: Sequence[tuple[int, int]],
     *,
     stride: int = 1,
     x_dilation: int = 1,
     kernel_dilation: int = 1,
+    groups: int = 1,
 ) -> Array:
     """The operator in the one layout that a CPU's library knows: XLA transposes any other, but not inside a loop."""
     return jax.lax.conv_general_dilated(
@@ -62,6 +64,7 @@ def _canonical(
         lhs_dilation=(x_dilation, x_dilation),
         rhs_dilation=(kernel_dilation, kernel_dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
@@ -205,14 +208,7 @@ def _sum_over_taps(x: Array, kernel: Array, stride: int, padding: Pads) -> Array
 
 
 def _grouped(x: Array, kernel: Array, stride: int, padding: Pads) -> Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
+    return _canonical(x, kernel, padding, stride=stride, groups=x.shape[-1])
 
 
 def _depthwise_forward(x: Array, kernel: Array, stride: int, padding: Pads) -> tuple[Array, tuple[Array, Array]]:

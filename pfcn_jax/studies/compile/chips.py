@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -65,10 +66,7 @@ def find_slice(name: str) -> Slice:
             f"--topology {name}: expected GENERATION:TORUS, as v5e:2x2, v6e:2x4, v4:2x2x1 or v5p:2x2x1 "
             f"(generations: {', '.join(CHIPS)})"
         )
-    chips = 1
-    for side in torus.split("x"):
-        chips *= int(side)
-    return Slice(name, CHIPS[generation], chips)
+    return Slice(name, CHIPS[generation], math.prod(int(side) for side in torus.split("x")))
 
 
 def require_compiler() -> None:

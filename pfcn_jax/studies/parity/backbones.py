@@ -83,7 +83,7 @@ def image(folder: pathlib.Path, backbone: str, size: str) -> np.ndarray:
 
 
 def features(net: Any, variables: dict[str, np.ndarray], x: np.ndarray) -> dict[str, np.ndarray]:
-    """Everything that is recorded of a backbone, channels last, under the recorded names."""
+    """The recorded arrays of a backbone, channels last, under the recorded names."""
 
     @jax.jit
     def run(tree: Any, x: Any) -> Any:

@@ -169,7 +169,7 @@ def check_independence(
 
 
 def to_checks(differences: Sequence[Difference], segments: int, *, allowed: int) -> list[Check]:
-    """How many photos differ, and for each photo how much; photos within the allowed number are ok."""
+    """Checks of how many photos differ, and of each photo; photos within the allowed number are ok."""
     differing = sum(not difference.is_none for difference in differences)
     excused = differing <= allowed
     name = "independence"

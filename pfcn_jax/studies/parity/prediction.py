@@ -71,7 +71,7 @@ def _apply(model: Any, variables: Any, *batch: jax.Array) -> DenseOutputs:
 
 @struct.dataclass
 class Stages:
-    """Everything on the way from the heads to the segments of one image."""
+    """All stages on the way from the heads to the segments of one image."""
 
     peaks: tuple[jax.Array, ...]  # per level
     picked: Kernels  # of all levels, not yet embedded
